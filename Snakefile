@@ -1,0 +1,29 @@
+"""The study: raw interactions to tables and figures. `snakemake` runs all of config/config.yaml.
+
+Each rule calls one stage of the `rere` command; its log shows the very command. What a path
+below results/ means is explained in README.md, every key of the config in config/README.md.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/backbones.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/baselines.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    """Every table of the study, and its figure"""
+    default_target: True
+    input:
+        expand("results/tables/{table}.csv", table=study.tables),
+        expand("results/figures/{table}.pdf", table=study.tables),

@@ -1,0 +1,3 @@
+from rere.cli import main
+
+main()

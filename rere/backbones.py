@@ -1,0 +1,99 @@
+"""A name of the study -> a model and its tokenizer in a folder, ready to load."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    set_seed,
+)
+
+from rere.config import Pretrained, Tiny
+from rere.data.splits import read_items, read_split
+from rere.errors import InputError
+from rere.files import replacing
+from rere.prompts import choose_instruction, prompt_text, response_text
+
+def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
+    """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
+
+    `corpus` is the data folder whose training text trains the tokenizer of a `tiny` backbone.
+    """
+    if isinstance(options, Tiny):
+        if corpus is None:
+            raise InputError("backbone tiny: name the data folder to train its tokenizer on")
+        tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+            training_text(corpus, options.seed), options.vocab_size, show_progress=False
+        )
+        model = tiny_model(options, tokenizer)
+    else:
+        tokenizer = load_tokenizer(options.model, options.revision)
+        model = load_model(options.model, options.revision)
+    # What a checkpoint asks of `generate` (sampling, penalties) has no say in a study.
+    model.generation_config = GenerationConfig()
+    with replacing(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or a local folder; raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: cannot load a tokenizer ({first_line(error)})") from error
+
+
+def load_model(model: str | Path, revision: str | None = None) -> PreTrainedModel:
+    """The causal language model of a hub id or a local folder, in float32.
+
+    Only safetensors are read, and no code that comes with a checkpoint is run. Raises InputError
+    where there is no such model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: cannot load a language model ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def training_text(data: Path, seed: int) -> Iterator[str]:
+    """The text a tokenizer may see: catalogue titles, prompts and responses of training rows."""
+    titles = read_items(data)["title"].to_list()
+    yield from map(response_text, titles)
+    train = read_split(data, "train").select("row_id", "history", "target")
+    for row_id, history, target in train.iter_rows():
+        instruction = choose_instruction(seed, row_id)
+        yield prompt_text(instruction, [titles[i] for i in history]) + response_text(titles[target])
+
+
+def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """A Qwen2 with random weights drawn from the options' seed."""
+    set_seed(options.seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden_size,
+        intermediate_size=4 * options.hidden_size,
+        num_hidden_layers=options.num_layers,
+        num_attention_heads=options.num_heads,
+        num_key_value_heads=options.num_heads,
+        max_position_embeddings=options.max_positions,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config)

@@ -1,0 +1,45 @@
+"""The `baseline` stage: a data set to the predictions of a model without a language model."""
+
+from pathlib import Path
+
+from rere.baselines.trivial import popularity, repeat_last
+from rere.config import Evaluation, Popularity, RepeatLast, Sasrec
+from rere.data.splits import read_items, read_split
+from rere.errors import InputError
+from rere.evaluation.predictions import write_predictions
+
+
+def baseline(
+    options: Popularity | RepeatLast | Sasrec,
+    evaluation: Evaluation,
+    data: Path,
+    seed: int,
+    output: Path,
+) -> None:
+    """Rank the catalogue for the test rows of the data set in folder `data`.
+
+    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it. Items
+    of a row's history stay in the ranking. Training reads the splits train and valid, never test.
+    Raises InputError for malformed data or fewer than two items.
+    """
+    items = read_items(data)
+    if len(items) < 2:
+        raise InputError(
+            f"{data / 'items.parquet'}: has {len(items)} items and a ranking needs two; "
+            "preprocess with a smaller core"
+        )
+    if isinstance(options, Sasrec):
+        # Imported here, for torch takes seconds to import and the other two do without it.
+        from rere.baselines.sequential import fit, top_items
+
+        train, valid = read_split(data, "train"), read_split(data, "valid")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.with_name("log.jsonl").open("w", encoding="utf-8") as log:
+            model = fit(options, len(items), train, valid, seed, log)
+        rows = read_split(data, "test", evaluation.rows)
+        ranked, scores = top_items(model, rows["history"], evaluation.list_length)
+        write_predictions(output, rows, ranked.tolist(), scores.tolist())
+    else:
+        rank = popularity if isinstance(options, Popularity) else repeat_last
+        rows = read_split(data, "test", evaluation.rows)
+        write_predictions(output, rows, *rank(items, rows, evaluation.list_length))

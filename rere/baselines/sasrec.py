@@ -1,0 +1,104 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018).
+
+    B histories in a batch, T items in the longest, D hidden size, H heads, N items
+
+The paper's network: item embeddings plus learned positions, blocks of causal self-attention and
+a point-wise feed-forward layer of the same width, layer normalisation before each, an item's
+score the dot product of the last state with its embedding. Two things differ. Padding is an id
+and is masked, where released code finds it by a sum of zero. And positions count from the
+latest item backwards, so that padding moves no item to another position.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rere.config import Sasrec
+
+
+class SasrecModel(nn.Module):
+    """Histories of item ids to states, states to item scores.
+
+    Histories are padded on the left with the id `padding`, which is the number of items.
+    """
+
+    def __init__(self, options: Sasrec, num_items: int, max_history: int) -> None:
+        super().__init__()
+        self.padding = num_items
+        self.max_history = max_history
+        self.items = nn.Embedding(num_items + 1, options.hidden_size, padding_idx=self.padding)
+        self.positions = nn.Embedding(max_history, options.hidden_size)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(Block(options) for _ in range(options.num_layers))
+        self.norm = nn.LayerNorm(options.hidden_size)
+        self.apply(initialise)
+
+    def forward(self, histories: torch.Tensor) -> torch.Tensor:
+        """States after each item: (B, T) integers, T <= max_history -> (B, T, D)."""
+        length = histories.shape[1]
+        ages = torch.arange(length - 1, -1, -1, device=histories.device)  # (T,), 0 the latest
+        states = self.dropout(self.items(histories) + self.positions(ages))  # (B, T, D)
+        visible = visible_keys(histories == self.padding)
+        for block in self.blocks:
+            states = block(states, visible)
+        return self.norm(states)
+
+    def scores(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits of the next item: (..., D) -> (..., N)."""
+        return states @ self.items.weight[: self.padding].T
+
+
+class Block(nn.Module):
+    """Causal self-attention and a feed-forward layer, each normalised before and added after."""
+
+    def __init__(self, options: Sasrec) -> None:
+        super().__init__()
+        width = options.hidden_size
+        self.num_heads = options.num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Dropout(options.dropout),
+            nn.Linear(width, width),
+        )
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, states: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) states and (B, 1, T, T) keys each query sees -> (B, T, D)."""
+        projected = self.queries_keys_values(self.attention_norm(states))  # (B, T, 3D)
+        split = projected.unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D/H)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=visible,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
+        states = states + self.dropout(self.attention_out(attended))
+        return states + self.dropout(self.feed_forward(states))
+
+
+def visible_keys(padded: torch.Tensor) -> torch.Tensor:
+    """Keys each query attends to: (B, T) booleans, True where padded -> (B, 1, T, T)."""
+    length = padded.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=padded.device).tril()
+    # Padding sees itself: a query without any key would be a softmax over nothing, NaN.
+    itself = torch.eye(length, dtype=torch.bool, device=padded.device)
+    return (causal & ~padded[:, None, None, :]) | itself
+
+
+def initialise(module: nn.Module) -> None:
+    """Small normal weights and zero biases, so that training starts near the uniform softmax."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()

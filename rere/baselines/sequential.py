@@ -1,0 +1,148 @@
+"""Training and ranking of sequential recommenders: whatever turns item ids into next-item scores.
+
+The loss is the softmax cross-entropy over the whole catalogue, a stronger baseline than SASRec's
+own binary cross-entropy with one sampled negative (Klenitskiy & Vasilev, "Turning Dross Into Gold
+Loss", RecSys 2023).
+"""
+
+import copy
+import json
+import math
+from typing import TextIO
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+
+from rere.baselines.sasrec import SasrecModel
+from rere.config import Sasrec
+from rere.errors import InputError
+from rere.evaluation.metrics import METRICS, gains, target_ranks
+from rere.progress import progress
+
+SELECTION = "NDCG@10"
+ROWS_A_PASS = 512
+
+
+def fit(
+    options: Sasrec,
+    num_items: int,
+    train: pl.DataFrame,
+    valid: pl.DataFrame,
+    seed: int,
+    log: TextIO,
+) -> SasrecModel:
+    """A model trained on the rows of `train`, as it was after its best epoch on those of `valid`.
+
+    Both have the columns `history` and `target` of `rere.data.splits`; `log` gets a JSON line an
+    epoch. `seed` reaches the initial weights, the order of the rows and dropout: on a CPU the
+    same seed and number of threads give the same model, bit for bit. Raises InputError if the
+    loss becomes infinite or NaN.
+    """
+    torch.manual_seed(seed)
+    max_history = max(1, train["history"].list.len().max())
+    model = SasrecModel(options, num_items, max_history)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    histories = padded(train["history"], max_history, model.padding)  # (rows, T)
+    targets = torch.from_numpy(train["target"].to_numpy(writable=True))  # (rows,)
+    # The windows of a user overlap, and each trains all of its positions: an event is in up to T
+    # of them. So an epoch draws windows that hold as many positions as there are rows, and
+    # predicts each event about once. The last position of every window alone would do that too,
+    # but costs T times the attention and gets less far in the same time.
+    windows = math.ceil(len(train) ** 2 / max(1, int((histories != model.padding).sum())))
+    best, best_epoch, best_weights = -1.0, 0, {}
+    with progress(options.epochs * windows, options.model) as bar:
+        for epoch in range(1, options.epochs + 1):
+            model.train()
+            losses = []
+            for rows in torch.randperm(len(train))[:windows].split(options.batch_size):
+                losses.append(step(model, optimizer, histories[rows], targets[rows]))
+                bar.update(len(rows))
+            loss = torch.stack(losses).mean().item()
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"learning_rate: the loss of epoch {epoch} is {loss}; "
+                    f"choose one below {options.learning_rate}"
+                )
+            score = validate(model, valid)
+            bar.set_postfix({"loss": loss, SELECTION: score})
+            record = {"epoch": epoch, "loss": loss, f"valid_{SELECTION}": score}
+            print(json.dumps(record), file=log, flush=True)
+            if score > best:
+                best, best_epoch = score, epoch
+                best_weights = copy.deepcopy(model.state_dict())
+            if epoch - best_epoch >= options.patience:
+                break
+    model.load_state_dict(best_weights)
+    return model
+
+
+def step(
+    model: SasrecModel,
+    optimizer: torch.optim.Optimizer,
+    histories: torch.Tensor,
+    targets: torch.Tensor,
+) -> torch.Tensor:
+    """One update on a batch, histories (B, T) and targets (B,) on the CPU; returns its loss, ()."""
+    device = next(model.parameters()).device
+    # Found on the CPU, where it costs no synchronisation; padding is most of a short history.
+    places, following = next_items(histories, targets, model.padding)
+    states = model(histories.to(device)).flatten(0, 1)[places.to(device)]  # (places, D)
+    loss = F.cross_entropy(model.scores(states), following.to(device))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def next_items(
+    histories: torch.Tensor, targets: torch.Tensor, padding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where histories (B, T) have items, in the flattened batch, and the items that come next.
+
+    What comes next is the next item of the history and, after its last, the target (B,). Returns
+    two int64 tensors (places,).
+    """
+    places = (histories != padding).flatten().nonzero().squeeze(1)
+    following = torch.cat([histories[:, 1:], targets[:, None]], dim=1)  # (B, T)
+    return places, following.flatten()[places].long()
+
+
+def validate(model: SasrecModel, valid: pl.DataFrame) -> float:
+    """Mean NDCG@10 of the rows' targets, items told apart by id, over the whole catalogue."""
+    ranked, _ = top_items(model, valid["history"], 10)
+    ranks = target_ranks(ranked, valid["target"].to_numpy())
+    return float(gains(ranks)[:, METRICS.index(SELECTION)].mean())
+
+
+@torch.inference_mode()
+def top_items(
+    model: SasrecModel, histories: pl.Series, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `length` best items after each history, best first, and their logits.
+
+    Of a history the model reads its latest items, as many as it was trained with. Returns arrays
+    (rows, min(length, items)) of int64 and float32.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    best = []
+    for batch in padded(histories, model.max_history, model.padding).split(ROWS_A_PASS):
+        scores = model.scores(model(batch.to(device))[:, -1])  # (B, N)
+        best.append(scores.topk(min(length, scores.shape[1])))
+    items = torch.cat([batch.indices for batch in best])
+    scores = torch.cat([batch.values for batch in best])
+    return items.cpu().numpy(), scores.cpu().numpy()
+
+
+def padded(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
+    """The latest `width` items of each history, padded on the left: (rows, width) int32."""
+    latest = histories.list.tail(width)
+    lengths = latest.list.len().to_numpy()
+    array = np.full((len(latest), width), padding, dtype=np.int32)
+    array[np.arange(width) >= width - lengths[:, None]] = latest.explode().drop_nulls().to_numpy()
+    return torch.from_numpy(array)

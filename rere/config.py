@@ -1,0 +1,429 @@
+"""Every option of every stage, declared once: typed, documented, checked.
+
+The option models here are three things at a time: the flags of the command line (`rere.cli`
+adds only the paths a stage reads and writes), the keys of a study's config, and the JSON schema
+that editors use. Nothing heavy is imported: Snakemake reads this module to plan.
+"""
+
+import difflib
+import itertools
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from rere.errors import InputError
+
+CUTOFFS = (1, 3, 5, 10, 20)
+"""The K of every HR@K and NDCG@K."""
+
+NO_BACKBONE = "none"
+"""Stands in a run's path where a method has no language model."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Options(BaseModel):
+    # Strict, so that YAML's `3e-4` (a string to YAML 1.1) is an error and not a guess.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+class Fetch(Options):
+    """Download a public data set, checked against its sha256."""
+
+    source: Literal["ml-100k"] = Field(description="Which data set.")
+
+
+class Preprocess(Options):
+    """Turn raw interactions into items and train, valid and test splits."""
+
+    source: Literal["ml-100k"] = Field(description="Which reader understands the raw files.")
+    core: int = Field(5, ge=1, description="Keep users and items with at least this many events.")
+    max_history: int = Field(10, ge=1, description="Items of a history at most, the latest ones.")
+
+
+class Dataset(Preprocess):
+    """A data set of the study."""
+
+    folder: str | None = Field(
+        None, description="Folder with the raw files; without one they are fetched."
+    )
+
+
+# ----------------------------------------------------------------------------------- backbones
+
+
+class Tiny(Options):
+    """A small Qwen2 from scratch, its tokenizer trained on one data set's training text."""
+
+    source: Literal["tiny"] = "tiny"
+    vocab_size: int = Field(4096, ge=300, description="Tokens of the byte-level BPE, at most.")
+    hidden_size: int = Field(128, ge=8, description="Width of the residual stream.")
+    num_layers: int = Field(2, ge=1, description="Transformer layers.")
+    num_heads: int = Field(4, ge=1, description="Attention heads; divides the hidden size.")
+    max_positions: int = Field(1024, ge=16, description="Longest sequence in tokens.")
+    seed: int = Field(0, ge=0, description="Seed of the initial weights.")
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self):
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError("hidden_size must be a multiple of twice num_heads")
+        return self
+
+
+class Pretrained(Options):
+    """A published model: a hub id or a local folder, stored with its tokenizer."""
+
+    source: Literal["pretrained"] = "pretrained"
+    model: str = Field(min_length=1, description="Hub id (Qwen/Qwen2-0.5B) or local folder.")
+    revision: str | None = Field(None, description="Commit, branch or tag of a hub id.")
+
+
+class TinyBackbone(Tiny):
+    """`tiny` as the study names it: with the data set whose training text it reads."""
+
+    corpus: Name = Field(description="Data set whose training text trains the tokenizer.")
+
+
+Backbone = Annotated[TinyBackbone | Pretrained, Field(discriminator="source")]
+
+# ------------------------------------------------------------------------------------- methods
+
+
+class Popularity(Options):
+    """Rank by how often an item is a target of the training split."""
+
+    model: Literal["popularity"] = "popularity"
+
+
+class RepeatLast(Options):
+    """Rank the user's own history, latest first, then by popularity."""
+
+    model: Literal["repeat_last"] = "repeat_last"
+
+
+class Sasrec(Options):
+    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
+
+    model: Literal["sasrec"] = "sasrec"
+    hidden_size: int = Field(64, ge=1, description="Width of item embeddings and layers.")
+    num_layers: int = Field(2, ge=1, description="Self-attention blocks.")
+    num_heads: int = Field(2, ge=1, description="Attention heads; divides the hidden size.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout probability.")
+    learning_rate: float = Field(2e-3, gt=0, description="Learning rate of Adam.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam.")
+    batch_size: int = Field(256, ge=1, description="Training rows a step.")
+    epochs: int = Field(40, ge=1, description="Epochs at most; one predicts as many items as rows.")
+    patience: int = Field(5, ge=1, description="Epochs without a better validation NDCG@10.")
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError("hidden_size must be a multiple of num_heads")
+        return self
+
+
+class Training(Options):
+    """What SFT and RL share."""
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    warmup: float = Field(0.03, ge=0, le=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of the passes; weights and optimiser stay float32."
+    )
+    rows_per_pass: int = Field(
+        32, ge=1, description="Rows a forward pass; divides a step's. Memory and speed, not results."
+    )
+    valid_rows: int = Field(
+        1000, ge=1, description="Seeded sample of the validation split that selects checkpoints."
+    )
+
+
+class SftOptions(Training):
+    """Supervised fine-tuning: the loss of the target's title given the prompt."""
+
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(128, ge=1, description="Training rows a step.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the training split at most.")
+    evaluations: int = Field(20, ge=1, description="Validations over the whole run.")
+    patience: int = Field(3, ge=1, description="Validations in a row without a lower loss.")
+
+    @model_validator(mode="after")
+    def passes_fill_the_step(self):
+        if self.batch_size % self.rows_per_pass:
+            raise ValueError("batch_size must be a multiple of rows_per_pass")
+        return self
+
+
+class RlOptions(Training):
+    """ReRe: constrained beam rollouts, rule and ranking rewards, a GRPO update."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    max_grad_norm: float = Field(0.3, gt=0, description="Gradients are clipped to this norm.")
+    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    prompts: int = Field(32, ge=1, description="Prompts a step.")
+    rows_per_pass: int = Field(
+        8, ge=1, description="Prompts a pass; divides a step's. Memory and speed, not results."
+    )
+    group_size: int = Field(16, ge=2, description="Candidates a prompt (G), beams of the rollout.")
+    reward: list[Literal["rule", "ranking"]] = Field(
+        ["rule", "ranking"], min_length=1, description="Rewards, added up."
+    )
+    beta: float = Field(1e-3, ge=0, description="Weight of the KL to the reference model.")
+    evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
+
+    @model_validator(mode="after")
+    def passes_fill_the_step(self):
+        if self.prompts % self.rows_per_pass:
+            raise ValueError("prompts must be a multiple of rows_per_pass")
+        return self
+
+
+Baseline = Annotated[Popularity | RepeatLast | Sasrec, Field(discriminator="model")]
+STAGES = ("baseline", "sft", "rl")
+
+
+class Method(Options):
+    """A named row of a table: the stage that makes it, under that stage's own key."""
+
+    baseline: Baseline | None = Field(None, description="A model without a language model.")
+    sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
+    rl: RlOptions | None = Field(None, description="Reinforcement learning.")
+    init: Name | None = Field(None, description="Method to start from; without one the backbone.")
+
+    @model_validator(mode="after")
+    def one_stage(self):
+        if sum(getattr(self, stage) is not None for stage in STAGES) != 1:
+            raise ValueError(f"give exactly one of {', '.join(STAGES)}")
+        if self.baseline is not None and self.init is not None:
+            raise ValueError("a baseline takes no init")
+        return self
+
+    @property
+    def stage(self) -> str:
+        return next(stage for stage in STAGES if getattr(self, stage) is not None)
+
+    @property
+    def options(self) -> Options:
+        return getattr(self, self.stage)
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+class Evaluation(Options):
+    """What every method's test run shares."""
+
+    rows: int | None = Field(
+        1000, ge=1, description="Seeded sample of the test split, the same for all; None for all."
+    )
+    list_length: int = Field(
+        50, ge=max(CUTOFFS), description="Items kept a row, more than the largest K asks for."
+    )
+
+
+class Recommend(Evaluation):
+    """Constrained beam search over the catalogue."""
+
+    num_beams: int = Field(50, ge=1, description="Beams of the search.")
+    batch_size: int = Field(16, ge=1, description="Rows a pass. Memory, not results.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the pass.")
+
+
+class Table(Options):
+    """A table of the study: each list selects by name."""
+
+    datasets: list[Name] = Field(min_length=1, description="Data sets.")
+    backbones: list[Name] = Field(min_length=1, description="Backbones.")
+    methods: list[Name] = Field(min_length=1, description="Methods, or grids for all of theirs.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Run seeds.")
+    reference: Name | None = Field(None, description="Method that paired tests compare with.")
+
+
+class Run(BaseModel):
+    """One trained and evaluated method: a folder below results/runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str = Field(description="Name of the data set.")
+    backbone: str = Field(description="Name of the backbone; `none` without a language model.")
+    method: str = Field(description="Name of the method.")
+    seed: int = Field(description="Seed of the run.")
+
+    @property
+    def folder(self) -> str:
+        return f"results/runs/{self.dataset}/{self.backbone}/{self.method}/seed{self.seed}"
+
+
+class Study(Options):
+    """A study: mappings that define, tables that select."""
+
+    datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
+    backbones: dict[Name, Backbone] = Field(description="Language models by name.")
+    methods: dict[Name, Method] = Field(description="Methods by name, grids expanded.")
+    evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
+    tables: dict[Name, Table] = Field(description="Tables by name.")
+
+    @model_validator(mode="after")
+    def names_exist(self):
+        for name, backbone in self.backbones.items():
+            if name == NO_BACKBONE:
+                raise ValueError(f"backbones.{name}: the name stands for methods without one")
+            if isinstance(backbone, TinyBackbone):
+                known(backbone.corpus, self.datasets, f"backbones.{name}.corpus")
+        for name, method in self.methods.items():
+            ancestors = {name}
+            while method.init is not None:
+                known(method.init, self.methods, f"methods.{name}.init")
+                if method.init in ancestors:
+                    raise ValueError(f"methods.{name}.init: {method.init} starts from itself")
+                ancestors.add(method.init)
+                method = self.methods[method.init]
+                if method.stage == "baseline":
+                    raise ValueError(f"methods.{name}.init: a baseline has no model to start from")
+        for name, table in self.tables.items():
+            for axis in ("datasets", "backbones", "methods"):
+                for value in getattr(table, axis):
+                    known(value, getattr(self, axis), f"tables.{name}.{axis}")
+            if table.reference is not None:
+                known(table.reference, table.methods, f"tables.{name}.reference")
+        return self
+
+    def runs(self, table: str) -> list[Run]:
+        """The runs of a table, row after row; those without a backbone once a data set."""
+        chosen = self.tables[table]
+        runs = [
+            Run(
+                dataset=dataset,
+                backbone=NO_BACKBONE if self.methods[method].stage == "baseline" else backbone,
+                method=method,
+                seed=seed,
+            )
+            for dataset, backbone, method, seed in itertools.product(
+                chosen.datasets, chosen.backbones, chosen.methods, chosen.seeds
+            )
+        ]
+        return list(dict.fromkeys(runs))
+
+
+# ------------------------------------------------------------------------------------- parsing
+
+
+def load_study(config: dict[str, Any]) -> Study:
+    """Check a config mapping, as YAML gives it, and expand its grids.
+
+    Raises InputError with one line for each key that is wrong.
+    """
+    expanded, grids = dict(config), {}
+    if isinstance(config.get("methods"), dict):
+        expanded["methods"], grids = expand_grids(config["methods"])
+    if isinstance(config.get("tables"), dict):
+        expanded["tables"] = {
+            name: select_grids(table, grids) for name, table in config["tables"].items()
+        }
+    return parse(Study, expanded)
+
+
+def parse(model: Any, values: Any) -> Any:
+    """`values` as an instance of `model`; raises InputError with one line a wrong key."""
+    try:
+        return TypeAdapter(model).validate_python(values)
+    except ValidationError as error:
+        raise InputError("\n".join(explain(problem, values) for problem in error.errors())) from None
+
+
+def explain(problem: Any, config: Any) -> str:
+    """One line for one of pydantic's errors: the key as the user wrote it, and the remedy."""
+    # A union's error names the chosen member among the keys; the user wrote no such key.
+    keys, node = [], config
+    for key in problem["loc"]:
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and isinstance(key, int):
+            node = node[key]
+        elif problem["type"] != "missing" or key != problem["loc"][-1]:
+            continue
+        keys.append(str(key))
+    where, value = ".".join(keys), problem["input"]
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        return f"{where}: {message}" if where else message
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        mantissa, exponent = re.split("[eE]", value)
+        number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
+        return f"{where}: '{value}' is a string to YAML; write {number}"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {value!r}"
+
+
+def known(name: str, names: Any, where: str) -> None:
+    """Raise ValueError with the closest names unless `name` is one of `names`."""
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise ValueError(f"{where}: there is no {name}; {hint}")
+
+
+def expand_grids(methods: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Methods with each `grid:` replaced by its members, and the members' names by grid.
+
+    A grid maps options of the method's stage to lists of values; a member is named after the
+    grid and its values, in the grid's order: `beta` with `beta: [0.0, 0.1]` gives `beta-0.0`
+    and `beta-0.1`.
+    """
+    expanded, grids = {}, {}
+    for name, method in methods.items():
+        if not isinstance(method, dict) or "grid" not in method:
+            expanded[name] = method
+            continue
+        grid = method["grid"]
+        stages = [stage for stage in STAGES if stage in method]
+        if not (isinstance(grid, dict) and grid and all(isinstance(v, list) for v in grid.values())):
+            raise InputError(f"methods.{name}.grid: map options to lists of values")
+        if len(stages) != 1:
+            raise InputError(f"methods.{name}: give exactly one of {', '.join(STAGES)}")
+        shared = {key: value for key, value in method.items() if key != "grid"}
+        grids[name] = []
+        for values in itertools.product(*grid.values()):
+            member = "-".join([name, *map(slug, values)])
+            if member in expanded or member in methods:
+                raise InputError(f"methods.{name}.grid: {member} comes twice")
+            options = {**(method[stages[0]] or {}), **dict(zip(grid, values, strict=True))}
+            expanded[member] = {**shared, stages[0]: options}
+            grids[name].append(member)
+    return expanded, grids
+
+
+def select_grids(table: Any, grids: dict[str, list[str]]) -> Any:
+    """A table whose list of methods names grids, with their members in their place."""
+    if not isinstance(table, dict) or not isinstance(table.get("methods"), list):
+        return table
+    chosen = [grids.get(m, [m]) if isinstance(m, str) else [m] for m in table["methods"]]
+    return {**table, "methods": list(itertools.chain.from_iterable(chosen))}
+
+
+def slug(value: Any) -> str:
+    """A grid's value as part of a name."""
+    text = "_".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text)
+
+
+def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
+    """Options as command-line arguments, all of them, so that a log shows the whole command."""
+    arguments = []
+    for name, value in options.model_dump(exclude=set(skip)).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            arguments += [flag, *map(str, value)]
+        else:
+            arguments += [flag, str(value)]
+    return arguments

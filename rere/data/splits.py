@@ -1,0 +1,58 @@
+"""The data contract: what `preprocess` writes below results/data/{dataset} and others read.
+
+    items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
+    train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
+                                target i32, timestamp i64 (UTC seconds or null)
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from rere.errors import InputError
+
+ITEMS_SCHEMA = {"item_id": pl.Int32, "title": pl.String, "count": pl.Int64}
+SPLIT_SCHEMA = {
+    "row_id": pl.Int64,
+    "user_id": pl.Int64,
+    "history": pl.List(pl.Int32),
+    "target": pl.Int32,
+    "timestamp": pl.Int64,
+}
+SPLITS = ("train", "valid", "test")
+
+
+def read_items(data: Path) -> pl.DataFrame:
+    """The catalogue of a data set, in the order of item_id; raises InputError if malformed."""
+    items = read(data / "items.parquet", ITEMS_SCHEMA)
+    if not items["item_id"].equals(pl.Series("item_id", range(len(items)), dtype=pl.Int32)):
+        raise InputError(f"{data / 'items.parquet'}: item_id must count from 0 upwards")
+    return items
+
+
+def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
+    """One split of a data set, or a sample of `rows` of it.
+
+    The sample depends on `rows` and the split's length alone, so that every method of a study
+    is scored on the same rows. It keeps the split's order.
+    """
+    frame = read(data / f"{split}.parquet", SPLIT_SCHEMA)
+    if rows is None or rows >= len(frame):
+        return frame
+    chosen = np.random.default_rng(0).choice(len(frame), size=rows, replace=False)
+    return frame[np.sort(chosen)]
+
+
+def read(path: Path, schema: dict) -> pl.DataFrame:
+    """A parquet file with exactly the columns of `schema`; raises InputError otherwise."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `rere preprocess` writes it")
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable parquet file ({first})") from None
+    if dict(frame.schema) != schema:
+        raise InputError(f"{path}: has columns {dict(frame.schema)}, needs {schema}")
+    return frame

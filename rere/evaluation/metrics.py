@@ -1,0 +1,160 @@
+"""Ranking metrics over the whole catalogue, for rows with exactly one relevant item.
+
+With one relevant item the ideal DCG is 1, so a row's metrics follow from its target's rank r:
+HR@K = [r <= K] and NDCG@K = [r <= K] / log2(r + 1) (Järvelin & Kekäläinen 2002 with gain 1
+and the discount of Burges et al. 2005).
+
+Two items may share a title. At title level, the paper's, a hit is a recommended title equal to
+the target's and a title counts once, at its best rank; at item level (`_item`) it is the item
+itself. `_norepeat` is the title level without rows whose target is the history's last item,
+which merely repeating that item would get right.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from rere.config import CUTOFFS, Run
+from rere.data.splits import read_items, read_split
+from rere.errors import InputError
+from rere.evaluation.predictions import read_predictions
+from rere.evaluation.significance import bootstrap_interval
+from rere.files import write_json
+
+METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
+ITEM_METRICS = [f"{name}_item" for name in METRICS]
+LONGEST = max(CUTOFFS)
+ABSENT = -1
+"""Fills ranked lists up to one length; neither an item nor a title."""
+
+
+def metrics(predictions: Path, data: Path, run: Run, output: Path) -> None:
+    """Write the metrics of one run's predictions on the data set in folder `data` as JSON.
+
+    Raises InputError if the predictions are malformed or not of this data set's test split.
+    """
+    items = read_items(data)
+    frame = read_test_predictions(predictions, data, items)
+    rows = row_metrics(frame, items)
+    title = rows.select(METRICS).to_numpy()
+    low, high = bootstrap_interval(title, rows["user_id"].to_numpy())
+    ranked = padded(frame["items"])
+    values: dict[str, Any] = {**run.model_dump(), "rows": len(rows)}
+    values |= rows.select(METRICS + ITEM_METRICS).mean().row(0, named=True)
+    norepeat = rows.filter(~pl.col("repeat")).select(METRICS)
+    values |= norepeat.mean().rename(lambda name: f"{name}_norepeat").row(0, named=True)
+    values[f"coverage@{LONGEST}"] = coverage(ranked, len(items))
+    values[f"popularity@{LONGEST}"] = popularity(ranked, items["count"].to_numpy())
+    for index, name in enumerate(METRICS):
+        values |= {f"{name}_low": float(low[index]), f"{name}_high": float(high[index])}
+    write_json(output, values)
+
+
+def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.DataFrame:
+    """Predictions in the order of row_id, with `repeat`: the target is the last item again.
+
+    Raises InputError unless every row is one of the test split of `data` and every item one of
+    its catalogue.
+    """
+    test = read_split(data, "test")
+    frame = read_predictions(path).join(test, on="row_id", how="left", suffix="_test")
+    strange = frame.filter(
+        pl.col("target").ne_missing(pl.col("target_test"))
+        | pl.col("user_id").ne_missing(pl.col("user_id_test"))
+    )
+    if len(strange):
+        row = strange["row_id"][0]
+        raise InputError(f"{path}: row {row} is not in {data / 'test.parquet'}; predict again")
+    unknown = frame.filter(
+        (pl.col("items").list.min() < 0) | (pl.col("items").list.max() >= len(items))
+    )
+    if len(unknown):
+        row = unknown["row_id"][0]
+        raise InputError(f"{path}: row {row} ranks an item not in {data / 'items.parquet'}")
+    repeat = (pl.col("history").list.last() == pl.col("target")).fill_null(False)
+    return frame.sort("row_id").select("row_id", "user_id", "target", "items", repeat=repeat)
+
+
+def row_metrics(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Each row's HR@K and NDCG@K, title level as METRICS and item level as ITEM_METRICS.
+
+    `frame` comes from `read_test_predictions`; its row_id, user_id and repeat stay.
+    """
+    titles = title_codes(items)
+    ranked, targets = padded(frame["items"]), frame["target"].to_numpy()
+    ranked_titles = distinct(np.where(ranked == ABSENT, ABSENT, titles[ranked]))
+    title = gains(target_ranks(ranked_titles, titles[targets]))
+    item = gains(target_ranks(ranked, targets))
+    return frame.select("row_id", "user_id", "repeat").hstack(
+        pl.DataFrame(np.hstack([title, item]), schema=METRICS + ITEM_METRICS)
+    )
+
+
+def title_codes(items: pl.DataFrame) -> np.ndarray:
+    """A code for each item's title, equal where titles are: (items,) int32, from 0."""
+    return items["title"].rank("dense").to_numpy().astype(np.int32) - 1
+
+
+def is_hit(titles: Any, targets: Any) -> Any:
+    """Whether each recommended title is its row's target: the one definition of a hit.
+
+    titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans.
+    """
+    return titles == targets[..., None]
+
+
+def target_ranks(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Rank of the target, from 1; 0 where it is absent.
+
+    ranked (rows, length), best first, targets (rows,), both items or both titles -> (rows,).
+    """
+    hits = is_hit(ranked, targets)
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+
+
+def distinct(ranked: np.ndarray) -> np.ndarray:
+    """Each row's distinct values in order of first appearance, filled up with ABSENT."""
+    order = np.argsort(ranked, axis=1, kind="stable")
+    ordered = np.take_along_axis(ranked, order, axis=1)
+    repeated = np.zeros(ranked.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    blanked = np.where(repeated, ABSENT, ranked)
+    to_front = np.argsort(blanked == ABSENT, axis=1, kind="stable")
+    return np.take_along_axis(blanked, to_front, axis=1)
+
+
+def gains(ranks: np.ndarray) -> np.ndarray:
+    """HR@K and NDCG@K in the order of METRICS from ranks: (rows,) -> (rows, metrics) float64."""
+    hits = (ranks[:, None] > 0) & (ranks[:, None] <= np.array(CUTOFFS))
+    discounts = 1 / np.log2(np.maximum(ranks, 1) + 1)
+    return np.hstack([hits, hits * discounts[:, None]])
+
+
+def coverage(ranked: np.ndarray, catalogue: int) -> float:
+    """Share of the catalogue's items that are in some row's top 20."""
+    shown = np.unique(ranked[:, :LONGEST])
+    return int((shown != ABSENT).sum()) / catalogue
+
+
+def popularity(ranked: np.ndarray, counts: np.ndarray) -> float:
+    """Mean over rows of the mean popularity percentile of the top 20, in (0, 1).
+
+    An item's percentile is the share of the catalogue with fewer training targets, counting
+    half of those with as many, itself included; items at random give 0.5.
+    """
+    percentiles = (rankdata(counts) - 0.5) / len(counts)
+    top = ranked[:, :LONGEST]
+    shown = top != ABSENT
+    sums = np.where(shown, percentiles[top], 0).sum(axis=1)
+    return float((sums / shown.sum(axis=1)).mean())
+
+
+def padded(lists: pl.Series) -> np.ndarray:
+    """Non-empty lists as rows of one int32 array, filled up with ABSENT."""
+    lengths = lists.list.len().to_numpy()
+    array = np.full((len(lists), lengths.max()), ABSENT, dtype=np.int32)
+    array[np.arange(array.shape[1]) < lengths[:, None]] = lists.explode().to_numpy()
+    return array

@@ -1,0 +1,79 @@
+"""The predictions contract: what every method writes for the test rows, and metrics read.
+
+predictions.parquet    row_id i64, user_id i64, target i32,
+                       items list<i32> (ranked ids, best first, distinct, at least one),
+                       scores list<f32> (of the items: finite, never increasing)
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from rere.data.splits import read
+from rere.errors import InputError
+from rere.files import replacing
+
+PREDICTIONS_SCHEMA = {
+    "row_id": pl.Int64,
+    "user_id": pl.Int64,
+    "target": pl.Int32,
+    "items": pl.List(pl.Int32),
+    "scores": pl.List(pl.Float32),
+}
+
+ITEMS, SCORES = pl.col("items"), pl.col("scores")
+FAULTS = {
+    "has a null": pl.any_horizontal(pl.all().is_null())
+    | ITEMS.list.eval(pl.element().is_null()).list.any()
+    | SCORES.list.eval(pl.element().is_null()).list.any(),
+    "comes twice": pl.col("row_id").is_duplicated(),
+    "ranks no item": ITEMS.list.len() == 0,
+    "ranks an item twice": ITEMS.list.n_unique() != ITEMS.list.len(),
+    "has not one score for each item": SCORES.list.len() != ITEMS.list.len(),
+    "has a score that is not finite": ~SCORES.list.eval(pl.element().is_finite()).list.all(),
+    "has a score above the one before": SCORES.list.diff(null_behavior="drop").list.max() > 0,
+}
+"""What can be wrong with a row, and the expression that finds it; in this order."""
+
+
+def write_predictions(
+    path: Path, rows: pl.DataFrame, items: list[list[int]], scores: list[list[float]]
+) -> None:
+    """Write the ranked `items` and their `scores` for the `rows` of a split.
+
+    A list that breaks the contract is a bug of the method: AssertionError.
+    """
+    assert len(rows) == len(items) == len(scores), (len(rows), len(items), len(scores))
+    frame = rows.select("row_id", "user_id", "target").with_columns(
+        pl.Series("items", items, PREDICTIONS_SCHEMA["items"]),
+        pl.Series("scores", scores, PREDICTIONS_SCHEMA["scores"]),
+    )
+    assert dict(frame.schema) == PREDICTIONS_SCHEMA, frame.schema
+    fault = first_fault(frame)
+    assert fault is None, fault
+    with replacing(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def read_predictions(path: Path) -> pl.DataFrame:
+    """Predictions as PREDICTIONS_SCHEMA has them; raises InputError if malformed.
+
+    Whether rows and items exist in the data set is for `rere.evaluation.metrics` to check.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; train and evaluate the method first")
+    frame = read(path, PREDICTIONS_SCHEMA)
+    if frame.is_empty():
+        raise InputError(f"{path}: has no rows")
+    if fault := first_fault(frame):
+        raise InputError(f"{path}: {fault}; write it again")
+    return frame
+
+
+def first_fault(frame: pl.DataFrame) -> str | None:
+    """What is wrong with the first row that breaks the contract, None if none does."""
+    for fault, broken in FAULTS.items():
+        rows = frame.filter(broken)
+        if len(rows):
+            return f"row {rows['row_id'][0]} {fault}"
+    return None

@@ -1,0 +1,33 @@
+"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class Lines:
+    """A stream for tqdm that turns its carriage returns into lines, as a log needs them."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n\x1b[A"):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, label: str, unit: str = "row") -> tqdm:
+    """A tqdm bar with rate and remaining time, on standard error."""
+    options: dict[str, Any] = {"total": total, "desc": label, "unit": unit, "dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        options |= {
+            "file": Lines(),
+            "mininterval": SECONDS_BETWEEN_LINES,
+            "maxinterval": SECONDS_BETWEEN_LINES,
+            "dynamic_ncols": False,
+            "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        }
+    return tqdm(**options)

@@ -1,0 +1,108 @@
+"""The only place that turns a history into a prompt and a title into a response.
+
+SFT, rollouts and evaluation all take their token ids from `PromptEncoder`, so that beginning of
+sequence, spaces and quotes cannot differ between them. The layout is the paper's (an instruction
+in one of eleven wordings, the quoted titles, a response header, the quoted title); the words are
+our own.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rere.errors import InputError
+
+INSTRUCTIONS = (
+    "Name the item this user picks next.",
+    "Given the items below, oldest first, say which one comes next.",
+    "Continue this user's list by one item.",
+    "Which item will this user choose after these?",
+    "Read the user's past choices and predict the following one.",
+    "Recommend the next item for someone who chose these in order.",
+    "Work out from the history what the user wants next.",
+    "What does this user turn to next?",
+    "From this sequence of items, infer the one that follows.",
+    "Suggest one more item that continues the sequence.",
+    "The list is in order of time. Complete it with the next item.",
+)
+RESPONSE_HEADER = "### Response:\n"
+SEPARATOR = ",\t"
+
+MAX_PROMPT_TOKENS = 512
+"""A longer prompt loses its oldest items, as in the paper."""
+
+
+def choose_instruction(seed: int, row_id: int) -> str:
+    """One of INSTRUCTIONS, a function of (seed, row id) alone: batches and devices play no part."""
+    digest = hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest()
+    return INSTRUCTIONS[int.from_bytes(digest) % len(INSTRUCTIONS)]
+
+
+def prompt_text(instruction: str, titles: Sequence[str]) -> str:
+    """The prompt for a history of titles, oldest first."""
+    history = SEPARATOR.join(f'"{title}"' for title in titles)
+    return f"### Instruction:\n{instruction}\n\n### Input:\n{history}\n\n{RESPONSE_HEADER}"
+
+
+def response_text(title: str) -> str:
+    """What the model is to write for a title, before the end-of-sequence token."""
+    return f'"{title}"\n'
+
+
+class PromptEncoder:
+    """Token ids of prompts and responses under one tokenizer and one catalogue.
+
+    Raises InputError where the tokenizer has no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end-of-sequence token; a title could not end")
+        self.tokenizer = tokenizer
+        self.titles = titles
+        # Ask the tokenizer itself whether it opens a sequence with BOS; a family name would guess.
+        opening = tokenizer("").input_ids[:1]
+        self.opening = [i for i in opening if i == tokenizer.bos_token_id]
+
+    def prompts(
+        self, row_ids: Sequence[int], histories: Sequence[Sequence[int]], seed: int
+    ) -> list[list[int]]:
+        """Prompt ids of many rows; one over MAX_PROMPT_TOKENS loses its oldest items."""
+        instructions = [choose_instruction(seed, row_id) for row_id in row_ids]
+        texts = [
+            prompt_text(instruction, [self.titles[item] for item in history])
+            for instruction, history in zip(instructions, histories, strict=True)
+        ]
+        prompts = self._encode(texts)
+        for row, (instruction, history) in enumerate(zip(instructions, histories, strict=True)):
+            while len(prompts[row]) > MAX_PROMPT_TOKENS and len(history) > 1:
+                history = history[1:]
+                text = prompt_text(instruction, [self.titles[item] for item in history])
+                prompts[row] = self._encode([text])[0]
+            if len(prompts[row]) > MAX_PROMPT_TOKENS:
+                raise InputError(
+                    f"row {row_ids[row]}: its last item alone makes a prompt of "
+                    f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title"
+                )
+        return prompts
+
+    def responses(self) -> list[list[int]]:
+        """Response ids of every title of the catalogue as they follow a prompt, EOS included.
+
+        Raises InputError naming the title where its tokens would merge with the prompt's.
+        """
+        header = self._encode([RESPONSE_HEADER])[0]
+        encoded = self._encode([RESPONSE_HEADER + response_text(t) for t in self.titles])
+        responses = []
+        for title, ids in zip(self.titles, encoded, strict=True):
+            if ids[: len(header)] != header or len(ids) == len(header):
+                raise InputError(f"title {title!r} has no tokens of its own after the prompt")
+            responses.append([*ids[len(header) :], self.tokenizer.eos_token_id])
+        return responses
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        return [self.opening + ids for ids in encoded.input_ids]

@@ -1,0 +1,91 @@
+"""A table's summary as Markdown and LaTeX: the columns a paper prints, the best in bold."""
+
+from collections.abc import Callable
+
+import polars as pl
+
+SHOWN = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10")
+INTERVAL_OF = "NDCG@10"
+HEADER = ["Method", "Backbone", *SHOWN, "95 % interval"]
+ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def markdown(summary: pl.DataFrame, users: dict[str, int]) -> str:
+    """A section with a table and a note for each data set; `users` counts its test users."""
+    sections = []
+    for part in summary.partition_by("dataset", maintain_order=True):
+        dataset = part["dataset"][0]
+        rows = [HEADER, *cells(part, "**{}**".format)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+        lines = ["| " + " | ".join(align(row, widths)) + " |" for row in [rows[0], rule, *rows[1:]]]
+        table = "\n".join(lines)
+        sections.append(f"### {dataset}\n\n{table}\n\n{note(part, users[dataset])}\n")
+    return "\n".join(sections)
+
+
+def latex(summary: pl.DataFrame, users: dict[str, int]) -> str:
+    """One booktabs tabular, a block for each data set; the notes are comments."""
+    lines, notes = [], []
+    for part in summary.partition_by("dataset", maintain_order=True):
+        dataset = part["dataset"][0]
+        notes.append(f"% {dataset}: {note(part, users[dataset])}")
+        lines += [r"\midrule", rf"\multicolumn{{{len(HEADER)}}}{{l}}{{{escape(dataset)}}} \\"]
+        for row in cells(part, r"\textbf{{{}}}".format):
+            names, numbers = [escape(name) for name in row[:2]], row[2:]
+            numbers[-1] = numbers[-1].replace("\N{EN DASH}", "--")
+            lines.append(" & ".join(names + numbers) + r" \\")
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            *notes,
+            rf"\begin{{tabular}}{{ll{'r' * (len(HEADER) - 2)}}}",
+            r"\toprule",
+            " & ".join(map(escape, HEADER)) + r" \\",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def cells(part: pl.DataFrame, bold: Callable[[str], str]) -> list[list[str]]:
+    """The texts of one data set's rows; what prints as a column's best value becomes `bold`."""
+    columns = [part["method"].to_list(), part["backbone"].to_list()]
+    for name in SHOWN:
+        texts = [f"{value:.4f}" for value in part[name]]
+        columns.append([bold(text) if text == max(texts) else text for text in texts])
+    bounds = zip(part[f"{INTERVAL_OF}_low"], part[f"{INTERVAL_OF}_high"], strict=True)
+    columns.append([f"{low:.4f}\N{EN DASH}{high:.4f}" for low, high in bounds])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def note(part: pl.DataFrame, users: int) -> str:
+    """What the numbers of one data set are."""
+    fewest, most = part["seeds"].min(), part["seeds"].max()
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"{part['rows'][0]} test rows of {users} users, {seeds} "
+        f"{'seed' if most == 1 else 'seeds'} a method. HR and NDCG are at title level over the "
+        f"full catalogue, means over seeds. The interval is of {INTERVAL_OF}: 95 % percentile "
+        "bootstrap over users."
+    )
+
+
+def align(row: list[str], widths: list[int]) -> list[str]:
+    """Names to the left, numbers to the right."""
+    return [
+        text.ljust(width) if i < 2 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+
+
+def escape(text: str) -> str:
+    """Plain text for LaTeX."""
+    return "".join(ESCAPES.get(character, character) for character in text)

@@ -1,0 +1,62 @@
+"""Run folders as reports read them: identity, metrics, costs, and the metrics of each row."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from rere.config import Run, parse
+from rere.data.splits import read_items
+from rere.errors import InputError
+from rere.evaluation.metrics import read_test_predictions, row_metrics
+
+COSTS = ("seconds", "peak_memory_mb")
+"""What run.json says a run cost; a run may have none."""
+
+
+class Scored(NamedTuple):
+    """A run, where it is, its metrics.json with costs, and the metrics of its rows."""
+
+    run: Run
+    folder: Path
+    metrics: dict[str, Any]
+    rows: pl.DataFrame
+
+
+def read_run(folder: Path, data: dict[str, Path]) -> Scored:
+    """A run folder's metrics; raises InputError if it lacks a file or its data set."""
+    metrics = read_json(folder / "metrics.json")
+    run = parse(Run, metrics)
+    if run.dataset not in data:
+        raise InputError(f"{folder}: is a run on {run.dataset}; give that data set's folder too")
+    items = read_items(data[run.dataset])
+    predictions = read_test_predictions(folder / "predictions.parquet", data[run.dataset], items)
+    provenance = folder / "run.json"
+    costs = read_json(provenance) if provenance.is_file() else {}
+    metrics |= {name: costs.get(name) for name in COSTS}
+    return Scored(run, folder, metrics, row_metrics(predictions, items))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises InputError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no mapping")
+    return value
+
+
+def check_comparable(scored: list[Scored]) -> None:
+    """Raise InputError unless runs differ and those of a data set have the same rows."""
+    seen: dict[Run, Scored] = {}
+    first: dict[str, Scored] = {}
+    for each in scored:
+        twin = seen.setdefault(each.run, each)
+        if twin is not each:
+            raise InputError(f"{twin.folder} and {each.folder} are the same run; give one")
+        other = first.setdefault(each.run.dataset, each)
+        if not other.rows["row_id"].equals(each.rows["row_id"]):
+            raise InputError(f"{other.folder} and {each.folder} have other test rows; rerun one")

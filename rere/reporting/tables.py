@@ -1,0 +1,125 @@
+"""A table of a study: from the predictions of its runs to CSV, Markdown and LaTeX.
+
+{table}.csv         one row a (dataset, backbone, method), in the order of the runs:
+                    seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
+                    `_item` (item level), `_sd` (sample standard deviation over seeds),
+                    `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
+{table}.runs.csv    one row a run: its metrics.json, and what run.json says it cost
+{table}.md, .tex    the same as the CSV, fewer columns, to read and to paste
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from rere.errors import InputError
+from rere.evaluation.metrics import ITEM_METRICS, METRICS
+from rere.evaluation.significance import bootstrap_interval, holm, paired_permutation
+from rere.files import replacing
+from rere.reporting.markup import latex, markdown
+from rere.reporting.runs import Scored, check_comparable, read_run
+
+TESTED = "NDCG@10"
+
+
+class Method(NamedTuple):
+    """A row of the table: a method's runs, and their metrics averaged over seeds.
+
+    values (rows, metrics) and users (rows,), rows in the order of row_id.
+    """
+
+    key: tuple[str, str, str]
+    runs: list[Scored]
+    values: np.ndarray
+    users: np.ndarray
+
+
+def table(runs: list[Path], data: list[Path], output: Path, reference: str | None) -> None:
+    """Write the table of the run folders `runs` as `output`, a .csv, and its three relatives.
+
+    `data` are the folders of the data sets, by whose names the runs know them. With a method
+    named by `reference` every other one is tested against it. Raises InputError if a run is
+    malformed or given twice, or if two runs of a data set are not of the same test rows.
+    """
+    folders = {folder.name: folder for folder in data}
+    scored = [read_run(folder, folders) for folder in runs]
+    check_comparable(scored)
+    methods = by_method(scored)
+    if reference is not None and all(method.key[2] != reference for method in methods):
+        raise InputError(f"{output}: no run of the reference {reference}; add it to the table")
+    p_values = adjusted_p(methods, reference)
+    summary = pl.DataFrame(
+        [summarise(method, p_values.get(method.key)) for method in methods],
+        schema_overrides=dict.fromkeys([f"{TESTED}_p", *suffixed("_sd")], pl.Float64),
+    )
+    users = {method.key[0]: len(np.unique(method.users)) for method in methods}
+    each = pl.DataFrame([run.metrics for run in scored], infer_schema_length=None)
+    texts = {
+        ".csv": summary.write_csv(float_precision=6),
+        ".runs.csv": each.write_csv(float_precision=6),
+        ".md": markdown(summary, users),
+        ".tex": latex(summary, users),
+    }
+    for suffix, text in texts.items():
+        with replacing(output.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def by_method(scored: list[Scored]) -> list[Method]:
+    """Runs that differ in their seed alone put together, in the order they come."""
+    groups: dict[tuple[str, str, str], list[Scored]] = {}
+    for each in scored:
+        run = each.run
+        groups.setdefault((run.dataset, run.backbone, run.method), []).append(each)
+    return [
+        Method(
+            key,
+            runs,
+            np.mean([run.rows.select(METRICS + ITEM_METRICS).to_numpy() for run in runs], axis=0),
+            runs[0].rows["user_id"].to_numpy(),
+        )
+        for key, runs in groups.items()
+    ]
+
+
+def summarise(method: Method, p_value: float | None) -> dict[str, Any]:
+    """A method's row of {table}.csv."""
+    dataset, backbone, name = method.key
+    row = {"dataset": dataset, "backbone": backbone, "method": name}
+    row |= {"seeds": len(method.runs), "rows": len(method.values)}
+    row |= dict(zip(METRICS + ITEM_METRICS, method.values.mean(axis=0).tolist(), strict=True))
+    seeds = pl.concat([run.rows.select(METRICS).mean() for run in method.runs])
+    row |= seeds.std(ddof=1).rename(lambda metric: f"{metric}_sd").row(0, named=True)
+    low, high = bootstrap_interval(method.values[:, : len(METRICS)], method.users)
+    row |= dict(zip(suffixed("_low"), low.tolist(), strict=True))
+    row |= dict(zip(suffixed("_high"), high.tolist(), strict=True))
+    return row | {f"{TESTED}_p": p_value}
+
+
+def suffixed(suffix: str) -> list[str]:
+    return [f"{metric}{suffix}" for metric in METRICS]
+
+
+def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, str, str], float]:
+    """Paired permutation p of NDCG@10 against the reference, Holm-adjusted in each data set.
+
+    A method's reference has its data set and backbone, or else is the data set's only row of
+    that name; a method without one is not tested.
+    """
+    tested: dict[str, dict[tuple[str, str, str], float]] = {}
+    for method in methods:
+        dataset, backbone, name = method.key
+        same = [other for other in methods if other.key[::2] == (dataset, reference)]
+        same = [other for other in same if other.key[1] == backbone] or same
+        if name == reference or len(same) != 1:
+            continue
+        column = METRICS.index(TESTED)
+        differences = method.values[:, column] - same[0].values[:, column]
+        p_value = paired_permutation(differences, method.users)
+        tested.setdefault(dataset, {})[method.key] = p_value
+    adjusted = {}
+    for p_values in tested.values():
+        adjusted |= dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
+    return adjusted

@@ -1,0 +1,87 @@
+"""Supervised fine-tuning: the model learns to write the target's title after the prompt."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+
+from rere.backbones import load_model, load_tokenizer
+from rere.config import SftOptions
+from rere.data.splits import read_items
+from rere.engine.packing import Packed, pack
+from rere.engine.scoring import token_log_probs
+from rere.prompts import PromptEncoder
+from rere.training.trainer import Trainer, encode_split, save, training_arguments
+
+
+def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
+    """Fine-tune the model in the folder `init`; writes model/ and log.jsonl below `output`.
+
+    The loss covers the response alone. The validation split stops the run and chooses the
+    checkpoint; the test split is never read.
+    """
+    set_seed(seed)
+    tokenizer, model = load_tokenizer(init), load_model(init)
+    encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
+    responses = encoder.responses()
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        targets = [responses[row["target"]] for row in rows]
+        return {
+            "packed": pack([row["input_ids"] for row in rows], [[ids] for ids in targets]),
+            # The trainer counts these over all passes of a step.
+            "labels": torch.tensor(list(itertools.chain.from_iterable(targets))),
+        }
+
+    train = encode_split(data, "train", encoder, seed)
+    steps = math.ceil(options.epochs * len(train) / options.batch_size)
+    trainer = SftTrainer(
+        log=output / "log.jsonl",
+        label="sft",
+        model=model,
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=encode_split(data, "valid", encoder, seed, options.valid_rows),
+        callbacks=[EarlyStoppingCallback(options.patience)],
+        args=training_arguments(
+            options,
+            seed,
+            output / "checkpoints",
+            steps,
+            options.batch_size,
+            train_sampling_strategy="group_by_length",
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+        ),
+    )
+    trainer.train()
+    save(model, tokenizer, trainer, output)
+
+
+class SftTrainer(Trainer):
+    """Cross-entropy of the response tokens, their mean over the step."""
+
+    model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor,
+        return_outputs: bool = False,
+    ) -> Tensor:
+        return -token_log_probs(model, inputs["packed"]).sum() / num_items_in_batch
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        self.model.eval()
+        total = count = 0.0
+        for inputs in self.get_eval_dataloader():
+            with self.accelerator.autocast():
+                total -= token_log_probs(self.model, inputs["packed"]).sum()
+            count += len(inputs["labels"])
+        return {"loss": (total / count).item()}

@@ -1,0 +1,111 @@
+"""The baseline stage: data set in, predictions out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rere.baselines.baseline import baseline
+from rere.config import Evaluation, Popularity, RepeatLast, Sasrec
+from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.errors import InputError
+from rere.evaluation.predictions import read_predictions
+
+NUM_ITEMS = 30
+SASREC = Sasrec(hidden_size=8, num_layers=1, batch_size=32, epochs=3)
+EVALUATION = Evaluation(rows=None, list_length=20)
+
+
+def split(histories: list[list[int]], targets: list[int]) -> pl.DataFrame:
+    count = range(len(histories))
+    columns = {"row_id": count, "user_id": count, "history": histories, "target": targets}
+    return pl.DataFrame({**columns, "timestamp": count}, schema=SPLIT_SCHEMA)
+
+
+def items(count: int) -> pl.DataFrame:
+    columns = {"item_id": range(count), "title": map(str, range(count)), "count": range(count)}
+    return pl.DataFrame({name: list(v) for name, v in columns.items()}, schema=ITEMS_SCHEMA)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Item i is followed by i + 1, and has i training targets."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    items(NUM_ITEMS).write_parquet(folder / "items.parquet")
+    windows = [[i % NUM_ITEMS, (i + 1) % NUM_ITEMS] for i in range(90)]
+    frame = split(windows, [(i + 2) % NUM_ITEMS for i in range(90)])
+    for name in ("train", "valid", "test"):
+        frame.write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def run(options, data: Path, output: Path, seed: int = 0, evaluation: Evaluation = EVALUATION):
+    baseline(options, evaluation, data, seed, output)
+    return read_predictions(output)
+
+
+def test_popularity_of_each_row(data, tmp_path):
+    predictions = run(Popularity(), data, tmp_path / "run" / "predictions.parquet")
+    assert predictions["row_id"].to_list() == list(range(90))
+    assert predictions["items"].to_list() == [list(range(29, 9, -1))] * 90
+    assert predictions["scores"][0].to_list() == list(range(29, 9, -1))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
+
+
+def test_repeat_last_of_a_sample_of_rows(data, tmp_path):
+    evaluation = Evaluation(rows=7, list_length=20)
+    predictions = run(RepeatLast(), data, tmp_path / "p.parquet", evaluation=evaluation)
+    assert len(predictions) == 7
+    for row_id, ranked in predictions.select("row_id", "items").iter_rows():
+        assert ranked[:2] == [(row_id + 1) % NUM_ITEMS, row_id % NUM_ITEMS]
+        assert len(ranked) == 20
+
+
+def test_the_test_split_changes_no_training(data, tmp_path):
+    before = run(SASREC, data, tmp_path / "a" / "predictions.parquet")
+    log = (tmp_path / "a" / "log.jsonl").read_bytes()
+    test = pl.read_parquet(data / "test.parquet")
+    test.with_columns(target=pl.lit(0, pl.Int32)).write_parquet(data / "test.parquet")
+    after = run(SASREC, data, tmp_path / "b" / "predictions.parquet")
+    assert (tmp_path / "b" / "log.jsonl").read_bytes() == log
+    assert [json.loads(line)["epoch"] for line in log.splitlines()] == [1, 2, 3]
+    assert after.drop("target").equals(before.drop("target"))
+
+
+def test_training_never_opens_the_test_split(data, tmp_path):
+    (data / "test.parquet").write_text("not a parquet file")
+    with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
+        run(SASREC, data, tmp_path / "predictions.parquet")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_history_items_stay_rankable(data, tmp_path):
+    evaluation = Evaluation(rows=None, list_length=NUM_ITEMS)
+    predictions = run(SASREC, data, tmp_path / "p.parquet", evaluation=evaluation)
+    assert all(sorted(ranked) == list(range(NUM_ITEMS)) for ranked in predictions["items"])
+
+
+@pytest.mark.parametrize("options", [Popularity(), RepeatLast(), SASREC])
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_small_a_catalogue(data, tmp_path, options, count):
+    items(count).write_parquet(data / "items.parquet")
+    with pytest.raises(InputError, match=f"has {count} items and a ranking needs two"):
+        run(options, data, tmp_path / "predictions.parquet")
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_popularity_runs_without_torch(data, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from rere.config import Evaluation, Popularity\n"
+        "from rere.baselines.baseline import baseline\n"
+        f"data, output = Path({str(data)!r}), Path({str(tmp_path / 'p.parquet')!r})\n"
+        "baseline(Popularity(), Evaluation(), data, 0, output)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "p.parquet").exists()

@@ -1,0 +1,158 @@
+"""SASRec and its training, on patterns that have one right answer."""
+
+import io
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from rere.baselines import sequential
+from rere.baselines.sasrec import SasrecModel, visible_keys
+from rere.baselines.sequential import fit, next_items, padded, top_items, validate
+from rere.config import Sasrec
+from rere.errors import InputError
+
+NUM_ITEMS = 12
+PADDING = NUM_ITEMS
+OPTIONS = Sasrec(
+    hidden_size=16, dropout=0.1, learning_rate=1e-2, batch_size=16, epochs=8, patience=8
+)
+
+
+def cycle(length: int = 5) -> pl.DataFrame:
+    """Histories of up to `length` items, each item and target one up from the item before."""
+    histories = [
+        [(start + place) % NUM_ITEMS for place in range(size)]
+        for start in range(NUM_ITEMS)
+        for size in range(1, length + 1)
+    ]
+    targets = [(history[-1] + 1) % NUM_ITEMS for history in histories]
+    return rows(histories, targets)
+
+
+def rows(histories: list[list[int]], targets: list[int]) -> pl.DataFrame:
+    schema = {"history": pl.List(pl.Int32), "target": pl.Int32}
+    return pl.DataFrame({"history": histories, "target": targets}, schema=schema)
+
+
+def trained(seed: int = 0, options: Sasrec = OPTIONS) -> SasrecModel:
+    return fit(options, NUM_ITEMS, cycle(), cycle(), seed, io.StringIO())
+
+
+@pytest.fixture
+def untrained() -> SasrecModel:
+    """Large weights, so that what must not matter would show."""
+    torch.manual_seed(0)
+    model = SasrecModel(OPTIONS, NUM_ITEMS, max_history=8).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.5)
+    return model
+
+
+def test_padding_goes_left_and_keeps_the_latest():
+    histories = pl.Series([[1, 2, 3, 4], [5], []], dtype=pl.List(pl.Int32))
+    assert padded(histories, 3, PADDING).tolist() == [[2, 3, 4], [12, 12, 5], [12, 12, 12]]
+
+
+def test_next_items_skip_padding():
+    histories = torch.tensor([[12, 12, 5], [1, 2, 3]], dtype=torch.int32)
+    places, following = next_items(histories, torch.tensor([6, 4], dtype=torch.int32), PADDING)
+    assert places.tolist() == [2, 3, 4, 5]
+    assert following.tolist() == [6, 2, 3, 4]
+
+
+def test_queries_see_themselves_and_earlier_items():
+    visible = visible_keys(torch.tensor([[True, False, False]]))
+    assert visible.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
+
+
+def test_more_padding_changes_no_score(untrained):
+    short = torch.tensor([[3, 1, 4]])
+    long = torch.tensor([[PADDING] * 5 + [3, 1, 4]])
+    with torch.no_grad():
+        expected = untrained.scores(untrained(short)[:, -1])
+        torch.testing.assert_close(
+            untrained.scores(untrained(long)[:, -1]), expected, atol=1e-6, rtol=1e-6
+        )
+        # The padding's own embedding is out of reach, whatever it holds.
+        untrained.items.weight[PADDING] = 100.0
+        torch.testing.assert_close(
+            untrained.scores(untrained(long)[:, -1]), expected, atol=1e-6, rtol=1e-6
+        )
+        assert not torch.allclose(untrained.scores(untrained(short.flip(1))[:, -1]), expected)
+
+
+def test_a_later_item_changes_no_earlier_state(untrained):
+    histories = torch.tensor([[PADDING, 3, 1, 4, 1], [PADDING, 3, 1, 7, 1]])
+    with torch.no_grad():
+        states = untrained(histories)  # (2, 5, D)
+    assert torch.equal(states[0, :3], states[1, :3])
+    assert not torch.allclose(states[0, 3], states[1, 3])
+    assert not torch.allclose(states[0, 4], states[1, 4])
+
+
+def test_an_empty_history_has_finite_scores(untrained):
+    items, scores = top_items(untrained, pl.Series([[]], dtype=pl.List(pl.Int32)), NUM_ITEMS)
+    assert sorted(items[0]) == list(range(NUM_ITEMS))
+    assert np.isfinite(scores).all()
+
+
+def test_the_longest_list_is_the_catalogue_in_falling_order(untrained):
+    items, scores = top_items(untrained, cycle()["history"], 50)
+    assert items.shape == scores.shape == (len(cycle()), NUM_ITEMS)
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_a_longer_history_than_trained_is_cut_to_its_latest(untrained):
+    recent = [1, 2, 3, 4, 5, 6, 7, 8]
+    histories = pl.Series([[9, 0, *recent], recent], dtype=pl.List(pl.Int32))
+    items, scores = top_items(untrained, histories, 5)
+    assert items[0].tolist() == items[1].tolist()
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+def test_validation_is_the_mean_gain(untrained):
+    histories = [[1, 2], [3]]
+    ranked, _ = top_items(untrained, rows(histories, [0, 0])["history"], NUM_ITEMS)
+    # Ranks 2 and 11: (1 / log2(2 + 1) + 0) / 2.
+    valid = rows(histories, [int(ranked[0, 1]), int(ranked[1, 10])])
+    assert validate(untrained, valid) == pytest.approx(0.5 / math.log2(3))
+
+
+def test_learns_a_cycle():
+    model = trained(options=OPTIONS.model_copy(update={"epochs": 60}))
+    items, _ = top_items(model, cycle()["history"], 1)
+    assert items[:, 0].tolist() == cycle()["target"].to_list()
+
+
+def test_the_seed_alone_decides():
+    histories = cycle()["history"]
+    first, again, other = (top_items(trained(seed), histories, NUM_ITEMS)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_the_best_epoch_is_kept_and_patience_counts_from_it(monkeypatch):
+    two_epochs = trained(options=OPTIONS.model_copy(update={"epochs": 2}))
+    gains = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    monkeypatch.setattr(sequential, "validate", lambda model, valid: next(gains))
+    log = io.StringIO()
+    options = OPTIONS.model_copy(update={"patience": 2})
+    model = fit(options, NUM_ITEMS, cycle(), cycle(), 0, log)
+    # Epoch 2 is best, 3 ties and 4 is worse: two without a better one, so 5 never runs.
+    records = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    assert [record["valid_NDCG@10"] for record in records] == [0.1, 0.3, 0.3, 0.2]
+    assert all(record["loss"] > 0 for record in records)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, two_epochs.state_dict()[name]), name
+
+
+def test_divergence_names_the_learning_rate():
+    options = OPTIONS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(InputError, match="learning_rate: the loss of epoch 1 is nan"):
+        trained(options=options)

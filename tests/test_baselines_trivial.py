@@ -1,0 +1,53 @@
+"""Popularity and repeat-last on catalogues small enough to rank by hand."""
+
+import polars as pl
+import pytest
+
+from rere.baselines.trivial import popularity, repeat_last
+
+COUNTS = [2, 5, 5, 0, 1]
+"""Training targets of items 0 to 4: by popularity they are 1, 2 (tied, lower id first), 0, 4, 3."""
+
+
+@pytest.fixture
+def items() -> pl.DataFrame:
+    titles = [f"Item {item}" for item in range(len(COUNTS))]
+    frame = pl.DataFrame({"item_id": range(len(COUNTS)), "title": titles, "count": COUNTS})
+    return frame.cast({"item_id": pl.Int32})
+
+
+def rows(*histories: list[int]) -> pl.DataFrame:
+    return pl.DataFrame({"history": histories}, schema={"history": pl.List(pl.Int32)})
+
+
+def test_popularity_breaks_ties_by_item_id_and_scores_by_count(items):
+    ranked, scores = popularity(items, rows([0], [1, 2]), 10)
+    assert ranked == [[1, 2, 0, 4, 3]] * 2
+    assert scores == [[5.0, 5.0, 2.0, 1.0, 0.0]] * 2
+
+
+def test_popularity_keeps_the_longest_list_asked_for(items):
+    assert popularity(items, rows([0]), 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("history", "ranked", "scores"),
+    [
+        # Two distinct items, so 5 + 2 for the latest and 5 + 1 for the one before.
+        ([3, 4], [4, 3, 1, 2, 0], [7, 6, 5, 5, 2]),
+        # Item 0 counts once, where it was seen last; d = 2.
+        ([0, 3, 0], [0, 3, 1, 2, 4], [7, 6, 5, 5, 1]),
+        # A popular item moves, it does not come twice; d = 1.
+        ([2], [2, 1, 0, 4, 3], [6, 5, 2, 1, 0]),
+        ([], [1, 2, 0, 4, 3], [5, 5, 2, 1, 0]),
+    ],
+)
+def test_repeat_last_ranks_the_history_latest_first(items, history, ranked, scores):
+    assert repeat_last(items, rows(history), 10) == ([ranked], [scores])
+
+
+def test_repeat_last_cuts_after_merging(items):
+    # d = 3: 5 + 3, 5 + 2, and the third history item falls off a list of two.
+    assert repeat_last(items, rows([4, 0, 3]), 2) == ([[3, 0]], [[8.0, 7.0]])
+    # The two most popular items are the history: both stay, and the list is not refilled twice.
+    assert repeat_last(items, rows([1, 2]), 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])

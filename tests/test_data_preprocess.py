@@ -1,0 +1,334 @@
+import json
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rere.config import Preprocess
+from rere.data.filtering import k_core
+from rere.data.preprocess import dense_ids, preprocess
+from rere.data.splits import SPLITS, read_items, read_split
+from rere.data.splitting import chronological_split, samples
+from rere.errors import InputError
+
+OPTIONS = Preprocess(source="ml-100k")
+
+
+def write_raw(folder: Path, events: list[tuple], titles: dict | None = None) -> Path:
+    """Events (user, item, timestamp) in RecBole's layout; an item's title is `Film`, its id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    titles = titles or {item: f"Film {item}" for _, item, _ in sorted(events, key=str)}
+    inter = [f"{user}\t{item}\t3\t{timestamp}" for user, item, timestamp in events]
+    item = [f"{item}\t{title}\t1995\tDrama" for item, title in titles.items()]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (folder / "ml-100k.inter").write_text("\n".join([head, *inter, ""]))
+    head = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
+    (folder / "ml-100k.item").write_text("\n".join([head, *item, ""]))
+    return folder
+
+
+def frame(events: list[tuple], names=("user", "item", "timestamp")) -> pl.DataFrame:
+    schema = dict.fromkeys(names, pl.Int64)
+    return pl.DataFrame(events, schema=schema, orient="row")
+
+
+# ------------------------------------------------------------------------------ hand-made cases
+
+
+def test_k_core_goes_on_until_nothing_changes():
+    # Item 9 has one event; without it user 3 has one; without user 3 item 8 has one; without
+    # item 8 user 2 still has two. Two events of one user and item count as two.
+    events = [(1, 7, 0), (1, 7, 0), (2, 7, 1), (2, 8, 2), (2, 7, 3), (3, 8, 4), (3, 9, 5)]
+    assert k_core(frame(events), 2).rows() == [(1, 7, 0), (1, 7, 0), (2, 7, 1), (2, 7, 3)]
+    assert k_core(frame(events), 1).rows() == events
+    assert k_core(frame(events), 3).rows() == []
+
+
+def test_samples_by_hand():
+    names = ("user_id", "item_id", "timestamp")
+    # User 0: items 5 then (same second, smaller id first) 3, 4, then 5 again at 30.
+    # User 1: item 4 at 20, item 3 at 20 as well, so 3 comes first and 4 is the only target.
+    events = [(0, 4, 20), (1, 4, 20), (0, 5, 30), (0, 5, 10), (1, 3, 20), (0, 3, 20)]
+    rows = samples(frame(events, names), max_history=2)
+    assert rows.rows() == [
+        # row_id, user_id, history, target, timestamp
+        (0, 0, [5], 3, 20),
+        (1, 0, [5, 3], 4, 20),
+        (2, 1, [3], 4, 20),
+        (3, 0, [3, 4], 5, 30),  # the window holds two; 5 itself fell out of it
+    ]
+    assert samples(frame(events, names), max_history=9)["history"].to_list()[-1] == [5, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    # floor(.8 n), then up to floor(.9 n), then the rest
+    [(10, (8, 1, 1)), (11, (8, 1, 2)), (19, (15, 2, 2)), (98_344, (78_675, 9_834, 9_835))],
+)
+def test_split_rounding(count, sizes):
+    splits = chronological_split(pl.DataFrame({"row_id": range(count)}))
+    assert tuple(len(splits[split]) for split in SPLITS) == sizes
+    assert pl.concat(splits.values())["row_id"].to_list() == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("raw", "order"),
+    [
+        (["10", "9", "100", "9"], ["9", "10", "100"]),
+        (["10", "9", "100", "b"], ["10", "100", "9", "b"]),
+        (["2", "1", "01", "10"], ["01", "1", "2", "10"]),
+        (["é", "z", "Z"], ["Z", "z", "é"]),
+    ],
+)
+def test_dense_ids(raw, order):
+    assert dense_ids(pl.Series("user", raw)).to_list() == order
+
+
+def test_small_data_set_by_hand(tmp_path):
+    # Users 2 and 10 see items 30, 4 in turn at 100 (user 2) and 101 (user 10), 110, ..., 160 and
+    # 161: 7 events and 6 samples each. User 5 has one event and falls to the 2-core.
+    items = ["30", "4", "30", "4", "30", "4", "4"]
+    events = [("2", item, 100 + 10 * i) for i, item in enumerate(items)]
+    events += [("10", item, 101 + 10 * i) for i, item in enumerate(items)]
+    raw = write_raw(tmp_path / "raw", [*events, ("5", "4", 7)], {"30": "Up", "4": "Up", "6": "No"})
+    preprocess(OPTIONS.model_copy(update={"core": 2, "max_history": 3}), raw, tmp_path / "data")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
+        ["items.parquet", "stats.json", "test.parquet", "train.parquet", "valid.parquet"]
+    )
+    # 12 samples: floor(9.6) = 9 train, floor(10.8) = 10, so 1 valid and 2 test. Targets in time
+    # order: 4 4, 30 30, 4 4, 30 30, 4 | 4 | 4 4. Item 4 is 0, item 30 is 1.
+    assert read_items(tmp_path / "data").rows() == [(0, "Up (1995)", 5), (1, "Up (1995)", 4)]
+    train, valid, test = (read_split(tmp_path / "data", split) for split in SPLITS)
+    assert train.rows()[:3] == [
+        (0, 0, [1], 0, 110),
+        (1, 1, [1], 0, 111),
+        (2, 0, [1, 0], 1, 120),
+    ]
+    assert valid.rows() == [(9, 1, [1, 0, 1], 0, 151)]
+    assert test.rows() == [(10, 0, [0, 1, 0], 0, 160), (11, 1, [0, 1, 0], 0, 161)]
+
+    stats = json.loads((tmp_path / "data" / "stats.json").read_text())
+    checksums = stats.pop("raw_sha256")
+    assert [(name, len(value)) for name, value in checksums.items()] == [
+        ("ml-100k.inter", 64),
+        ("ml-100k.item", 64),
+    ]
+    day = {"first_date": "1970-01-01", "last_date": "1970-01-01"}
+    assert stats == {
+        "options": {"source": "ml-100k", "core": 2, "max_history": 3},
+        "interactions_before_core": 15,
+        "interactions_after_core": 14,
+        "users": 2,
+        "items": 2,
+        "distinct_titles": 1,
+        "items_sharing_their_title": 2,
+        "mean_title_words": 2.0,  # Up, (1995)
+        "mean_history_length": 2.5,  # 1, 2, 3, 3, 3, 3
+        "share_of_test_targets_in_their_history": 1.0,
+        "share_of_test_targets_equal_to_their_last_item": 1.0,
+        "splits": {
+            "train": {"rows": 9, "first_timestamp": 110, "last_timestamp": 150, **day},
+            "valid": {"rows": 1, "first_timestamp": 151, "last_timestamp": 151, **day},
+            "test": {"rows": 2, "first_timestamp": 160, "last_timestamp": 161, **day},
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------- properties
+
+ids = st.integers(0, 6)
+event_lists = st.lists(st.tuples(ids, ids, st.integers(0, 12)), min_size=1, max_size=80)
+
+
+def naive_core(events: list[tuple], core: int) -> list[tuple]:
+    """The k-core by throwing out one user or item at a time."""
+    while True:
+        users = Counter(event[0] for event in events)
+        items = Counter(event[1] for event in events)
+        few = [(0, user) for user in users if users[user] < core]
+        few += [(1, item) for item in items if items[item] < core]
+        if not few:
+            return events
+        column, value = few[-1]
+        events = [event for event in events if event[column] != value]
+
+
+@settings(deadline=None)
+@given(event_lists, st.integers(1, 5))
+def test_k_core_is_the_largest_one(events, core):
+    assert k_core(frame(events), core).rows() == naive_core(events, core)
+
+
+@settings(deadline=None)
+@given(event_lists, st.integers(1, 4))
+def test_samples_know_the_past_only(events, max_history):
+    rows = samples(frame(events, ("user_id", "item_id", "timestamp")), max_history)
+    assert rows["row_id"].to_list() == list(range(len(rows)))
+    assert rows["timestamp"].is_sorted()
+    assert len(rows) == len(events) - len({user for user, _, _ in events})
+    for _, user, history, target, timestamp in rows.rows():
+        assert 1 <= len(history) <= max_history
+        now = [item for u, item, t in events if u == user and t == timestamp]
+        past = [item for u, item, t in events if u == user and t < timestamp]
+        assert target in now
+        # What a history has more often than the past must be of this very second.
+        assert Counter(history) - Counter(past) <= Counter(now) - Counter([target])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_row_order_of_the_input_leaves_no_trace(data):
+    events = data.draw(st.lists(st.tuples(ids, ids, st.integers(0, 3)), min_size=20, max_size=40))
+    shuffled = data.draw(st.permutations(events))
+    options = OPTIONS.model_copy(update={"core": 1, "max_history": 3})
+    with TemporaryDirectory() as folder:
+        outputs = []
+        for name, rows in (("a", events), ("b", shuffled)):
+            raw = write_raw(Path(folder, name, "raw"), rows)
+            preprocess(options, raw, Path(folder, name, "data"))
+            outputs.append(contents(Path(folder, name, "data")))
+    assert outputs[0] == outputs[1]
+
+
+def contents(folder: Path) -> dict:
+    """Bytes of all parquet files, and the stats without the checksums of the raw files."""
+    stats = json.loads((folder / "stats.json").read_text())
+    parquet = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+    return parquet | {key: value for key, value in stats.items() if key != "raw_sha256"}
+
+
+# ----------------------------------------------------------------------------------- the world
+
+
+def test_time_zone_leaves_no_trace(tmp_path, monkeypatch):
+    events = [(user, item, 82_800 + item) for user in range(3) for item in range(6)]
+    raw = write_raw(tmp_path / "raw", events)
+    options = OPTIONS.model_copy(update={"core": 1})
+    outputs = []
+    for zone in ("UTC", "EAST-14", "WEST+12"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        preprocess(options, raw, tmp_path / "data")
+        outputs.append(contents(tmp_path / "data"))
+    monkeypatch.undo()
+    time.tzset()
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0]["splits"]["test"]["last_date"] == "1970-01-01"
+
+
+def test_an_earlier_output_is_replaced_whole_or_kept(tmp_path):
+    output = tmp_path / "data"
+    output.mkdir()
+    (output / "stale").touch()
+    raw = write_raw(tmp_path / "raw", [(0, 0, 0)])
+    with pytest.raises(InputError):
+        preprocess(OPTIONS, raw, output)
+    assert (output / "stale").exists()
+    write_raw(raw, [(0, item, item) for item in range(11)])
+    preprocess(OPTIONS.model_copy(update={"core": 1}), raw, output)
+    assert not (output / "stale").exists()
+
+
+def test_a_data_set_that_is_too_small_names_the_option(tmp_path):
+    # 10 events of one user make 9 samples; with core 2 no item is left.
+    raw = write_raw(tmp_path / "raw", [(0, item, item) for item in range(10)])
+    for core, left in ((1, 9), (2, 0)):
+        with pytest.raises(InputError) as error:
+            preprocess(OPTIONS.model_copy(update={"core": core}), raw, tmp_path / "data")
+        assert str(error.value).startswith(f"core: {core} leaves {left} samples of 10 events")
+        assert "choose a smaller core" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == [raw]
+
+
+def test_malformed_raw_files_leave_nothing(tmp_path):
+    raw = write_raw(tmp_path / "raw", [(0, 0, "soon")])
+    with pytest.raises(InputError, match=r"ml-100k\.inter line 2: timestamp 'soon'"):
+        preprocess(OPTIONS, raw, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == [raw]
+
+
+def test_raw_files_are_not_overwritten(tmp_path):
+    raw = write_raw(tmp_path / "raw", [(0, item, item) for item in range(11)])
+    for output in (raw, tmp_path):
+        with pytest.raises(InputError, match="would replace the raw files"):
+            preprocess(OPTIONS.model_copy(update={"core": 1}), raw, output)
+    assert len(list(raw.iterdir())) == 2
+
+
+def test_the_data_stage_does_without_torch():
+    code = "import rere.data.preprocess, rere.data.fetch, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------- the real ml-100k
+
+
+def split_mix(key: int) -> int:
+    """The finaliser of SplitMix64 on plain integers."""
+    key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    key = (key ^ key >> 27) * 0x94D049BB133111EB % 2**64
+    return key ^ key >> 31
+
+
+def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[list[tuple]]]:
+    """Items (item_id, title, count) and the rows of the three splits, by plain loops."""
+    events, titles = [], {}
+    with (raw / "ml-100k.inter").open(encoding="utf-8") as file:
+        next(file)
+        for line in file:
+            user, item, _, timestamp = line.rstrip("\n").split("\t")
+            events.append((int(user), int(item), int(timestamp)))
+    with (raw / "ml-100k.item").open(encoding="utf-8") as file:
+        next(file)
+        for line in file:
+            item, title, year, _ = line.rstrip("\n").split("\t")
+            titles[int(item)] = "unknown" if title == "unkonwn" else f"{title} ({year})"
+    while True:
+        of_user, of_item = defaultdict(int), defaultdict(int)
+        for user, item, _ in events:
+            of_user[user] += 1
+            of_item[item] += 1
+        kept = [e for e in events if of_user[e[0]] >= core and of_item[e[1]] >= core]
+        if len(kept) == len(events):
+            break
+        events = kept
+    user_ids = {user: number for number, user in enumerate(sorted(of_user))}
+    item_ids = {item: number for number, item in enumerate(sorted(of_item))}
+    sequences = defaultdict(list)
+    for user, item, timestamp in events:
+        user, item = user_ids[user], item_ids[item]
+        sequences[user].append((timestamp, split_mix(user << 32 | item), item))
+    rows = []
+    for user, sequence in sequences.items():
+        sequence.sort()
+        for position in range(1, len(sequence)):
+            past = sequence[max(0, position - max_history) : position]
+            timestamp, _, target = sequence[position]
+            rows.append((timestamp, user, position, [item for _, _, item in past], target))
+    rows.sort(key=lambda row: row[:3])
+    rows = [(i, user, past, item, when) for i, (when, user, _, past, item) in enumerate(rows)]
+    train, valid = len(rows) * 8 // 10, len(rows) * 9 // 10
+    splits = [rows[:train], rows[train:valid], rows[valid:]]
+    counts = Counter(row[3] for row in splits[0])
+    items = [(number, titles[item], counts[number]) for item, number in item_ids.items()]
+    return items, splits
+
+
+def test_real_data_row_by_row_against_plain_loops(ml_100k_raw, tmp_path):
+    preprocess(OPTIONS, ml_100k_raw, tmp_path / "data")
+    items, splits = oracle(ml_100k_raw, core=5, max_history=10)
+    assert read_items(tmp_path / "data").rows() == items
+    assert len(items) == 1_349
+    for split, rows, count in zip(SPLITS, splits, (78_675, 9_834, 9_835), strict=True):
+        assert read_split(tmp_path / "data", split).rows() == rows
+        assert len(rows) == count

@@ -1,0 +1,298 @@
+"""Tables and figures of small runs: two data sets, two backbones, several seeds."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rere.config import NO_BACKBONE, Run
+from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.errors import InputError
+from rere.evaluation.metrics import METRICS, metrics
+from rere.evaluation.predictions import write_predictions
+from rere.evaluation.significance import holm, paired_permutation
+from rere.files import write_json
+from rere.reporting.figures import facets, figure
+from rere.reporting.markup import escape
+from rere.reporting.tables import table
+
+DATASETS, BACKBONES = ("ml-100k", "toys_"), ("tiny", "large_1.5b")
+SKILL = {"popularity": 0.1, "sft": 0.3, "rere_0.1": 0.7}
+"""How often a method's list holds the target, in its first ten."""
+ROWS, ITEMS = 60, 40
+
+
+def make_data(folder: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    items = {"item_id": range(ITEMS), "title": [f"t{i % 36}" for i in range(ITEMS)]}
+    items["count"] = rng.integers(0, 9, ITEMS)
+    pl.DataFrame(items, schema=ITEMS_SCHEMA).write_parquet(folder / "items.parquet")
+    test = {
+        "row_id": range(ROWS),
+        "user_id": np.sort(rng.integers(0, 30, ROWS)),
+        "history": rng.integers(0, ITEMS, (ROWS, 3)).tolist(),
+        "target": rng.integers(0, ITEMS, ROWS),
+        "timestamp": range(ROWS),
+    }
+    pl.DataFrame(test, schema=SPLIT_SCHEMA).write_parquet(folder / "test.parquet")
+    return folder
+
+
+def make_run(root: Path, run: Run, rows: slice = slice(None)) -> Path:
+    folder, data = root / run.folder, root / "data" / run.dataset
+    rng = np.random.default_rng([run.seed, *run.folder.encode()])
+    test = pl.read_parquet(data / "test.parquet")[rows]
+    ranked = []
+    for target in test["target"]:
+        others = [item for item in rng.permutation(ITEMS).tolist() if item != target][:25]
+        if rng.random() < SKILL[run.method]:
+            others.insert(int(rng.integers(10)), target)
+        ranked.append(others)
+    scores = [[-float(place) for place in range(len(row))] for row in ranked]
+    write_predictions(folder / "predictions.parquet", test, ranked, scores)
+    metrics(folder / "predictions.parquet", data, run, folder / "metrics.json")
+    return folder
+
+
+def plan() -> list[Run]:
+    """Runs in a study's order; what has no backbone once a data set."""
+    runs = [
+        Run(
+            dataset=dataset,
+            backbone=NO_BACKBONE if method == "popularity" else backbone,
+            method=method,
+            seed=seed,
+        )
+        for dataset, backbone, method, seed in itertools.product(
+            DATASETS, BACKBONES, SKILL, (0, 1, 2)
+        )
+    ]
+    return list(dict.fromkeys(runs))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Folders of data sets and runs, and the table made of them."""
+    root = tmp_path_factory.mktemp("study")
+    data = [make_data(root / "data" / name, seed) for seed, name in enumerate(DATASETS)]
+    runs = [make_run(root, run) for run in plan()]
+    write_json(runs[0] / "run.json", {"seconds": 2.5, "peak_memory_mb": 640.0, "host": "x"})
+    table(runs, data, root / "tables" / "main.csv", "sft")
+    return root, data, runs
+
+
+@pytest.fixture(scope="module")
+def summary(study):
+    return pl.read_csv(study[0] / "tables" / "main.csv")
+
+
+# --------------------------------------------------------------------------------------- tables
+
+
+def test_columns_of_the_table(summary):
+    suffixes = ["", "_item", "_sd", "_low", "_high"]
+    expected = [f"{name}{suffix}" for suffix in suffixes for name in METRICS]
+    names = ["dataset", "backbone", "method", "seeds", "rows"]
+    assert summary.columns == [*names, *expected, "NDCG@10_p"]
+
+
+def test_rows_of_the_table_are_in_the_order_of_the_runs(study, summary):
+    expected = list(dict.fromkeys((run.dataset, run.backbone, run.method) for run in plan()))
+    assert len(expected) == 2 * (1 + 2 * 2)
+    assert summary.select("dataset", "backbone", "method").rows() == expected
+    assert set(summary["seeds"]) == {3}
+    assert set(summary["rows"]) == {ROWS}
+    root, data, runs = study
+    table(runs[::-1], data, root / "reversed" / "main.csv", "sft")
+    backwards = pl.read_csv(root / "reversed" / "main.csv")
+    assert backwards.select("dataset", "backbone", "method").rows() == expected[::-1]
+    assert backwards.reverse().equals(summary)
+
+
+def test_means_and_spread_over_seeds(study, summary):
+    root, _, _ = study
+    each = pl.read_csv(root / "tables" / "main.runs.csv")
+    key = ["dataset", "backbone", "method"]
+    for row in summary.iter_rows(named=True):
+        runs = each.filter(**{name: row[name] for name in key})
+        assert runs["seed"].to_list() == [0, 1, 2]
+        for name in ("HR@5", "NDCG@10", "NDCG@20_item"):
+            assert row[name] == pytest.approx(runs[name].mean(), abs=2e-6)
+        assert row["NDCG@10_sd"] == pytest.approx(runs["NDCG@10"].std(), abs=2e-6)
+        assert row["NDCG@10_low"] < row["NDCG@10"] < row["NDCG@10_high"]
+
+
+def test_p_values_compare_with_the_reference_of_the_backbone(study, summary):
+    root, _, _ = study
+    tested = summary.filter(pl.col("NDCG@10_p").is_not_null())
+    # Popularity has no backbone, and sft two: there is no one reference for it.
+    assert set(tested["method"]) == {"rere_0.1"}
+    for dataset in DATASETS:
+        test = pl.read_parquet(root / "data" / dataset / "test.parquet")
+        raw = []
+        for backbone in BACKBONES:
+            values = {
+                method: np.mean(
+                    [
+                        ndcg_10(root / run.folder, test, root / "data" / dataset)
+                        for run in plan()
+                        if (run.dataset, run.backbone, run.method) == (dataset, backbone, method)
+                    ],
+                    axis=0,
+                )
+                for method in ("sft", "rere_0.1")
+            }
+            differences = values["rere_0.1"] - values["sft"]
+            raw.append(paired_permutation(differences, test["user_id"].to_numpy()))
+        p_values = tested.filter(dataset=dataset)["NDCG@10_p"]
+        assert p_values.to_list() == pytest.approx(holm(raw).tolist(), abs=1e-6)
+
+
+def ndcg_10(run: Path, test: pl.DataFrame, data: Path) -> list[float]:
+    titles = pl.read_parquet(data / "items.parquet")["title"].to_list()
+    values = []
+    ranked = pl.read_parquet(run / "predictions.parquet")["items"].to_list()
+    for row, target in zip(ranked, test["target"], strict=True):
+        shown = list(dict.fromkeys(titles[item] for item in row))[:10]
+        hit = titles[target] in shown
+        values.append(1 / np.log2(shown.index(titles[target]) + 2) if hit else 0.0)
+    return values
+
+
+def test_a_reference_without_a_backbone_serves_all(study, tmp_path):
+    _, data, runs = study
+    table(runs, data, tmp_path / "main.csv", "popularity")
+    tested = pl.read_csv(tmp_path / "main.csv").filter(pl.col("NDCG@10_p").is_not_null())
+    assert set(tested["method"]) == {"sft", "rere_0.1"}
+    assert len(tested) == 8
+
+
+def test_one_seed_has_no_spread_and_no_reference_no_p(study, tmp_path):
+    _, data, runs = study
+    table([run for run in runs if run.name == "seed0"], data, tmp_path / "one.csv", None)
+    one = pl.read_csv(tmp_path / "one.csv")
+    assert set(one["seeds"]) == {1}
+    for name in [*(f"{metric}_sd" for metric in METRICS), "NDCG@10_p"]:
+        assert one[name].null_count() == len(one)
+    assert "1 seed a method" in (tmp_path / "one.md").read_text()
+    table(runs[:4], data, tmp_path / "mixed.csv", None)
+    assert "1 to 3 seeds a method" in (tmp_path / "mixed.md").read_text()
+
+
+def test_runs_are_listed_with_their_cost(study):
+    root, _, runs = study
+    each = pl.read_csv(root / "tables" / "main.runs.csv")
+    assert len(each) == len(runs)
+    assert each.columns[:5] == ["dataset", "backbone", "method", "seed", "rows"]
+    assert each.columns[-2:] == ["seconds", "peak_memory_mb"]
+    assert each.row(0)[-2:] == (2.5, 640.0)
+    assert each.row(1)[-2:] == (None, None)
+    assert {"HR@1_norepeat", "coverage@20", "popularity@20"} <= set(each.columns)
+
+
+def test_markdown_has_a_table_and_a_note_for_each_data_set(study, summary):
+    text = (study[0] / "tables" / "main.md").read_text()
+    assert [line[4:] for line in text.splitlines() if line.startswith("### ")] == list(DATASETS)
+    assert text.count("95 % percentile bootstrap over users") == 2
+    users = pl.read_parquet(study[1][0] / "test.parquet")["user_id"].n_unique()
+    assert f"{ROWS} test rows of {users} users, 3 seeds a method" in text
+    best = summary.filter(dataset="ml-100k")["HR@10"].max()
+    first = text.split("### toys_")[0]
+    assert f"**{best:.4f}**" in first
+    lines = [line for line in first.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 5
+    assert len({line.count("|") for line in lines}) == 1
+    for column in range(3, 9):
+        assert any("**" in line.split("|")[column] for line in lines[2:])
+
+
+def test_latex_is_escaped_and_regular(study):
+    text = (study[0] / "tables" / "main.tex").read_text()
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    assert body[0] == r"\begin{tabular}{llrrrrrrr}"
+    assert body[-1] == r"\end{tabular}"
+    rows = [line for line in body if " & " in line]
+    assert len(rows) == 1 + 10
+    assert all(line.count(" & ") == 8 and line.endswith(r" \\") for line in rows)
+    assert r"rere\_0.1 & large\_1.5b &" in text
+    assert r"toys\_" in text
+    assert escape(r"50% of $a_{b}^c \~") == (
+        r"50\% of \$a\_\{b\}\textasciicircum{}c \textbackslash{}\textasciitilde{}"
+    )
+
+
+def test_a_table_is_the_same_twice(study, tmp_path):
+    root, data, runs = study
+    table(runs, data, tmp_path / "main.csv", "sft")
+    files = ["main.csv", "main.runs.csv", "main.md", "main.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (root / "tables" / name).read_bytes()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two runs on one small data set."""
+    data = make_data(tmp_path / "data" / "toys_", 0)
+    runs = [Run(dataset="toys_", backbone="tiny", method=name, seed=0) for name in SKILL]
+    return tmp_path, data, runs[1:]
+
+
+def refused(root, folders, data, match, reference=None):
+    with pytest.raises(InputError, match=match) as error:
+        table(folders, data, root / "main.csv", reference)
+    assert "\n" not in str(error.value)
+    assert not list(root.glob("main*"))
+
+
+def test_runs_on_different_rows_are_refused(pair):
+    root, data, (first, second) = pair
+    folders = [make_run(root, first), make_run(root, second, slice(0, 50))]
+    refused(root, folders, [data], "sft/seed0 and .*rere_0.1/seed0 have other test rows")
+
+
+def test_unusable_runs_are_refused(pair):
+    root, data, (first, _) = pair
+    folder = make_run(root, first)
+    refused(root, [folder, folder], [data], "are the same run")
+    refused(root, [folder], [root / "data" / "other"], "is a run on toys_")
+    refused(root, [folder], [data], "no run of the reference rere", "rere")
+    (folder / "predictions.parquet").unlink()
+    refused(root, [folder], [data], "predictions.parquet: no such file")
+    (folder / "metrics.json").write_text("{")
+    refused(root, [folder], [data], "metrics.json: not readable as JSON")
+
+
+# -------------------------------------------------------------------------------------- figures
+
+
+def test_facets_repeat_methods_without_a_backbone(summary):
+    parts = facets(summary)
+    assert [part["dataset"][0] for part in parts] == ["ml-100k"] * 2 + ["toys_"] * 2
+    for part, backbone in zip(parts, BACKBONES * 2, strict=True):
+        assert part["method"].to_list() == list(SKILL)
+        assert part["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
+    alone = facets(summary.filter(backbone=NO_BACKBONE))
+    assert [part["method"].to_list() for part in alone] == [["popularity"]] * 2
+
+
+def test_figure_is_written_in_each_format_and_the_same_twice(study, tmp_path):
+    source = study[0] / "tables" / "main.csv"
+    for name in ("first", "second"):
+        figure(source, [tmp_path / name / "main.pdf", tmp_path / name / "main.png"])
+    for name, magic in {"main.pdf": b"%PDF", "main.png": b"\x89PNG"}.items():
+        content = (tmp_path / "first" / name).read_bytes()
+        assert content.startswith(magic)
+        assert content == (tmp_path / "second" / name).read_bytes()
+        assert b"CreationDate" not in content
+
+
+def test_figure_of_names_that_look_like_numbers_and_of_no_hits(summary, tmp_path):
+    zeros = [pl.lit(0.0).alias(name) for name in summary.columns if "@" in name]
+    numbered = summary.filter(dataset="toys_").with_columns(pl.lit("2014").alias("dataset"), *zeros)
+    numbered.write_csv(tmp_path / "main.csv")
+    figure(tmp_path / "main.csv", [tmp_path / "main.png"])
+    assert (tmp_path / "main.png").stat().st_size > 0

@@ -1,0 +1,96 @@
+"""Intervals cover, tests keep their level, and Holm's numbers are Holm's."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rere.evaluation import significance
+from rere.evaluation.significance import bootstrap_interval, holm, paired_permutation
+
+
+def clustered(rng, users, mean=0.0):
+    """Rows of `users` users, one to five each, that share a user's effect."""
+    user = np.repeat(np.arange(users), rng.integers(1, 6, users))
+    return mean + rng.normal(size=users)[user] + rng.normal(size=len(user)), user
+
+
+def test_interval_of_a_constant_is_the_constant():
+    low, high = bootstrap_interval(np.full((6, 2), [0.25, 1.0]), np.array([4, 4, 9, 9, 9, 2]))
+    assert low == pytest.approx([0.25, 1.0])
+    assert high == pytest.approx([0.25, 1.0])
+
+
+def test_interval_of_two_users_spans_both():
+    # Users 0 (0, 0) and 1 (1): draws 00, 01, 10, 11 with means 0, 1/3, 1/3, 1, each p = 1/4.
+    values, users = np.array([[0.0], [0.0], [1.0]]), np.array([0, 0, 1])
+    assert [bound.item() for bound in bootstrap_interval(values, users)] == [0, 1]
+    middle = bootstrap_interval(values, users, level=0.4)  # quantiles .3 and .7: both 1/3
+    assert [bound.item() for bound in middle] == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_interval_covers_the_mean_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    covered = {"users": 0, "rows": 0}
+    for _ in range(400):
+        values, users = clustered(rng, users=80)
+        for name, clusters in {"users": users, "rows": np.arange(len(users))}.items():
+            low, high = bootstrap_interval(values[:, None], clusters, resamples=300)
+            covered[name] += bool(low[0] <= 0 <= high[0])
+    # Binomial(400, .95) has a standard deviation of 1.1 %; a percentile interval is a bit short.
+    assert 0.915 <= covered["users"] / 400 <= 0.975
+    # Rows taken as independent, it would fail: users are the clusters.
+    assert covered["rows"] / 400 < 0.88
+
+
+def test_interval_does_not_depend_on_chunks_or_user_names(monkeypatch):
+    values, users = clustered(np.random.default_rng(1), users=50)
+    whole = bootstrap_interval(values[:, None], users, resamples=100)
+    monkeypatch.setattr(significance, "CHUNK", 50 * 7)
+    parts = bootstrap_interval(values[:, None], users * 10 + 3, resamples=100)
+    assert np.allclose(whole, parts, atol=1e-12)
+    other = bootstrap_interval(values[:, None], users, resamples=100, seed=1)
+    assert not np.allclose(whole, other)
+
+
+def test_permutation_equals_all_sign_flips():
+    differences = np.array([0.5, 0.2, -0.1, 0.4, 0.3, 0.6])
+    users = np.array([0, 0, 1, 2, 3, 4])
+    sums = [0.7, -0.1, 0.4, 0.3, 0.6]  # observed 1.9; of 32 flips those with |sum| >= 1.9:
+    flips = [abs(np.dot(signs, sums)) for signs in itertools.product([1, -1], repeat=5)]
+    exact = np.mean(np.array(flips) >= 1.9 - 1e-9)  # 2.1 and 1.9, either sign: 4 / 32
+    assert exact == pytest.approx(4 / 32)
+    assert paired_permutation(differences, users, resamples=40000) == pytest.approx(exact, abs=0.01)
+
+
+def test_permutation_is_two_sided_and_never_zero():
+    users = np.arange(40)
+    better = paired_permutation(np.full(40, 0.1), users, resamples=999)
+    assert better == paired_permutation(np.full(40, -0.1), users, resamples=999) == 1 / 1000
+    assert paired_permutation(np.zeros(40), users) == 1
+
+
+def test_permutation_rejects_a_true_null_about_5_times_in_100():
+    rng = np.random.default_rng(0)
+    rejected = {"users": 0, "rows": 0}
+    for _ in range(500):
+        differences, users = clustered(rng, users=50)
+        for name, clusters in {"users": users, "rows": np.arange(len(users))}.items():
+            rejected[name] += paired_permutation(differences, clusters, resamples=299) <= 0.05
+    # Binomial(500, .05) has a standard deviation of 1 %.
+    assert 0.02 <= rejected["users"] / 500 <= 0.08
+    assert rejected["rows"] / 500 > 0.12
+
+
+def test_permutation_finds_a_true_difference():
+    differences, users = clustered(np.random.default_rng(0), users=100, mean=0.6)
+    assert paired_permutation(differences, users) < 0.001
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, made monotone: .04 .06 .06 .06.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+    assert holm([0.3]) == pytest.approx([0.3])
+    assert holm([]).shape == (0,)

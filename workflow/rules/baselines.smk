@@ -1,0 +1,47 @@
+"""
+Methods without a language model: trained where need be, and scored on the same test rows.
+
+REQUIRED INPUTS:
+
+    results/data/{dataset}/
+
+OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
+
+    predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    run.json                versions, commit, options, hashes, seconds, memory
+"""
+
+
+rule baseline:
+    """Rank the test rows by popularity, by repetition, or with a sequential model"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        train="results/data/{dataset}/train.parquet",
+        valid="results/data/{dataset}/valid.parquet",
+        test="results/data/{dataset}/test.parquet",
+    output:
+        predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
+    log:
+        "logs/baseline/{dataset}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/baseline/{dataset}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("baseline"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 1
+    params:
+        model=lambda wildcards: study.methods[wildcards.method].options.model,
+        flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
+        + flags(Evaluation(rows=study.evaluation.rows, list_length=study.evaluation.list_length)),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere baseline {params.model:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q} \
+            {params.flags:q}
+        """

@@ -1,0 +1,91 @@
+"""
+The study behind the rules: the checked config, and where a run's model starts from.
+
+A wrong key, name or value stops here, in one line, before any job runs.
+"""
+
+import os
+import re
+import sys
+
+from rere.config import NO_BACKBONE, Evaluation, flags, load_study
+from rere.errors import InputError
+
+# Jobs find this Python and this `rere`, whether an environment is activated or not. A conda
+# environment puts its own Python before it.
+os.environ.update(
+    PATH=os.path.expandvars(f"{os.path.dirname(sys.executable)}:$PATH"),
+    PYTHONPATH=os.path.expandvars(f"{workflow.basedir}:$PYTHONPATH"),
+)
+
+try:
+    study = load_study(config)
+except InputError as error:
+    sys.exit(f"config: {error}")
+
+
+def one_of(names):
+    """A pattern for exactly these names; for none of them, one that nothing matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def methods(*stages):
+    """A pattern for the methods that these stages make."""
+    return one_of(name for name, method in study.methods.items() if method.stage in stages)
+
+
+wildcard_constraints:
+    dataset=one_of(study.datasets),
+    backbone=one_of([*study.backbones, NO_BACKBONE]),
+    method=one_of(study.methods),
+    seed=r"\d+",
+    table=one_of(study.tables),
+
+
+def raw_folder(wildcards):
+    """The user's own folder of raw files, or the one that `fetch` fills."""
+    return study.datasets[wildcards.dataset].folder or f"results/raw/{wildcards.dataset}"
+
+
+def initial_model(wildcards):
+    """The model that a method's training starts from."""
+    init = study.methods[wildcards.method].init
+    if init is None:
+        return f"results/backbones/{wildcards.backbone}"
+    return (
+        f"results/runs/{wildcards.dataset}/{wildcards.backbone}/{init}/seed{wildcards.seed}/model"
+    )
+
+
+def corpus(wildcards):
+    """The training text of a tiny backbone's tokenizer; a published model needs none."""
+    backbone = study.backbones[wildcards.backbone]
+    if backbone.source != "tiny":
+        return []
+    return expand(
+        "results/data/{corpus}/{file}.parquet", corpus=backbone.corpus, file=["items", "train"]
+    )
+
+
+def backbone_flags(wildcards):
+    """The backbone's options, the corpus as the folder that holds it."""
+    backbone = study.backbones[wildcards.backbone]
+    options = flags(backbone, skip=("source", "corpus"))
+    if backbone.source == "tiny":
+        options += ["--corpus", f"results/data/{backbone.corpus}"]
+    return options
+
+
+def table_flags(wildcards):
+    """The table's run folders, its data folders, and the row that tests compare with."""
+    table = study.tables[wildcards.table]
+    options = ["--runs", *[run.folder for run in study.runs(wildcards.table)]]
+    options += ["--data", *[f"results/data/{dataset}" for dataset in table.datasets]]
+    if table.reference is not None:
+        options += ["--reference", table.reference]
+    return options
+
+
+def source(*modules):
+    """Modules of `rere` whose edits make a cheap stage run again."""
+    return [f"{workflow.basedir}/rere/{module}" for module in modules]

@@ -1,0 +1,59 @@
+"""
+Raw interactions to a catalogue and splits.
+
+OUTPUTS:
+
+    results/raw/{dataset}/      the raw files, where the config names no folder of its own
+    results/data/{dataset}/     items, train, valid, test (.parquet), stats.json
+"""
+
+
+rule fetch:
+    """Download a public data set and check it"""
+    output:
+        raw=directory("results/raw/{dataset}"),
+    log:
+        "logs/fetch/{dataset}.log",
+    benchmark:
+        "benchmarks/fetch/{dataset}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        source=lambda wildcards: study.datasets[wildcards.dataset].source,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere fetch \
+            --source {params.source:q} \
+            --output {output.raw:q}
+        """
+
+
+rule preprocess:
+    """Filter, number, window and split the interactions"""
+    input:
+        raw=raw_folder,
+    output:
+        "results/data/{dataset}/items.parquet",
+        "results/data/{dataset}/train.parquet",
+        "results/data/{dataset}/valid.parquet",
+        "results/data/{dataset}/test.parquet",
+        "results/data/{dataset}/stats.json",
+    log:
+        "logs/preprocess/{dataset}.log",
+    benchmark:
+        "benchmarks/preprocess/{dataset}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        flags=lambda wildcards: flags(study.datasets[wildcards.dataset], skip=("folder",)),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere preprocess \
+            --raw {input.raw:q} \
+            --output results/data/{wildcards.dataset:q} \
+            {params.flags:q}
+        """

@@ -1,0 +1,76 @@
+"""
+Test rows ranked by a trained model, and every method's metrics.
+
+REQUIRED INPUTS:
+
+    results/runs/{dataset}/{backbone}/{method}/seed{seed}/model/
+    results/data/{dataset}/
+
+OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
+
+    predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    metrics.json            every metric, with dataset, backbone, method and seed
+"""
+
+
+rule recommend:
+    """Rank the test rows by constrained beam search over the catalogue"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        test="results/data/{dataset}/test.parquet",
+        model="results/runs/{dataset}/{backbone}/{method}/seed{seed}/model",
+    output:
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
+    log:
+        "logs/recommend/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/recommend/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("sft", "rl"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        flags=flags(study.evaluation),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere recommend \
+            --model {input.model:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output {output.predictions:q} \
+            {params.flags:q}
+        """
+
+
+rule metrics:
+    """Score a run's predictions"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        test="results/data/{dataset}/test.parquet",
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
+    output:
+        metrics="results/runs/{dataset}/{backbone}/{method}/seed{seed}/metrics.json",
+    log:
+        "logs/metrics/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/metrics/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere metrics \
+            --predictions {input.predictions:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --dataset {wildcards.dataset:q} \
+            --backbone {wildcards.backbone:q} \
+            --method {wildcards.method:q} \
+            --seed {wildcards.seed:q} \
+            --output {output.metrics:q}
+        """

@@ -1,0 +1,69 @@
+"""
+Tables and figures.
+
+REQUIRED INPUTS:
+
+    metrics.json and predictions.parquet of every run of the table
+
+OUTPUTS:
+
+    results/tables/{table}.csv, .runs.csv, .md, .tex
+    results/figures/{table}.pdf, .png
+"""
+
+
+rule table:
+    """Gather runs: mean, spread over seeds, interval over users, paired test"""
+    input:
+        metrics=lambda wildcards: [
+            f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
+        ],
+        src=source("reporting/tables.py", "reporting/runs.py", "reporting/markup.py"),
+    output:
+        csv=report("results/tables/{table}.csv", caption="../report/table.rst", category="Tables"),
+        runs="results/tables/{table}.runs.csv",
+        markdown="results/tables/{table}.md",
+        latex="results/tables/{table}.tex",
+    log:
+        "logs/table/{table}.log",
+    benchmark:
+        "benchmarks/table/{table}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        flags=table_flags,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere table \
+            --output {output.csv:q} \
+            {params.flags:q}
+        cat {output.markdown:q}
+        """
+
+
+rule figure:
+    """Draw a table's methods as bars with intervals"""
+    input:
+        table="results/tables/{table}.csv",
+        src=source("reporting/figures.py"),
+    output:
+        pdf="results/figures/{table}.pdf",
+        png=report(
+            "results/figures/{table}.png", caption="../report/figure.rst", category="Figures"
+        ),
+    log:
+        "logs/figure/{table}.log",
+    benchmark:
+        "benchmarks/figure/{table}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere figure \
+            --table {input.table:q} \
+            --output {output.pdf:q} {output.png:q}
+        """

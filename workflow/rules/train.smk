@@ -1,0 +1,88 @@
+"""
+Training of the language model methods.
+
+REQUIRED INPUTS:
+
+    results/backbones/{backbone}/ or the model of the method named by `init`
+    results/data/{dataset}/
+
+OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
+
+    model/          weights and tokenizer
+    log.jsonl       one line a step
+    run.json        versions, commit, options, hashes, seconds, memory
+"""
+
+
+rule sft:
+    """Fine-tune on the training split's titles"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        train="results/data/{dataset}/train.parquet",
+        valid="results/data/{dataset}/valid.parquet",
+        init=initial_model,
+    output:
+        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    log:
+        "logs/sft/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/sft/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("sft"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere sft \
+            --init {input.init:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
+            {params.flags:q}
+        """
+
+
+rule rl:
+    """Train with ReRe: constrained rollouts, rewards, a policy update"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        train="results/data/{dataset}/train.parquet",
+        valid="results/data/{dataset}/valid.parquet",
+        init=initial_model,
+    output:
+        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    log:
+        "logs/rl/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/rl/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("rl"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+
+        python -m rere rl \
+            --init {input.init:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
+            {params.flags:q}
+        """
