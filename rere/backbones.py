@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,12 +16,17 @@ from transformers import (
     Qwen2Tokenizer,
     set_seed,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rere.config import Pretrained, Tiny
 from rere.data.splits import read_items, read_split
 from rere.errors import InputError
 from rere.files import replacing
 from rere.prompts import choose_instruction, prompt_text, response_text
+
+# Loading and saving take a moment; their bars would fill a log with half lines.
+disable_progress_bar()
+
 
 def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
     """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
@@ -47,23 +53,37 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
 def load_tokenizer(model: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or a local folder; raises InputError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: cannot load a tokenizer ({first_line(error)})") from error
+    if not tokenizer("a").input_ids:  # what a folder without a vocabulary gives
+        raise InputError(f"{model}: cannot load a tokenizer (its vocabulary is empty)")
+    return tokenizer
 
 
 def load_model(model: str | Path, revision: str | None = None) -> PreTrainedModel:
     """The causal language model of a hub id or a local folder, in float32.
 
     Only safetensors are read, and no code that comes with a checkpoint is run. Raises InputError
-    where there is no such model.
+    where there is no such model, or where it lacks weights.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, dtype=torch.float32, use_safetensors=True
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{model}: cannot load a language model ({first_line(error)})") from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{model}: cannot load a language model ({missing[0]} is missing, "
+            f"{len(missing)} in all; they would be random)"
+        )
+    return loaded
 
 
 def first_line(error: Exception) -> str:
@@ -86,7 +106,7 @@ def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCau
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
-        intermediate_size=4 * options.hidden_size,
+        intermediate_size=2 * options.hidden_size,
         num_hidden_layers=options.num_layers,
         num_attention_heads=options.num_heads,
         num_key_value_heads=options.num_heads,

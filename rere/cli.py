@@ -4,18 +4,16 @@ A stage's flags are its options of `rere.config` and the paths that it reads and
 stages themselves are imported when they run, so that `rere --help` answers at once.
 """
 
-import contextlib
-import difflib
-import io
+import argparse
+import itertools
 import json
-import os
-import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-import tyro
-from pydantic import Field
+from pydantic import BaseModel, DirectoryPath, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from rere import config
 from rere.errors import InputError
@@ -23,7 +21,9 @@ from rere.provenance import provenance
 
 Data = Annotated[Path, Field(description="Folder that `rere preprocess` wrote.")]
 Seed = Annotated[int, Field(ge=0, description="Seed of everything random.")]
-Init = Annotated[Path, Field(description="Folder of the model and tokenizer to start from.")]
+Init = Annotated[
+    DirectoryPath, Field(description="Folder of the model and tokenizer to start from.")
+]
 RunFolder = Annotated[Path, Field(description="Run folder: gets model/, log.jsonl and run.json.")]
 Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")]
 
@@ -54,7 +54,6 @@ class Preprocess(config.Preprocess):
 class Tiny(config.Tiny):
     """A small Qwen2 from scratch, its tokenizer trained on one data set's training text."""
 
-    source: tyro.conf.Suppress[Literal["tiny"]] = "tiny"
     corpus: Data
     output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
 
@@ -67,7 +66,6 @@ class Tiny(config.Tiny):
 class Pretrained(config.Pretrained):
     """A published model: a hub id or a local folder."""
 
-    source: tyro.conf.Suppress[Literal["pretrained"]] = "pretrained"
     output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
 
     def run(self) -> None:
@@ -124,25 +122,19 @@ class Baseline(config.Evaluation):
 class Popularity(Baseline, config.Popularity):
     """Rank by how often an item is a target of the training split."""
 
-    model: tyro.conf.Suppress[Literal["popularity"]] = "popularity"
-
 
 class RepeatLast(Baseline, config.RepeatLast):
     """Rank the user's own history, latest first, then by popularity."""
-
-    model: tyro.conf.Suppress[Literal["repeat_last"]] = "repeat_last"
 
 
 class Sasrec(Baseline, config.Sasrec):
     """Self-attentive sequential recommendation."""
 
-    model: tyro.conf.Suppress[Literal["sasrec"]] = "sasrec"
-
 
 class Recommend(config.Recommend):
     """Rank the test rows by constrained beam search over the catalogue."""
 
-    model: Path = Field(description="Folder of a model and its tokenizer.")
+    model: DirectoryPath = Field(description="Folder of a model and its tokenizer.")
     data: Data
     seed: Seed = 0
     output: Predictions
@@ -200,75 +192,119 @@ class Schema(config.Options):
         print(json.dumps(config.Study.model_json_schema(), indent=2))
 
 
-def named(command: type, name: str) -> Any:
-    return Annotated[command, tyro.conf.subcommand(name=name)]
-
-
-COMMANDS: dict[str, Any] = {
+COMMANDS: dict[str, type[BaseModel]] = {
     "fetch": Fetch,
     "preprocess": Preprocess,
-    "backbone": named(Tiny, "tiny") | named(Pretrained, "pretrained"),
+    "backbone tiny": Tiny,
+    "backbone pretrained": Pretrained,
     "sft": Sft,
     "rl": Rl,
-    "baseline": (
-        named(Popularity, "popularity") | named(RepeatLast, "repeat_last") | named(Sasrec, "sasrec")
-    ),
+    "baseline popularity": Popularity,
+    "baseline repeat_last": RepeatLast,
+    "baseline sasrec": Sasrec,
     "recommend": Recommend,
     "metrics": Metrics,
     "table": Table,
     "figure": Figure,
     "schema": Schema,
 }
-SUMMARIES = {
-    name: "Store a language model: tiny or pretrained."
-    if name == "backbone"
-    else Baseline.__doc__
-    if name == "baseline"
-    else command.__doc__
-    for name, command in COMMANDS.items()
-}
 
 
 def main() -> None:
     """Run one stage; bad input ends in one line on standard error and status 1 (usage: 2)."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
-        return
-    stage, *arguments = arguments
-    if stage not in COMMANDS:
-        close = difflib.get_close_matches(stage, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see rere --help"
-        fail(f"rere: there is no stage {stage!r}; {hint}", 2)
-    command = parse(stage, arguments)
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
+    stage = next((s for s in (" ".join(words), *words[:1]) if s in COMMANDS), None)
+    if stage is None:
+        matching = [name for name in COMMANDS if name.split()[: len(words)] == words]
+        if matching and set(sys.argv[1 + len(words) :]) <= {"-h", "--help"}:
+            print(overview(matching))
+            return
+        given = " ".join(words) or sys.argv[1]
+        fail(f"rere: unknown stage {given}; {config.hint(given, COMMANDS, 'see rere --help')}", 2)
+    command = parse(stage, sys.argv[1 + len(stage.split()) :])
     try:
         command.run()
     except InputError as error:
         fail(f"rere {stage}: {error}", 1)
     except OSError as error:
-        fail(f"rere {stage}: {error.filename or ''}: {error.strerror or error}", 1)
+        parts = [f"rere {stage}", error.filename, error.strerror or error]
+        fail(": ".join(str(part) for part in parts if part is not None), 1)
     except KeyboardInterrupt:
         fail(f"rere {stage}: interrupted", 130)
 
 
 def parse(stage: str, arguments: list[str]) -> Any:
-    """The stage's command with its options; tyro's boxed errors become one line."""
-    errors = io.StringIO()
-    # tyro folds to the terminal's width, which would cut words of the line in two.
-    width = os.environ.get("COLUMNS")
+    """The stage's command as `arguments` give it, in text; `None` is Python's."""
+    command = COMMANDS[stage]
+    fields = {name: field for name, field in command.model_fields.items() if not is_fixed(field)}
+    given, unknown = parser(stage, command.__doc__, fields).parse_known_args(arguments)
+    if unknown:
+        hint = config.hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
+        fail(f"rere {stage}: unknown option {unknown[0]}; {hint}", 2)
+    values = {
+        name: None if value == "None" and type(None) in get_args(fields[name].annotation) else value
+        for name, value in vars(given).items()
+    }
+    missing = [name for name, field in fields.items() if field.is_required() and name not in values]
+    if missing:
+        fail(f"rere {stage}: missing {', '.join(map(config.flag, missing))}", 2)
     try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(COMMANDS[stage], prog=f"rere {stage}", args=arguments)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-    text = re.sub(r"[─-╿]+", " ", errors.getvalue()).split("For full helptext")[0]
-    fail(f"rere {stage}: {' '.join(text.split())}; see rere {stage} --help", 2)
+        return command.model_validate(values, strict=False)
+    except ValidationError as error:
+        problems = [
+            ": ".join([*map(config.flag, problem["loc"][:1]), config.remedy(problem)])
+            for problem in error.errors()
+        ]
+        fail(f"rere {stage}: {'; '.join(problems)}", 2)
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in SUMMARIES.items()]
+def is_fixed(field: FieldInfo) -> bool:
+    """Whether the command's name alone says what the option is, as in `rere backbone tiny`."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return choices == (field.default,)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{self.prog}: {message.removeprefix('argument ')}", 2)
+
+
+def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Parser:
+    """A parser that takes every option as text; whether one is right is for the model to say."""
+    made = Parser(
+        prog=f"rere {stage}",
+        usage="%(prog)s [OPTIONS]",
+        description=summary,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    required, optional = map(made.add_argument_group, ("required", "options"))
+    for name, field in fields.items():
+        default = "" if field.is_required() else f" [{' '.join(config.words(field.default))}]"
+        (required if field.is_required() else optional).add_argument(
+            config.flag(name),
+            dest=name,
+            metavar=placeholder(field.annotation),
+            nargs="+" if get_origin(field.annotation) is list else None,
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{default}",
+        )
+    optional.add_argument("-h", "--help", action="help", help="show this message")
+    return made
+
+
+def placeholder(annotation: Any) -> str:
+    """What stands for an option's value in the help: PATH, INT, {float32,bfloat16}."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(inner)}}}"
+    return placeholder(inner[0]) if inner else annotation.__name__.upper()
+
+
+def overview(stages: Collection[str]) -> str:
+    """The help of several stages: a line each."""
+    width = max(map(len, stages))
+    lines = [f"  {stage:{width}}  {COMMANDS[stage].__doc__}" for stage in stages]
     return "\n".join(
         ["usage: rere STAGE [OPTIONS]", "", *lines, "", "`rere STAGE --help` lists its options."]
     )

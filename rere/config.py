@@ -8,9 +8,19 @@ that editors use. Nothing heavy is imported: Snakemake reads this module to plan
 import difflib
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from rere.errors import InputError
 
@@ -21,12 +31,23 @@ NO_BACKBONE = "none"
 """Stands in a run's path where a method has no language model."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Options(BaseModel):
     # Strict, so that YAML's `3e-4` (a string to YAML 1.1) is an error and not a guess.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def keys_are_known(cls, values: Any) -> Any:
+        """Tell a misspelt key which one was meant, as `extra="forbid"` does not."""
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                context = {"key": str(key), "hint": hint(str(key), cls.model_fields)}
+                raise PydanticCustomError("unknown_key", "unknown key; {hint}", context)
+        return values
 
 
 # ---------------------------------------------------------------------------------------- data
@@ -86,7 +107,7 @@ class Pretrained(Options):
 class TinyBackbone(Tiny):
     """`tiny` as the study names it: with the data set whose training text it reads."""
 
-    corpus: Name = Field(description="Data set whose training text trains the tokenizer.")
+    corpus: str = Field(description="Data set whose training text trains the tokenizer.")
 
 
 Backbone = Annotated[TinyBackbone | Pretrained, Field(discriminator="source")]
@@ -138,7 +159,9 @@ class Training(Options):
         "float32", description="Arithmetic of the passes; weights and optimiser stay float32."
     )
     rows_per_pass: int = Field(
-        32, ge=1, description="Rows a forward pass; divides a step's. Memory and speed, not results."
+        32,
+        ge=1,
+        description="Rows a forward pass; divides a step's. Memory and speed, not results.",
     )
     valid_rows: int = Field(
         1000, ge=1, description="Seeded sample of the validation split that selects checkpoints."
@@ -186,6 +209,7 @@ class RlOptions(Training):
 
 
 Baseline = Annotated[Popularity | RepeatLast | Sasrec, Field(discriminator="model")]
+Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 STAGES = ("baseline", "sft", "rl")
 
 
@@ -195,12 +219,18 @@ class Method(Options):
     baseline: Baseline | None = Field(None, description="A model without a language model.")
     sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
     rl: RlOptions | None = Field(None, description="Reinforcement learning.")
-    init: Name | None = Field(None, description="Method to start from; without one the backbone.")
+    init: str | None = Field(None, description="Method to start from; without one the backbone.")
+    grid: Grid | None = Field(
+        None, description="Options of the stage with lists of values: a method a combination."
+    )
 
     @model_validator(mode="after")
     def one_stage(self):
-        if sum(getattr(self, stage) is not None for stage in STAGES) != 1:
+        given = [stage for stage in STAGES if stage in self.model_fields_set]
+        if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(STAGES)}")
+        if getattr(self, given[0]) is None:
+            raise ValueError(f"{given[0]} is empty; write `{given[0]}: {{}}` for its defaults")
         if self.baseline is not None and self.init is not None:
             raise ValueError("a baseline takes no init")
         return self
@@ -239,11 +269,19 @@ class Recommend(Evaluation):
 class Table(Options):
     """A table of the study: each list selects by name."""
 
-    datasets: list[Name] = Field(min_length=1, description="Data sets.")
-    backbones: list[Name] = Field(min_length=1, description="Backbones.")
-    methods: list[Name] = Field(min_length=1, description="Methods, or grids for all of theirs.")
+    datasets: list[str] = Field(min_length=1, description="Data sets.")
+    backbones: list[str] = Field(min_length=1, description="Backbones.")
+    methods: list[str] = Field(min_length=1, description="Methods, or grids for all of theirs.")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Run seeds.")
-    reference: Name | None = Field(None, description="Method that paired tests compare with.")
+    reference: str | None = Field(None, description="Method that paired tests compare with.")
+
+    @field_validator("datasets", "backbones", "methods", "seeds")
+    @classmethod
+    def once_each(cls, values: list) -> list:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value} comes twice")
+        return values
 
 
 class Run(BaseModel):
@@ -266,34 +304,9 @@ class Study(Options):
 
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")
-    methods: dict[Name, Method] = Field(description="Methods by name, grids expanded.")
+    methods: dict[Name, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
     tables: dict[Name, Table] = Field(description="Tables by name.")
-
-    @model_validator(mode="after")
-    def names_exist(self):
-        for name, backbone in self.backbones.items():
-            if name == NO_BACKBONE:
-                raise ValueError(f"backbones.{name}: the name stands for methods without one")
-            if isinstance(backbone, TinyBackbone):
-                known(backbone.corpus, self.datasets, f"backbones.{name}.corpus")
-        for name, method in self.methods.items():
-            ancestors = {name}
-            while method.init is not None:
-                known(method.init, self.methods, f"methods.{name}.init")
-                if method.init in ancestors:
-                    raise ValueError(f"methods.{name}.init: {method.init} starts from itself")
-                ancestors.add(method.init)
-                method = self.methods[method.init]
-                if method.stage == "baseline":
-                    raise ValueError(f"methods.{name}.init: a baseline has no model to start from")
-        for name, table in self.tables.items():
-            for axis in ("datasets", "backbones", "methods"):
-                for value in getattr(table, axis):
-                    known(value, getattr(self, axis), f"tables.{name}.{axis}")
-            if table.reference is not None:
-                known(table.reference, table.methods, f"tables.{name}.reference")
-        return self
 
     def runs(self, table: str) -> list[Run]:
         """The runs of a table, row after row; those without a backbone once a data set."""
@@ -320,93 +333,169 @@ def load_study(config: dict[str, Any]) -> Study:
 
     Raises InputError with one line for each key that is wrong.
     """
-    expanded, grids = dict(config), {}
-    if isinstance(config.get("methods"), dict):
-        expanded["methods"], grids = expand_grids(config["methods"])
-    if isinstance(config.get("tables"), dict):
-        expanded["tables"] = {
-            name: select_grids(table, grids) for name, table in config["tables"].items()
-        }
-    return parse(Study, expanded)
+    expanded, grid_of = expand_grids(config)
+    study = parse(Study, expanded, config, grid_of)
+    if lines := list(dict.fromkeys(wrong_names(study, grid_of))):
+        raise InputError("\n".join(lines))
+    return study
 
 
-def parse(model: Any, values: Any) -> Any:
-    """`values` as an instance of `model`; raises InputError with one line a wrong key."""
+def parse(
+    model: Any, values: Any, written: Any = None, grid_of: dict[str, str] | None = None
+) -> Any:
+    """`values` as an instance of `model`; raises InputError with one line a wrong key.
+
+    Where `values` are a config with its grids expanded, `written` is the one before, and lines
+    name its keys.
+    """
     try:
         return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
-        raise InputError("\n".join(explain(problem, values) for problem in error.errors())) from None
+        source = values if written is None else written
+        lines = [explain(problem, source, grid_of or {}) for problem in error.errors()]
+        raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
-def explain(problem: Any, config: Any) -> str:
+def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
+    """A line for each name that a study refers to and does not define."""
+    for name, backbone in study.backbones.items():
+        if name == NO_BACKBONE:
+            yield f"backbones.{name}: stands for methods without one; choose another name"
+        if isinstance(backbone, TinyBackbone) and backbone.corpus not in study.datasets:
+            yield f"backbones.{name}.corpus: {unknown(backbone.corpus, study.datasets)}"
+    for name, method in study.methods.items():
+        where = f"methods.{grid_of.get(name, name)}.init"
+        if method.init is None:
+            continue
+        if method.init not in study.methods:
+            yield f"{where}: {unknown(method.init, study.methods)}"
+        elif study.methods[method.init].stage == "baseline":
+            yield f"{where}: {method.init} is a baseline, which leaves no model to start from"
+        ancestors, init = [name], method.init
+        while init in study.methods and init not in ancestors:
+            ancestors.append(init)
+            init = study.methods[init].init
+        if init == name:
+            yield f"{where}: {' starts from '.join([*ancestors, name])}"
+    for name, table in study.tables.items():
+        for axis in ("datasets", "backbones", "methods"):
+            for value in getattr(table, axis):
+                if value not in getattr(study, axis):
+                    yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
+        if table.reference is not None and table.reference not in table.methods:
+            yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
+
+
+def unknown(name: str, names: Iterable[str]) -> str:
+    return f"there is no {name}; {hint(name, names)}"
+
+
+def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
+    """The remedy for a name that is not among `names`: the closest, else `otherwise` or all."""
+    close = difflib.get_close_matches(name, names := list(names), n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return otherwise or f"there are {', '.join(names) or 'none'}"
+
+
+def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
     """One line for one of pydantic's errors: the key as the user wrote it, and the remedy."""
-    # A union's error names the chosen member among the keys; the user wrote no such key.
-    keys, node = [], config
-    for key in problem["loc"]:
+    context = problem.get("ctx", {})
+    inner = [context[key].strip("'") for key in ("key", "discriminator") if key in context]
+    loc = [*problem["loc"], *inner]
+    if loc[0:1] == ["methods"] and len(loc) > 1 and loc[1] in grid_of:
+        grid = grid_of[loc[1]]
+        swept = [key for key in loc[2:] if key in written["methods"][grid]["grid"]]
+        loc = ["methods", grid, "grid", *swept] if swept else ["methods", grid, *loc[2:]]
+    # Where pydantic names the member of a union or the index of a list, the user wrote no key.
+    keys, node = [], written
+    for key in loc:
         if isinstance(node, dict) and key in node:
             node = node[key]
-        elif isinstance(node, list) and isinstance(key, int):
-            node = node[key]
-        elif problem["type"] != "missing" or key != problem["loc"][-1]:
+        elif key is not loc[-1] or not (inner or problem["type"] == "missing"):
             continue
         keys.append(str(key))
-    where, value = ".".join(keys), problem["input"]
-    if problem["type"] == "value_error":
-        message = str(problem["ctx"]["error"])
-        return f"{where}: {message}" if where else message
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        mantissa, exponent = re.split("[eE]", value)
-        number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
-        return f"{where}: '{value}' is a string to YAML; write {number}"
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {value!r}"
+    return ": ".join(filter(None, [".".join(keys), remedy(problem)]))
 
 
-def known(name: str, names: Any, where: str) -> None:
-    """Raise ValueError with the closest names unless `name` is one of `names`."""
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        raise ValueError(f"{where}: there is no {name}; {hint}")
+def remedy(problem: Any) -> str:
+    """What is wrong in one of pydantic's errors, and what to write instead."""
+    value, context = problem["input"], problem.get("ctx", {})
+    match problem["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "unknown_key":
+            return problem["msg"]
+        case "missing" | "union_tag_not_found":
+            return "missing"
+        case "union_tag_invalid":
+            return unknown(context["tag"], re.findall("'(.*?)'", context["expected_tags"]))
+        case "string_pattern_mismatch":
+            return "names have letters, digits, `_`, `.` and `-`, and start with a letter or digit"
+        case "too_short":
+            return "empty; give at least one"
+        case "path_not_directory":
+            return f"there is no folder {value}"
+        case "string_type" if isinstance(value, int | float):
+            return f"{value} is not a string to YAML; put it in quotes"
+        case "float_type" if isinstance(value, str) and EXPONENT.fullmatch(value):
+            mantissa, exponent = re.split("[eE]", value)
+            number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
+            return f"'{value}' is a string to YAML; write {number}"
+    message = re.sub(r", unable to .*| or instance of \w+", "", problem["msg"])
+    message = message.replace("a valid dictionary", "a mapping")
+    kind = {dict: "a mapping", list: "a list", type(None): "nothing"}.get(type(value), repr(value))
+    return f"{message[0].lower()}{message[1:]}, not {kind}"
 
 
-def expand_grids(methods: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Methods with each `grid:` replaced by its members, and the members' names by grid.
+def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
+    """A config with each grid replaced by its members, and the grid of each member.
 
     A grid maps options of the method's stage to lists of values; a member is named after the
     grid and its values, in the grid's order: `beta` with `beta: [0.0, 0.1]` gives `beta-0.0`
-    and `beta-0.1`.
+    and `beta-0.1`. A table that lists the grid gets all members.
     """
-    expanded, grids = {}, {}
-    for name, method in methods.items():
-        if not isinstance(method, dict) or "grid" not in method:
-            expanded[name] = method
+    if not (isinstance(config, dict) and isinstance(config.get("methods"), dict)):
+        return config, {}
+    methods, grid_of = {}, {}
+    for name, method in config["methods"].items():
+        if not is_grid(method):
+            methods[name] = method
             continue
-        grid = method["grid"]
-        stages = [stage for stage in STAGES if stage in method]
-        if not (isinstance(grid, dict) and grid and all(isinstance(v, list) for v in grid.values())):
-            raise InputError(f"methods.{name}.grid: map options to lists of values")
-        if len(stages) != 1:
-            raise InputError(f"methods.{name}: give exactly one of {', '.join(STAGES)}")
-        shared = {key: value for key, value in method.items() if key != "grid"}
-        grids[name] = []
-        for values in itertools.product(*grid.values()):
-            member = "-".join([name, *map(slug, values)])
-            if member in expanded or member in methods:
+        stage = next(stage for stage in STAGES if stage in method)
+        for values in itertools.product(*method["grid"].values()):
+            member = "-".join([str(name), *map(slug, values)])
+            if member in methods or member in config["methods"]:
                 raise InputError(f"methods.{name}.grid: {member} comes twice")
-            options = {**(method[stages[0]] or {}), **dict(zip(grid, values, strict=True))}
-            expanded[member] = {**shared, stages[0]: options}
-            grids[name].append(member)
-    return expanded, grids
+            options = method[stage] | dict(zip(method["grid"], values, strict=True))
+            methods[member] = method | {stage: options, "grid": None}
+            grid_of[member] = name
+    expanded = config | {"methods": methods}
+    if isinstance(config.get("tables"), dict):
+        expanded["tables"] = {
+            name: select_members(table, grid_of) for name, table in config["tables"].items()
+        }
+    return expanded, grid_of
 
 
-def select_grids(table: Any, grids: dict[str, list[str]]) -> Any:
+def is_grid(method: Any) -> bool:
+    """Whether a method has a grid that can be expanded; parsing tells what is wrong with others."""
+    if not (isinstance(method, dict) and isinstance(method.get("grid"), dict)):
+        return False
+    lists, stages = method["grid"].values(), [stage for stage in STAGES if stage in method]
+    well_formed = len(lists) > 0 and all(isinstance(values, list) and values for values in lists)
+    return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
+
+
+def select_members(table: Any, grid_of: dict[str, str]) -> Any:
     """A table whose list of methods names grids, with their members in their place."""
-    if not isinstance(table, dict) or not isinstance(table.get("methods"), list):
+    if not (isinstance(table, dict) and isinstance(table.get("methods"), list)):
         return table
-    chosen = [grids.get(m, [m]) if isinstance(m, str) else [m] for m in table["methods"]]
-    return {**table, "methods": list(itertools.chain.from_iterable(chosen))}
+    chosen = [
+        [member for member, grid in grid_of.items() if grid == name] or [name]
+        for name in table["methods"]
+    ]
+    return table | {"methods": list(itertools.chain.from_iterable(chosen))}
 
 
 def slug(value: Any) -> str:
@@ -417,13 +506,15 @@ def slug(value: Any) -> str:
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
     """Options as command-line arguments, all of them, so that a log shows the whole command."""
-    arguments = []
-    for name, value in options.model_dump(exclude=set(skip)).items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            arguments += [flag, *map(str, value)]
-        else:
-            arguments += [flag, str(value)]
-    return arguments
+    values = options.model_dump(exclude=set(skip))
+    return [word for name, value in values.items() for word in (flag(name), *words(value))]
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def words(value: Any) -> list[str]:
+    """An option's value as the command line takes it."""
+    return [str(each) for each in (value if isinstance(value, list) else [value])]

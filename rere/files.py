@@ -3,33 +3,49 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from rere.errors import InputError
+
+SNAKEMAKE = ".snakemake_timestamp"
+"""What Snakemake leaves in a folder that is a rule's output."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write a file or fill a folder at.
+    """A path to write a file or fill a folder at, which becomes `path` when the block ends well.
 
-    It takes the place of `path` when the block ends well, and is removed when it does not, so
-    that nobody ever sees half of an output.
+    It does so at once, so that nobody ever sees half of an output; nothing is left of a block
+    that fails. Symbolic links are followed. Raises InputError where a folder at `path` holds
+    what the new one does not: files of the user's, who named the folder by mistake.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield temporary
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new, old = Path(scratch, path.name), Path(scratch, f"{path.name}.old")
+        yield new
+        flush(new)
+        if path.exists() and path.is_dir() != new.is_dir():
+            kind = "folder" if path.is_dir() else "file"
+            raise InputError(f"{path}: is a {kind}; remove it or choose another output")
         if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+            for entry in path.iterdir():
+                if entry.name != SNAKEMAKE and not Path(new, entry.name).exists():
+                    raise InputError(f"{entry}: would be lost; remove it or choose another output")
+            path.rename(old)
+        new.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or each file of a folder, to the disk."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10
+LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class Lines:
     """A stream for tqdm that turns its carriage returns into lines, as a log needs them."""
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n\x1b[A"):
+        if text := text.strip():
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
@@ -28,6 +29,6 @@ def progress(total: int, label: str, unit: str = "row") -> tqdm:
             "mininterval": SECONDS_BETWEEN_LINES,
             "maxinterval": SECONDS_BETWEEN_LINES,
             "dynamic_ncols": False,
-            "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            "bar_format": LINE,
         }
     return tqdm(**options)

@@ -62,7 +62,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.titles = titles
         # Ask the tokenizer itself whether it opens a sequence with BOS; a family name would guess.
-        opening = tokenizer("").input_ids[:1]
+        opening = tokenizer("a").input_ids[:1]
         self.opening = [i for i in opening if i == tokenizer.bos_token_id]
 
     def prompts(
@@ -104,5 +104,10 @@ class PromptEncoder:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,  # a title that spells one out is text like any other
+            return_attention_mask=False,
+        )
         return [self.opening + ids for ids in encoded.input_ids]

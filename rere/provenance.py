@@ -10,23 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rere.config import Options
-from rere.files import sha256, write_json
+from rere.files import SNAKEMAKE, sha256, write_json
 
 PACKAGES = ("numpy", "polars", "torch", "transformers")
 
 
 @contextmanager
-def provenance(
-    path: Path, options: Options, seed: int, inputs: Sequence[Path]
-) -> Iterator[None]:
+def provenance(path: Path, options: Options, seed: int, inputs: Sequence[Path]) -> Iterator[None]:
     """Write `path` (run.json) when the block ends well.
 
     It holds versions, commit, options, the sha256 of every input file (those of a folder one by
     one), seed, wall-clock seconds and peak memory in MB.
     """
     started = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     yield
     write_json(
         path,
@@ -46,7 +44,9 @@ def provenance(
 
 def files_of(path: Path) -> list[Path]:
     """The file itself, or the files of a folder in the order of their names."""
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.is_file() and p.name != SNAKEMAKE)
 
 
 def peak_memory() -> dict[str, float]:
@@ -62,8 +62,9 @@ def peak_memory() -> dict[str, float]:
 
 def commit() -> str | None:
     """The commit of the source tree, marked `-dirty` with changes on top; None outside of git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    here = str(Path(__file__).parent)
+    describe = ["git", "-C", here, "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -15,7 +15,7 @@ from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 
 NUM_ITEMS = 30
-SASREC = Sasrec(hidden_size=8, num_layers=1, batch_size=32, epochs=3)
+SASREC = Sasrec(hidden_size=8, num_layers=1, batch_size=64, epochs=3)
 EVALUATION = Evaluation(rows=None, list_length=20)
 
 

@@ -61,9 +61,9 @@ def test_fetch_extracts_the_data_files_only(wheel, tmp_path):
 
 def test_fetch_replaces_an_earlier_folder(wheel, tmp_path):
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "stale").touch()
+    (tmp_path / "raw" / "a.item").write_text("stale")
     fetch("ml-100k", tmp_path / "raw")
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["a.inter", "a.item"]
+    assert (tmp_path / "raw" / "a.item").read_text() == "content of package/data/a.item\n"
 
 
 def test_checksum_mismatch(wheel, tmp_path, monkeypatch):

@@ -228,14 +228,14 @@ def test_time_zone_leaves_no_trace(tmp_path, monkeypatch):
 def test_an_earlier_output_is_replaced_whole_or_kept(tmp_path):
     output = tmp_path / "data"
     output.mkdir()
-    (output / "stale").touch()
+    (output / "items.parquet").touch()
     raw = write_raw(tmp_path / "raw", [(0, 0, 0)])
     with pytest.raises(InputError):
         preprocess(OPTIONS, raw, output)
-    assert (output / "stale").exists()
+    assert (output / "items.parquet").stat().st_size == 0
     write_raw(raw, [(0, item, item) for item in range(11)])
     preprocess(OPTIONS.model_copy(update={"core": 1}), raw, output)
-    assert not (output / "stale").exists()
+    assert (output / "items.parquet").stat().st_size > 0
 
 
 def test_a_data_set_that_is_too_small_names_the_option(tmp_path):

@@ -41,7 +41,7 @@ def fit(
     loss becomes infinite or NaN.
     """
     torch.manual_seed(seed)
-    max_history = max(1, train["history"].list.len().max())
+    max_history = train["history"].list.len().max()
     model = SasrecModel(options, num_items, max_history)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = torch.optim.Adam(
@@ -53,7 +53,7 @@ def fit(
     # of them. So an epoch draws windows that hold as many positions as there are rows, and
     # predicts each event about once. The last position of every window alone would do that too,
     # but costs T times the attention and gets less far in the same time.
-    windows = math.ceil(len(train) ** 2 / max(1, int((histories != model.padding).sum())))
+    windows = math.ceil(len(train) ** 2 / int((histories != model.padding).sum()))
     best, best_epoch, best_weights = -1.0, 0, {}
     with progress(options.epochs * windows, options.model) as bar:
         for epoch in range(1, options.epochs + 1):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.packing import additive, left_pad, prompt_positions
+from rere.engine.packing import additive, left_pad, prompt_positions, upcast
 
 
 class Beams(NamedTuple):
@@ -78,7 +78,7 @@ def search(
         torch.full((num_rows, num_beams), -torch.inf, device=device),
     )
     for fanout in tree.fanout_by_depth[:-1]:
-        child, child_score = children(tree, node, score, logits.float().log_softmax(-1), fanout)
+        child, child_score = children(tree, node, score, upcast(logits).log_softmax(-1), fanout)
         # Twice the beams, so that K go on even when K of the best just finished.
         width = min(2 * num_beams, child_score[0].numel())
         top_score, top = child_score.flatten(1).topk(width)

@@ -23,7 +23,7 @@ def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def prompt_positions(real: Tensor) -> Tensor:
-    """Positions (B, L) i64 that count real tokens from 0; models with learned positions need them."""
+    """Positions (B, L) i64 that count real tokens from 0; learned positions depend on them."""
     return (real.cumsum(-1) - 1).clamp(min=0)
 
 
@@ -31,6 +31,11 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask (B, Q, K) as the 4-D mask (B, 1, Q, K) that attention adds to its scores."""
     hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """Logits in float32 at least; half precision is too coarse to add log-probabilities up."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,14 @@ class Packed:
 
 
 def pack(
-    prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+    prompts: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    num_candidates: int | None = None,
 ) -> Packed:
-    """Pack each prompt with its candidates, in any number and of any length from 1 up."""
+    """Pack each prompt with its candidates, in any number and of any length from 1 up.
+
+    `num_candidates` is G where no row may have as many; without it G is the most that one has.
+    """
     prompt_ids, real = left_pad(prompts)
     # A candidate's last token is predicted but never fed in.
     fed = [[token for c in row for token in c[:-1]] for row in candidates]
@@ -77,7 +87,7 @@ def pack(
             start += len(c) - 1
     target = [[token for c in row for token in c] for row in candidates]
     candidate = [[g for g, c in enumerate(row) for _ in c] for row in candidates]
-    num_candidates = max(map(len, candidates))
+    num_candidates = num_candidates or max(map(len, candidates))
 
     fed_ids, owners, offsets = right_pad(fed, 0), right_pad(owner, -1), right_pad(offset, 0)
     num_prompt, num_fed = prompt_ids.shape[1], fed_ids.shape[1]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.engine.packing import Packed, additive
+from rere.engine.packing import Packed, additive, upcast
 
 
 def token_log_probs(model: PreTrainedModel, packed: Packed) -> Tensor:
@@ -13,13 +13,14 @@ def token_log_probs(model: PreTrainedModel, packed: Packed) -> Tensor:
     Places that `packed.candidate` marks as padding hold 0. Logits are computed only where a
     candidate token is predicted.
     """
-    logits = model(
+    output = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         attention_mask=additive(packed.visible, model.dtype),
         logits_to_keep=packed.num_kept,
         use_cache=False,
-    ).logits.float()  # (B, P, V)
+    )
+    logits = upcast(output.logits)  # (B, P, V)
     rows = torch.arange(len(logits), device=logits.device)[:, None]
     log_probs = logits[rows, packed.source, packed.target]
     log_probs = log_probs - logits.logsumexp(-1).gather(1, packed.source)

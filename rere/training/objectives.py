@@ -30,7 +30,6 @@ def grpo(
     loss = -(log_prob - log_prob.detach()).exp() * per_token
     if kl is not None:
         loss = loss + beta * kl
-    real = (packed.candidate < packed.num_candidates).to(loss.dtype)
-    length = sum_by_candidate(real, packed)  # (B, G)
-    mean = sum_by_candidate(loss * real, packed) / length.clamp(min=1)
+    length = sum_by_candidate(torch.ones_like(loss), packed)  # (B, G)
+    mean = sum_by_candidate(loss, packed) / length.clamp(min=1)
     return mean.sum() / (length > 0).sum()

@@ -24,7 +24,7 @@ from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.prompts import PromptEncoder
 from rere.training import advantages, objectives
 from rere.training.rewards import total_reward
-from rere.training.trainer import Trainer, encode_split, save, training_arguments
+from rere.training.trainer import Trainer, encode, read_rows, save, training_arguments
 
 
 def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -37,9 +37,14 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
     tokenizer, model = load_tokenizer(init), load_model(init)
     encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
     responses = encoder.responses()
-    train = encode_split(data, "train", encoder, seed)
+    train = read_rows(data, "train")
     if len(train) < options.prompts:
         raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        targets = torch.tensor([row["target"] for row in rows])
+        return {"prompts": encode(encoder, rows, seed), "target": targets}
+
     trainer = RlTrainer(
         options=options,
         tree=PrefixTree.build(responses),
@@ -47,18 +52,15 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
         log=output / "log.jsonl",
         label="rl",
         model=model,
-        data_collator=lambda rows: {"rows": rows},
+        data_collator=collate,
         train_dataset=train,
-        eval_dataset=encode_split(data, "valid", encoder, seed, options.valid_rows),
+        eval_dataset=read_rows(data, "valid", options.valid_rows),
         args=training_arguments(
             options,
             seed,
             output / "checkpoints",
             options.steps,
-            per_device_train_batch_size=options.prompts_per_pass,
-            per_device_eval_batch_size=options.prompts_per_pass,
-            gradient_accumulation_steps=options.prompts // options.prompts_per_pass,
-            eval_steps=max(1, options.steps // options.evaluations),
+            options.prompts,
             metric_for_best_model="eval_ndcg@10",
             greater_is_better=True,
         ),
@@ -85,9 +87,7 @@ class RlTrainer(Trainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, Any], *_: Any, **__: Any
     ) -> Tensor:
-        options, device = self.options, self.tree.token.device
-        prompts = [row["input_ids"] for row in inputs["rows"]]
-        target = torch.tensor([row["target"] for row in inputs["rows"]], device=device)
+        options, prompts, target = self.options, inputs["prompts"], inputs["target"]
 
         # Roll out: dropout off, so that what is scored is what was searched.
         policy = self.accelerator.unwrap_model(model)
@@ -97,7 +97,7 @@ class RlTrainer(Trainer):
             [self.responses[self.tree.leaf_items[n][0]] for n in row if n >= 0]
             for row in leaf.tolist()
         ]
-        packed = pack(prompts, candidates).to(device)
+        packed = pack(prompts, candidates, options.group_size).to(leaf.device)
         log_prob = token_log_probs(model, packed)  # (B, N)
 
         # Reward: a hit is a candidate with the target's title, hence with its leaf.
@@ -120,10 +120,9 @@ class RlTrainer(Trainer):
         policy = self.accelerator.unwrap_model(self.model)
         ranked, targets = [], []
         for inputs in self.get_eval_dataloader():
-            prompts = [row["input_ids"] for row in inputs["rows"]]
-            leaf, _ = beam_search(policy, self.tree, prompts, self.options.group_size)
+            leaf, _ = beam_search(policy, self.tree, inputs["prompts"], self.options.group_size)
             ranked.append(leaf.cpu())
-            targets += [row["target"] for row in inputs["rows"]]
-        leaves = self.tree.leaf_of_item[targets].cpu()
-        values = gains(target_ranks(torch.cat(ranked).numpy(), leaves.numpy())).mean(axis=0)
+            targets.append(self.tree.leaf_of_item[inputs["target"]].cpu())
+        ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
+        values = gains(ranks).mean(axis=0)
         return {"ndcg@10": float(values[METRICS.index("NDCG@10")])}

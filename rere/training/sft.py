@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rere.backbones import load_model, load_tokenizer
 from rere.config import SftOptions
 from rere.data.splits import read_items
-from rere.engine.packing import Packed, pack
+from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
-from rere.training.trainer import Trainer, encode_split, save, training_arguments
+from rere.training.trainer import Trainer, encode, read_rows, save, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -32,20 +33,21 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         targets = [responses[row["target"]] for row in rows]
         return {
-            "packed": pack([row["input_ids"] for row in rows], [[ids] for ids in targets]),
+            "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
             # The trainer counts these over all passes of a step.
             "labels": torch.tensor(list(itertools.chain.from_iterable(targets))),
         }
 
-    train = encode_split(data, "train", encoder, seed)
+    train = read_rows(data, "train")
     steps = math.ceil(options.epochs * len(train) / options.batch_size)
     trainer = SftTrainer(
+        lengths=[sum(len(responses[item]) for item in row["history"]) for row in train],
         log=output / "log.jsonl",
         label="sft",
         model=model,
         data_collator=collate,
         train_dataset=train,
-        eval_dataset=encode_split(data, "valid", encoder, seed, options.valid_rows),
+        eval_dataset=read_rows(data, "valid", options.valid_rows),
         callbacks=[EarlyStoppingCallback(options.patience)],
         args=training_arguments(
             options,
@@ -53,7 +55,6 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
             output / "checkpoints",
             steps,
             options.batch_size,
-            train_sampling_strategy="group_by_length",
             metric_for_best_model="eval_loss",
             greater_is_better=False,
         ),
@@ -65,7 +66,17 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
 class SftTrainer(Trainer):
     """Cross-entropy of the response tokens, their mean over the step."""
 
-    model_accepts_loss_kwargs = True
+    def __init__(self, lengths: list[int], **more: Any) -> None:
+        super().__init__(**more)
+        self.lengths = lengths
+        # The loss is divided by the tokens of the whole step, however many passes it takes.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Rows of like length share a pass, so that little of it is padding."""
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(rows, lengths=self.lengths)
 
     def compute_loss(
         self,

@@ -6,6 +6,7 @@ The loop itself (schedules, clipping, accumulation, checkpoints, several devices
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Trainer(transformers.Trainer):
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepLog(log, label))
-        self.step_metrics: list[dict[str, Tensor]] = []
+        self.step_metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation sample, by which checkpoints are chosen."""
@@ -42,13 +43,12 @@ class Trainer(transformers.Trainer):
 
     def record(self, **metrics: Tensor) -> None:
         """Keep scalars of a pass for the step's line in the log; they stay on the device."""
-        self.step_metrics.append({name: value.detach() for name, value in metrics.items()})
+        for name, value in metrics.items():
+            self.step_metrics[name].append(value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.step_metrics and "loss" in logs:
-            for name in self.step_metrics[0]:
-                values = [metrics[name].item() for metrics in self.step_metrics]
-                logs[name] = sum(values) / len(values)
+        if "loss" in logs:
+            logs |= {k: torch.stack(v).mean().item() for k, v in self.step_metrics.items()}
             self.step_metrics.clear()
         super().log(logs, start_time)
 
@@ -105,6 +105,7 @@ def training_arguments(
         per_device_eval_batch_size=options.rows_per_pass,
         gradient_accumulation_steps=rows // options.rows_per_pass,
         eval_steps=max(1, total_steps // options.evaluations),
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused
         bf16=options.dtype == "bfloat16",
         eval_strategy="steps",
         save_strategy="best",
@@ -121,14 +122,16 @@ def training_arguments(
     )
 
 
-def encode_split(
-    data: Path, split: str, encoder: PromptEncoder, seed: int, rows: int | None = None
-) -> list[dict[str, Any]]:
-    """Rows of a split as {"input_ids": the prompt's, "target": item id}."""
-    frame = read_split(data, split, rows)
-    prompts = encoder.prompts(frame["row_id"].to_list(), frame["history"].to_list(), seed)
-    targets = frame["target"].to_list()
-    return [{"input_ids": p, "target": t} for p, t in zip(prompts, targets, strict=True)]
+def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
+    """A split, or the seeded sample of it, as rows {"row_id", "history", "target"}."""
+    return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
+
+
+def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
+    """The prompt ids of a batch of rows."""
+    return encoder.prompts(
+        [row["row_id"] for row in rows], [row["history"] for row in rows], seed
+    )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer, output: Path):

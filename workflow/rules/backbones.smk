@@ -25,6 +25,7 @@ rule backbone:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere backbone {params.source:q} \
             --output {output.model:q} \

@@ -38,6 +38,7 @@ rule baseline:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere baseline {params.model:q} \
             --data results/data/{wildcards.dataset:q} \

@@ -12,10 +12,12 @@ from rere.config import NO_BACKBONE, Evaluation, flags, load_study
 from rere.errors import InputError
 
 # Jobs find this Python and this `rere`, whether an environment is activated or not. A conda
-# environment puts its own Python before it.
+# environment puts its own Python before it. Threads that wait sleep: where two jobs share the
+# processors, threads that spin cost the other one a hundredfold.
 os.environ.update(
     PATH=os.path.expandvars(f"{os.path.dirname(sys.executable)}:$PATH"),
     PYTHONPATH=os.path.expandvars(f"{workflow.basedir}:$PYTHONPATH"),
+    OMP_WAIT_POLICY="passive",
 )
 
 try:
@@ -36,7 +38,7 @@ def methods(*stages):
 
 wildcard_constraints:
     dataset=one_of(study.datasets),
-    backbone=one_of([*study.backbones, NO_BACKBONE]),
+    backbone=one_of(study.backbones),
     method=one_of(study.methods),
     seed=r"\d+",
     table=one_of(study.tables),

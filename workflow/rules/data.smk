@@ -23,6 +23,7 @@ rule fetch:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere fetch \
             --source {params.source:q} \
@@ -51,6 +52,7 @@ rule preprocess:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere preprocess \
             --raw {input.raw:q} \

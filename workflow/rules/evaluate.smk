@@ -29,7 +29,7 @@ rule recommend:
         method=methods("sft", "rl"),
     conda:
         "../../envs/rere.yaml"
-    threads: 2
+    threads: 1
     resources:
         gpu=1,
     params:
@@ -37,6 +37,7 @@ rule recommend:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere recommend \
             --model {input.model:q} \
@@ -59,11 +60,14 @@ rule metrics:
         "logs/metrics/{dataset}/{backbone}/{method}/seed{seed}.log",
     benchmark:
         "benchmarks/metrics/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        backbone=one_of([*study.backbones, NO_BACKBONE]),
     conda:
         "../../envs/rere.yaml"
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere metrics \
             --predictions {input.predictions:q} \

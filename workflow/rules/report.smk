@@ -35,6 +35,7 @@ rule table:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere table \
             --output {output.csv:q} \
@@ -62,6 +63,7 @@ rule figure:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere figure \
             --table {input.table:q} \

@@ -33,7 +33,7 @@ rule sft:
         method=methods("sft"),
     conda:
         "../../envs/rere.yaml"
-    threads: 2
+    threads: 1
     resources:
         gpu=1,
     params:
@@ -41,6 +41,7 @@ rule sft:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere sft \
             --init {input.init:q} \
@@ -70,7 +71,7 @@ rule rl:
         method=methods("rl"),
     conda:
         "../../envs/rere.yaml"
-    threads: 2
+    threads: 1
     resources:
         gpu=1,
     params:
@@ -78,6 +79,7 @@ rule rl:
     shell:
         r"""
         exec &> >(tee {log:q})
+        set -x
 
         python -m rere rl \
             --init {input.init:q} \

@@ -1,0 +1,204 @@
+"""Backbones on disk: tiny ones from scratch, and copies of published ones."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data
+from transformers import GenerationConfig
+
+from rere.backbones import backbone, load_model, load_tokenizer, training_text
+from rere.config import Pretrained, Tiny
+from rere.data.splits import read_split
+from rere.errors import InputError
+from rere.prompts import PromptEncoder, choose_instruction, prompt_text, response_text
+
+TINY = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder without a test split."""
+    return write_cycle(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "backbone"
+    backbone(TINY, data, folder)
+    return folder
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A checkpoint in bfloat16 that asks `generate` to sample."""
+    folder = tmp_path / "published"
+    model = causal_lm("llama", len(tokenizer("qwen2"))).bfloat16()
+    model.generation_config = GenerationConfig(do_sample=True, top_k=3, repetition_penalty=2.0)
+    model.save_pretrained(folder)
+    tokenizer("qwen2").save_pretrained(folder)
+    return folder
+
+
+def assert_weights_equal(actual: Path, expected: Path) -> None:
+    actual, expected = (load_file(f / "model.safetensors") for f in (actual, expected))
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(actual[name], weight), name
+
+
+# ----------------------------------------------------------------------------------------- tiny
+
+
+def test_tiny_is_safetensors_and_json_alone(tiny):
+    assert {path.suffix for path in tiny.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert (tiny / "model.safetensors").is_file()
+
+
+def test_tiny_is_what_the_options_say(tiny):
+    model, vocabulary = load_model(tiny), load_tokenizer(tiny)
+    config = model.config
+    assert config.model_type == "qwen2"
+    assert config.vocab_size == len(vocabulary) <= TINY.vocab_size
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    assert sizes == (16, 1, 2)
+    assert config.max_position_embeddings == 128
+    assert config.eos_token_id == vocabulary.eos_token_id
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_tiny_weights_depend_on_its_seed_alone(tmp_path, data, tiny):
+    torch.rand(5)  # whatever state the generator was left in
+    backbone(TINY, data, tmp_path / "again")
+    assert_weights_equal(tmp_path / "again", tiny)
+    assert (tmp_path / "again" / "tokenizer.json").read_text() == (
+        tiny / "tokenizer.json"
+    ).read_text()
+    backbone(TINY.model_copy(update={"seed": 1}), data, tmp_path / "other")
+    with pytest.raises(AssertionError):
+        assert_weights_equal(tmp_path / "other", tiny)
+
+
+def test_the_tokenizer_sees_titles_and_training_rows(data):
+    text = list(training_text(data, seed=5))
+    assert text[: len(CYCLE)] == [f'"{title}"\n' for title in CYCLE]
+    train = read_split(data, "train")
+    assert len(text) == len(CYCLE) + len(train)
+    row_id, history, target = train.select("row_id", "history", "target").row(7)
+    prompt = prompt_text(choose_instruction(5, row_id), [CYCLE[item] for item in history])
+    assert text[len(CYCLE) + 7] == prompt + response_text(CYCLE[target])
+
+
+def test_the_tokenizer_never_sees_validation_or_test(tmp_path, data, tiny):
+    for name in ("items", "train"):
+        pl.read_parquet(data / f"{name}.parquet").write_parquet(tmp_path / f"{name}.parquet")
+    backbone(TINY, tmp_path, tmp_path / "backbone")
+    assert (tmp_path / "backbone" / "tokenizer.json").read_text() == (
+        tiny / "tokenizer.json"
+    ).read_text()
+
+
+def test_the_tokenizer_writes_what_it_never_saw(tiny):
+    vocabulary = load_tokenizer(tiny)
+    text = '"Ünsèen ☃ 🙂 \t東京"\n'
+    assert vocabulary.decode(vocabulary(text).input_ids) == text
+
+
+def test_a_title_takes_few_tokens(tiny):
+    """What the training text repeats becomes a token: most words of the catalogue, here."""
+    responses = PromptEncoder(load_tokenizer(tiny), CYCLE).responses()
+    assert max(map(len, responses)) <= 9
+
+
+def test_tiny_needs_a_corpus(tmp_path):
+    with pytest.raises(InputError, match="name the data folder to train its tokenizer on"):
+        backbone(TINY, None, tmp_path / "backbone")
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_a_catalogue_without_training_rows(tmp_path):
+    data = write_data(tmp_path / "data", CYCLE, train=[])
+    backbone(TINY, data, tmp_path / "backbone")
+    assert len(load_tokenizer(tmp_path / "backbone")) >= 257
+
+
+# ----------------------------------------------------------------------------------- pretrained
+
+
+def test_a_copy_has_the_same_weights_in_float32(tmp_path, published):
+    backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
+    copy = load_file(tmp_path / "copy" / "model.safetensors")
+    for name, weight in load_file(published / "model.safetensors").items():
+        assert weight.dtype == torch.bfloat16
+        assert copy[name].dtype == torch.float32
+        assert torch.equal(copy[name], weight.float()), name
+    titles = CYCLE[:3]
+    assert (
+        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).responses()
+        == PromptEncoder(tokenizer("qwen2"), titles).responses()
+    )
+
+
+def test_a_copy_asks_generate_for_nothing(tmp_path, published):
+    backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
+    asked = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert not asked.keys() & {"do_sample", "top_k", "top_p", "temperature", "repetition_penalty"}
+
+
+def assert_refused(folder: Path, why: str) -> None:
+    with pytest.raises(InputError, match=rf"{folder.name}: cannot load a language model \(.*{why}"):
+        load_model(folder)
+
+
+def test_weights_in_a_pickle_are_refused(published):
+    weights = load_file(published / "model.safetensors")
+    (published / "model.safetensors").unlink()
+    torch.save(weights, published / "pytorch_model.bin")
+    assert_refused(published, "no file named model.safetensors")
+
+
+def test_missing_weights_are_refused(published):
+    weights = load_file(published / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(published, r"model.layers.1.mlp.up_proj.weight is missing, 1 in all")
+
+
+def test_weights_of_another_shape_are_refused(published):
+    weights = load_file(published / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"][:7].clone()
+    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(published, "mismatched")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 2000])
+def test_a_damaged_file_is_refused(published, kept):
+    content = (published / "model.safetensors").read_bytes()
+    (published / "model.safetensors").write_bytes(content[:kept])
+    assert_refused(published, "")
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(published, tmp_path):
+    config = json.loads((published / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (published / "config.json").write_text(json.dumps(config))
+    (published / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    assert_refused(published, "")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_folder_that_is_not_there_is_refused(tmp_path, load):
+    with pytest.raises(InputError, match="nowhere: cannot load"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(published):
+    for path in published.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match="published: cannot load a tokenizer"):
+        load_tokenizer(published)

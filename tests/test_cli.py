@@ -1,0 +1,299 @@
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rere.cli import COMMANDS, is_fixed, parse
+from rere.config import flags
+
+
+def rere(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rere", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def line(*arguments: str | Path, status: int) -> str:
+    """What a command that fails says: one line, on standard error alone."""
+    done = rere(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.rstrip("\n")
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], stage: str, arguments: str) -> str:
+    """The same without a process: what the parser of a stage says."""
+    with pytest.raises(SystemExit) as stop:
+        parse(stage, arguments.split())
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.rstrip("\n")
+
+
+# ----------------------------------------------------------------------------------------- help
+
+
+def test_help_is_there_at_once_and_without_torch():
+    code = (
+        "import sys, time; sys.argv = ['rere', '--help']\n"
+        "from rere.cli import main; main()\n"
+        "assert not {'torch', 'transformers', 'numpy', 'polars'} & set(sys.modules)\n"
+        "assert time.process_time() < 1"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for stage, command in COMMANDS.items():
+        assert f"  {stage} " in done.stdout
+        assert command.__doc__ in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_the_stages(arguments):
+    done = rere(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: rere STAGE [OPTIONS]\n")
+
+
+def test_help_of_stages_that_share_a_word():
+    done = rere("baseline", "--help")
+    assert done.returncode == 0
+    assert [row.split("  ")[1] for row in done.stdout.splitlines() if row.startswith("  ")] == [
+        "baseline popularity",
+        "baseline repeat_last",
+        "baseline sasrec",
+    ]
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_help_explains_every_option(stage, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        parse(stage, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: rere {stage} [OPTIONS]\n\n{COMMANDS[stage].__doc__}\n")
+    required = text.partition("\noptions:")[0]
+    for name, field in COMMANDS[stage].model_fields.items():
+        flag = f"  --{name.replace('_', '-')} "
+        assert (flag in text) != is_fixed(field)
+        assert (flag in required) == field.is_required()
+        assert is_fixed(field) or field.description in text
+
+
+def test_help_shows_defaults_and_choices(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse("rl", ["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--dtype {float32,bfloat16} Arithmetic of the passes" in words
+    assert "--reward {rule,ranking} [{rule,ranking} ...] Rewards, added up. [rule ranking]" in words
+    assert "--learning-rate FLOAT Peak learning rate of AdamW. [1e-05]" in words
+
+
+# -------------------------------------------------------------------------------------- options
+
+SHARED = {
+    # Options that go together: any of one is right with any of the other.
+    "hidden_size": st.integers(1, 9).map(lambda n: 24 * n),
+    "num_heads": st.sampled_from([1, 2, 3, 4, 6, 12]),
+    "rows_per_pass": st.sampled_from([1, 2, 4]),
+    "batch_size": st.integers(1, 99).map(lambda n: 4 * n),
+    "prompts": st.integers(1, 99).map(lambda n: 4 * n),
+}
+
+
+def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStrategy:
+    """Any right value of an option."""
+    found = {type(limit): limit for limit in limits}
+    if name in SHARED:
+        return SHARED[name]
+    if get_origin(annotation) is Literal:
+        return st.sampled_from(get_args(annotation))
+    if get_origin(annotation) is list:
+        return st.lists(values(name, get_args(annotation)[0], ()), min_size=1, max_size=3)
+    if type(None) in get_args(annotation):
+        inner = values(name, get_args(annotation)[0], limits)
+        return st.none() | inner.filter(lambda value: value != "None")
+    if annotation is int:
+        return st.integers(found[Ge].ge if Ge in found else 0, 2**31)
+    if annotation is float:
+        low, high = found.get(Ge, found.get(Gt)), found.get(Le, found.get(Lt))
+        return st.floats(
+            low.ge if Ge in found else low.gt,
+            None if high is None else high.le if Le in found else high.lt,
+            exclude_min=Gt in found,
+            exclude_max=Lt in found,
+            allow_infinity=False,
+            allow_nan=False,
+        )
+    if annotation is Path:
+        return st.just(Path(__file__).parent)
+    assert annotation is str, annotation
+    return st.from_regex(r"[^\s-]\S{0,9}", fullmatch=True)
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+@given(data=st.data())
+def test_flags_and_the_parser_are_inverse(stage, data):
+    fields = {n: f for n, f in COMMANDS[stage].model_fields.items() if not is_fixed(f)}
+    drawn = {n: data.draw(values(n, f.annotation, tuple(f.metadata))) for n, f in fields.items()}
+    command = COMMANDS[stage](**drawn)
+    fixed = tuple(COMMANDS[stage].model_fields.keys() - fields.keys())
+    assert parse(stage, flags(command, skip=fixed)) == command
+
+
+def test_an_option_may_be_joined_to_its_value():
+    command = parse("schema", [])
+    assert flags(command) == []
+    command = parse("figure", ["--table=a.csv", "--output", "b.pdf", "c.png"])
+    assert (command.table, command.output) == (Path("a.csv"), [Path("b.pdf"), Path("c.png")])
+
+
+def test_none_is_none_where_an_option_may_be():
+    arguments = f"--model {Path(__file__).parent} --data d --output p --rows None".split()
+    assert parse("recommend", arguments).rows is None
+    assert parse("backbone pretrained", ["--model", "None", "--output", "p"]).model == "None"
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("stf --init a", "rere: unknown stage stf; did you mean sft?"),
+        ("baseline sasrek", "rere: unknown stage baseline sasrek; did you mean baseline sasrec?"),
+        ("backbone --output x", "rere: unknown stage backbone; did you mean backbone tiny?"),
+        ("xyz", "rere: unknown stage xyz; see rere --help"),
+        ("--version", "rere: unknown stage --version; see rere --help"),
+    ],
+)
+def test_an_unknown_stage(arguments, message):
+    assert line(*arguments.split(), status=2) == message
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "message"),
+    [
+        ("sft", "--dta x", "unknown option --dta; did you mean --data?"),
+        ("sft", "--valid_rows 1", "unknown option --valid_rows; did you mean --valid-rows?"),
+        ("sft", "--epoch 1", "unknown option --epoch; did you mean --epochs?"),
+        ("sft", "--xyz", "unknown option --xyz; see rere sft --help"),
+        ("sft", "model --data x", "unknown option model; see rere sft --help"),
+        (
+            "backbone tiny",
+            "--source tiny",
+            "unknown option --source; see rere backbone tiny --help",
+        ),
+        ("sft", "", "missing --init, --data, --output"),
+        ("sft", "--data x --output", "--output: expected one argument"),
+        ("rl", "--reward --data x", "--reward: expected at least one argument"),
+        ("sft", "--epochs abc", "--epochs: input should be a valid number, not 'abc'"),
+        ("sft", "--epochs nan", "--epochs: input should be a finite number, not 'nan'"),
+        ("rl", "--steps 1.5", "--steps: input should be a valid integer, not '1.5'"),
+        ("rl", "--steps 0", "--steps: input should be greater than or equal to 1, not '0'"),
+        ("rl", "--dtype f16", "--dtype: input should be 'float32' or 'bfloat16', not 'f16'"),
+        ("rl", "--reward rul", "--reward: input should be 'rule' or 'ranking', not 'rul'"),
+        ("rl", "--prompts 9", "prompts must be a multiple of rows_per_pass"),
+        ("rl", "--init nowhere", "--init: there is no folder nowhere"),
+        (
+            "rl",
+            "--steps x --seed -1",
+            "--steps: input should be a valid integer, not 'x'; "
+            "--seed: input should be greater than or equal to 0, not '-1'",
+        ),
+    ],
+)
+def test_wrong_options(stage, arguments, message, capsys):
+    if arguments:
+        required = {"--init", "--data", "--output"} - set(arguments.split())
+        arguments += "".join(f" {flag} ." for flag in sorted(required))
+    assert usage_error(capsys, stage, arguments) == f"rere {stage}: {message}"
+
+
+def test_a_wrong_option_ends_the_process():
+    message = "rere sft: unknown option --dta; did you mean --data?"
+    assert line("sft", "--dta", "x", status=2) == message
+
+
+def test_bad_input_ends_in_one_line(tmp_path):
+    message = line(
+        "metrics", "--predictions", tmp_path / "p", "--data", tmp_path, "--output", tmp_path / "m",
+        "--dataset", "d", "--backbone", "none", "--method", "m", "--seed", 0, status=1,
+    )  # fmt: skip
+    assert message == (
+        f"rere metrics: {tmp_path}/items.parquet: no such file; `rere preprocess` writes it"
+    )
+
+
+def test_an_output_that_cannot_be_written_ends_in_one_line(tmp_path):
+    (tmp_path / "table.csv").write_text(
+        "dataset,backbone,method,seeds,rows,HR@10,HR@10_low,HR@10_high,"
+        "NDCG@10,NDCG@10_low,NDCG@10_high\nd,none,popularity,1,9,.1,.0,.2,.1,.0,.2\n"
+    )
+    (tmp_path / "file").touch()
+    message = line(
+        "figure", "--table", tmp_path / "table.csv", "--output", tmp_path / "file" / "f.pdf",
+        status=1,
+    )  # fmt: skip
+    assert message.startswith(f"rere figure: {tmp_path}/file")
+    assert message.endswith((": Not a directory", ": File exists"))
+
+
+def test_a_file_in_the_place_of_a_folder_ends_in_one_line(tmp_path):
+    raw, output = tmp_path / "raw", tmp_path / "output"
+    raw.mkdir()
+    (raw / "u.data").write_text("".join(f"1\t{i}\t5\t{i}\n" for i in range(20)))
+    (raw / "u.item").write_text("".join(f"{i}|Title|||{'|0' * 19}\n" for i in range(20)))
+    output.touch()
+    message = line("preprocess", "--source", "ml-100k", "--core", 1, "--raw", raw, "--output",
+                   output, status=1)  # fmt: skip
+    assert message == (f"rere preprocess: {output}: is a file; remove it or choose another output")
+
+
+# ------------------------------------------------------------------------------------- progress
+
+PROGRESS = (
+    "import rere.progress\n"
+    "with rere.progress.progress(3, 'A [x]', 'step') as bar:\n"
+    "    for step in range(3):\n"
+    "        bar.set_postfix(loss='1' * (9 - 4 * step), refresh=True)\n"
+    "        bar.update(1)\n"
+)
+
+
+def test_progress_is_plain_lines_in_a_log():
+    done = subprocess.run([sys.executable, "-c", PROGRESS], capture_output=True, text=True)
+    assert done.stdout == ""
+    assert "\r" not in done.stderr
+    rows = done.stderr.splitlines()
+    assert rows == [row.strip() for row in rows if row.strip()]
+    assert rows[0] == "A [x]: 0/3 [00:00<?, ?step/s]"
+    assert rows[-1].startswith("A [x]: 3/3 [00:00<00:00, ")
+    assert rows[-1].endswith("step/s, loss=1]")
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(other_end, (24, 80))
+    with subprocess.Popen([sys.executable, "-c", PROGRESS], stderr=other_end) as process:
+        os.close(other_end)
+        shown = b""
+        # Reading fails when the process has closed its end.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(terminal, 1 << 16):
+                shown += chunk
+    os.close(terminal)
+    assert process.returncode == 0
+    assert shown.count(b"\rA [x]: ") > 3
+    assert b"\rA [x]: 100%|" in shown

@@ -1,0 +1,211 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from rere.config import Fetch
+from rere.errors import InputError
+from rere.files import SNAKEMAKE, replacing, sha256, write_json
+from rere.provenance import provenance
+from rere.reporting.runs import read_json
+
+
+def write(path: Path, *names: str) -> None:
+    """Put a folder with files of these names at `path` by way of `replacing`."""
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        for name in names:
+            (temporary / name).write_text("new")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "a.csv"
+    with replacing(path) as temporary:
+        assert temporary.name == "a.csv"
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_takes_the_place_of_another(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert contents(tmp_path) == {"a.csv": "new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_block_that_fails(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("old")
+    for path, fill in ((tmp_path / "file", Path.touch), (tmp_path / "folder", Path.mkdir)):
+        with pytest.raises(error), replacing(path) as temporary:
+            fill(temporary)
+            raise error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+    assert contents(tmp_path / "folder") == {"a": "old"}
+
+
+def test_what_was_written_is_on_the_disk_before_it_is_seen(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        assert not (tmp_path / "folder").exists()
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "folder", "a", "b")
+    assert sorted(synced) == sorted(p.stat().st_ino for p in (tmp_path / "folder").iterdir())
+
+
+def test_an_output_has_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "folder", "a")
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# -------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    (folder / SNAKEMAKE).touch()
+
+    def replace(new: Path, path: Path) -> None:
+        # Whole until the new one takes its place: gone from here, and not yet removed.
+        assert not path.exists()
+        assert sorted(file.read_text() for file in new.parent.rglob("a")) == ["new", "old"]
+        os.replace(new, path)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write(folder, "a", "b")
+    assert contents(folder) == {"a": "new", "b": "new"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_empty_folder_may_be_there_already(tmp_path):
+    write(tmp_path, "a")
+    assert contents(tmp_path) == {"a": "new"}
+
+
+def test_a_folder_of_the_users_is_kept(tmp_path):
+    home = tmp_path / "home"
+    (home / "thesis").mkdir(parents=True)
+    (home / "a").write_text("old")
+    with pytest.raises(InputError) as error:
+        write(home, "a", "b")
+    assert str(error.value) == (f"{home}/thesis: would be lost; remove it or choose another output")
+    assert (home / "thesis").is_dir()
+    assert (home / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [home]
+
+
+def test_the_current_folder_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").touch()
+    for path in (Path("."), Path(""), Path("../") / tmp_path.name):
+        with pytest.raises(InputError, match="mine: would be lost"):
+            write(path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_file_and_a_folder_do_not_take_each_others_place(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("old")
+    folder.mkdir()
+    with pytest.raises(InputError, match="file: is a file; remove it or choose another output"):
+        write(file, "a")
+    with pytest.raises(InputError, match="folder: is a folder; remove it or choose another"):
+        write_json(folder, 1)
+    assert sorted(tmp_path.iterdir()) == [file, folder]
+    assert file.read_text() == "old"
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    (disk / "a").write_text("old")
+    link.symlink_to(disk)
+    write(link, "a")
+    assert link.is_symlink()
+    assert contents(disk) == {"a": "new"}
+    (disk / "mine").touch()
+    with pytest.raises(InputError, match="disk/mine: would be lost"):
+        write(link, "a")
+
+
+def test_a_link_inside_of_a_folder_is_not_followed(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "mine").touch()
+    (folder / "a").symlink_to(elsewhere)
+    write(folder, "a")
+    assert contents(folder) == {"a": "new"}
+    assert (elsewhere / "mine").exists()
+
+
+# ------------------------------------------------------------------------- JSON, hash, provenance
+
+
+def test_json_is_readable_and_strict(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, "é"]})
+    assert path.read_bytes().endswith(b"\n")
+    assert read_json(path) == {"a": [1, "é"]}
+    for broken in (float("nan"), object()):
+        with pytest.raises((ValueError, TypeError)):
+            write_json(path, {"a": broken})
+    assert read_json(path) == {"a": [1, "é"]}
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+def test_provenance_tells_what_a_run_came_from(tmp_path, monkeypatch):
+    folder, file, output = tmp_path / "model", tmp_path / "file", tmp_path / "run" / "run.json"
+    folder.mkdir()
+    for path in (folder / "b", folder / "a", folder / SNAKEMAKE, file):
+        path.write_bytes(b"abc")
+    monkeypatch.setattr(sys, "argv", ["rere", "fetch"])
+    with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]):
+        assert output.parent.is_dir()
+        assert not output.exists()
+    run = read_json(output)
+    assert (run["command"], run["options"]) == (["rere", "fetch"], {"source": "ml-100k"})
+    assert run["seed"] == 3
+    assert 0 <= run["seconds"] < 60
+    assert 10 < run["peak_memory_mb"] < 100_000
+    assert list(run["inputs_sha256"]) == [f"{folder}/a", f"{folder}/b", str(file)]
+    assert set(run["inputs_sha256"].values()) == {sha256(file)}
+    assert run["packages"].keys() == {"numpy", "polars", "torch", "transformers"}
+    assert run["python"] == sys.version.split()[0]
+    assert run.keys() >= {"commit"}
+
+
+def test_no_provenance_of_a_run_that_fails(tmp_path):
+    with (
+        pytest.raises(InputError),
+        provenance(tmp_path / "run.json", Fetch(source="ml-100k"), 0, []),
+    ):
+        raise InputError("bad")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,242 @@
+"""ReRe end to end, from a model that half knows a pattern with one right answer."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model
+
+from rere import prompts
+from rere.backbones import backbone, load_model, load_tokenizer
+from rere.catalogue import PrefixTree
+from rere.config import RlOptions, SftOptions, Tiny
+from rere.data.splits import read_split
+from rere.engine.beam import beam_search
+from rere.errors import InputError
+from rere.prompts import PromptEncoder
+from rere.training.rl import rl
+from rere.training.sft import sft
+
+SHORT = RlOptions(
+    learning_rate=1e-3,
+    steps=4,
+    prompts=8,
+    rows_per_pass=8,
+    group_size=4,
+    beta=0.1,
+    evaluations=1,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost tensors this small more than they give, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cycle(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A model trained too briefly to know the cycle well."""
+    folder = tmp_path_factory.mktemp("init")
+    untrained = folder / "backbone"
+    backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
+    options = SftOptions(
+        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
+    )
+    sft(options, untrained, data, 0, folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) -> Path:
+    """A run that sees all eight items each time, long enough to rank the target up."""
+    output = tmp_path_factory.mktemp("trained")
+    options = SHORT.model_copy(
+        update={"steps": 40, "group_size": 8, "beta": 1e-3, "evaluations": 4}
+    )
+    rl(options, init, data, 0, output)
+    return output
+
+
+def records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def steps(output: Path) -> list[dict]:
+    return [record for record in records(output) if "loss" in record]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_weights_close(actual: Path, expected: Path, tolerance: float) -> None:
+    expected = weights(expected)
+    for name, weight in weights(actual).items():
+        torch.testing.assert_close(
+            weight,
+            expected[name],
+            atol=tolerance,
+            rtol=0,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def ndcg(folder: Path, data: Path, num_beams: int) -> float:
+    """NDCG@10 of the beams of the validation rows, one row at a time."""
+    model, encoder = load_model(folder), PromptEncoder(load_tokenizer(folder), CYCLE)
+    tree = PrefixTree.build(encoder.responses())
+    rows = read_split(data, "valid")
+    total = 0.0
+    for row_id, history, target in rows.select("row_id", "history", "target").iter_rows():
+        encoded = encoder.prompts([row_id], [history], 0)
+        leaves = beam_search(model, tree, encoded, num_beams).leaf[0].tolist()
+        leaf = int(tree.leaf_of_item[target])
+        if leaf in leaves[:10]:
+            total += 1 / math.log2(leaves.index(leaf) + 2)
+    return total / len(rows)
+
+
+# ------------------------------------------------------------------------------------- learning
+
+
+def test_the_target_is_ranked_up(trained, init, data):
+    before, after = ndcg(init, data, 8), ndcg(trained / "model", data, 8)
+    assert after > before + 0.2
+
+
+def test_the_validation_of_the_log_is_that_of_the_model_left(trained, data):
+    logged = [line["eval_ndcg@10"] for line in records(trained) if "eval_ndcg@10" in line]
+    assert len(logged) == 4
+    assert ndcg(trained / "model", data, 8) == pytest.approx(max(logged), abs=1e-6)
+
+
+def test_the_first_steps(tmp_path, data):
+    """Golden: they may change only where prompts, order of rows or arithmetic are meant to."""
+    options = SHORT.model_copy(update={"learning_rate": 1e-2, "beta": 1.0})
+    rl(options, write_fixed_model(tmp_path / "init"), data, 0, tmp_path)
+    lines = steps(tmp_path)
+    # The advantages of a group add up to 0, so that a loss is next to beta * KL.
+    for name, expected in GOLDEN.items():
+        assert [line[name] for line in lines] == pytest.approx(expected, abs=1e-4), name
+
+
+GOLDEN = {
+    "loss": [0.0, 0.01804, 0.02077, 0.01141],
+    "grad_norm": [0.1289, 0.18527, 0.22814, 0.13051],
+    "reward": [0.11861, 0.12838, 0.06981, 0.14602],
+    "hit_rate": [0.625, 0.375, 0.375, 0.625],
+}
+
+
+# ---------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_a_model_and_a_log_and_nothing_else(trained):
+    assert sorted(path.name for path in trained.iterdir()) == ["log.jsonl", "model"]
+    suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
+    assert (trained / "model" / "model.safetensors").is_file()
+    load_tokenizer(trained / "model")
+
+
+def test_the_log_has_a_line_a_step(trained):
+    lines = steps(trained)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    names = {"loss", "grad_norm", "learning_rate", "reward", "hit_rate", "kl"}
+    assert all(names <= line.keys() for line in lines)
+    # All eight items are candidates: the target is among them always.
+    assert {line["hit_rate"] for line in lines} == {1.0}
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[-1]["kl"] > 1e-3
+
+
+def test_without_kl_no_reference_is_kept(tmp_path, data, init):
+    rl(SHORT.model_copy(update={"beta": 0.0}), init, data, 0, tmp_path)
+    assert all("kl" not in line for line in steps(tmp_path))
+    assert [line["loss"] for line in steps(tmp_path)] == pytest.approx([0.0] * 4, abs=1e-6)
+
+
+# --------------------------------------------------------------------- seeds, passes and groups
+
+
+def test_the_seed_alone_decides(tmp_path, data, init):
+    for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
+        torch.rand(seed)  # whatever state the generator was left in
+        rl(SHORT, init, data, seed, tmp_path / name)
+    assert_weights_close(tmp_path / "again" / "model", tmp_path / "first" / "model", 0.0)
+    assert steps(tmp_path / "again") == steps(tmp_path / "first")
+    with pytest.raises(AssertionError):
+        assert_weights_close(tmp_path / "other" / "model", tmp_path / "first" / "model", 1e-3)
+
+
+def test_the_seed_reaches_the_order_of_rows(tmp_path, data, init, monkeypatch):
+    monkeypatch.setattr(prompts, "choose_instruction", lambda seed, row_id: "Go on.")
+    for seed in (3, 4):
+        rl(SHORT, init, data, seed, tmp_path / str(seed))
+    with pytest.raises(AssertionError):
+        assert_weights_close(tmp_path / "4" / "model", tmp_path / "3" / "model", 1e-3)
+
+
+@pytest.mark.parametrize("rows_per_pass", [1, 2, 4])
+def test_passes_do_not_change_the_result(tmp_path, data, init, rows_per_pass):
+    rl(SHORT, init, data, 0, tmp_path / "one")
+    options = SHORT.model_copy(update={"rows_per_pass": rows_per_pass})
+    rl(options, init, data, 0, tmp_path / "many")
+    one, many = steps(tmp_path / "one"), steps(tmp_path / "many")
+    for name in ("loss", "grad_norm", "learning_rate", "reward", "hit_rate"):
+        values = [line[name] for line in one]
+        assert [line[name] for line in many] == pytest.approx(values, abs=1e-4, rel=1e-4), name
+    # (Adam blows a rounding error up where a gradient is next to 0; a step is 1e-3 long.)
+    assert_weights_close(tmp_path / "many" / "model", tmp_path / "one" / "model", 1e-4)
+
+
+def test_a_group_larger_than_the_catalogue(tmp_path, data, init):
+    """Sixteen places for eight items; all of them are candidates."""
+    options = SHORT.model_copy(update={"group_size": 16, "reward": ["ranking"]})
+    rl(options, init, data, 0, tmp_path)
+    assert {line["hit_rate"] for line in steps(tmp_path)} == {1.0}
+    # The items have the first eight of sixteen ranks, the target, which pays nothing, one of them:
+    # it saves the group 1 / log2(9) to 1 of the 3.953 that eight ranks cost, over the 6.106 of all.
+    for line in steps(tmp_path):
+        assert -(3.953 - 1 / math.log2(9)) / 6.106 - 1e-3 <= line["reward"]
+        assert line["reward"] <= -(3.953 - 1) / 6.106 + 1e-3
+
+
+def test_titles_that_items_share_are_one_candidate(tmp_path, init):
+    """A hit is the target's title, whichever item of that title was meant."""
+    titles = [*CYCLE[:3], CYCLE[0]]
+    rows = [([1], 3), ([2], 0)] * 8
+    data = write_data(tmp_path / "data", titles, train=rows, valid=rows)
+    rl(SHORT.model_copy(update={"group_size": 3}), init, data, 0, tmp_path / "run")
+    assert {line["hit_rate"] for line in steps(tmp_path / "run")} == {1.0}
+
+
+@pytest.mark.parametrize("reward", [["rule"], ["ranking"]])
+def test_the_reward_is_that_of_the_options(tmp_path, data, init, reward):
+    options = SHORT.model_copy(update={"reward": reward, "group_size": 8, "steps": 1})
+    rl(options, init, data, 0, tmp_path)
+    (line,) = steps(tmp_path)
+    if reward == ["rule"]:
+        assert line["reward"] == 1.0  # one of the eight candidates is the target
+    else:
+        # All eight penalties add up to -1; the target's, 1 to 1 / log2(9) over their total, is 0.
+        total = sum(1 / math.log2(rank + 1) for rank in range(1, 9))
+        assert -(1 - 1 / math.log2(9) / total) <= line["reward"] <= -(1 - 1 / total)
+
+
+def test_fewer_training_rows_than_prompts_are_refused(tmp_path, init):
+    data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 7, valid=[([0], 1)])
+    with pytest.raises(InputError, match="has 7 training rows, fewer than prompts a step"):
+        rl(SHORT, init, data, 0, tmp_path / "run")

@@ -1,0 +1,389 @@
+"""The whole graph, run by Snakemake on a cut-down study, and what runs again when."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+QUICK = [ROOT / "config" / "config.yaml"]
+FULL = [*QUICK, ROOT / "config" / "full.yaml"]
+SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
+
+METHODS = {
+    "none": ["popularity", "repeat_last", "sasrec"],
+    "small": ["sft", "sft_continued", "rere"],
+}
+SEEDS = (0, 1)
+RUNS = [
+    (backbone, method, seed)
+    for backbone in METHODS
+    for method in METHODS[backbone]
+    for seed in SEEDS
+]
+RERE = "results/runs/small/small/rere/seed0"
+
+slow = pytest.mark.slow
+
+
+def snakemake(
+    folder: Path, configs: list[Path], *arguments: str, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    """Snakemake in a folder on one core; `changes` are sections laid over the configs."""
+    if changes:
+        overlay = folder / "overlay.yaml"
+        overlay.write_text(yaml.safe_dump(changes))
+        configs = [*configs, overlay]
+    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "1"]
+    command += arguments
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:
+    """How many jobs of each rule a dry run plans."""
+    done = snakemake(folder, configs, "--dry-run", *targets, **changes)
+    assert done.returncode == 0, done.stdout
+    stats = re.search(r"Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)*)", done.stdout)
+    if stats is None:
+        assert "Nothing to be done" in done.stdout
+        return {}
+    counts = {rule: int(jobs) for rule, jobs in map(str.split, stats[1].splitlines())}
+    return {rule: jobs for rule, jobs in counts.items() if rule not in ("all", "total")}
+
+
+def write_raw(folder: Path) -> None:
+    """60 users who walk through 40 items in steps of one to three, as GroupLens lays files out."""
+    folder.mkdir()
+    events = [
+        (user, (user + step * (1 + user % 3)) % 40, 100 * step + user)
+        for user in range(60)
+        for step in range(12)
+    ]
+    rows = [f"{user}\t{item}\t5\t{time}\n" for user, item, time in events]
+    (folder / "u.data").write_text("".join(rows))
+    titles = [f"{i}|Part {i // 8} of series {i % 8} (1995)|||{'|0' * 19}\n" for i in range(40)]
+    (folder / "u.item").write_text("".join(titles))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small study, run from raw files to table and figure."""
+    folder = tmp_path_factory.mktemp("study")
+    write_raw(folder / "raw")
+    done = snakemake(folder, SMALL)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+# ------------------------------------------------------------------------------------- planning
+
+
+@pytest.mark.parametrize("configs", [QUICK, FULL], ids=["config.yaml", "full.yaml"])
+def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, configs):
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    assert planned(tmp_path, configs) == {
+        "fetch": 1,
+        "preprocess": 1,
+        "backbone": 1,
+        "baseline": 3,
+        "sft": 2,
+        "rl": 1,
+        "recommend": 3,
+        "metrics": 6,
+        "table": 1,
+        "figure": 1,
+    }
+
+
+@pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")
+def test_the_conda_environments_are_planned(tmp_path):
+    done = snakemake(tmp_path, QUICK, "--dry-run", "--sdm", "conda")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_published_backbone_needs_no_data(tmp_path):
+    published = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
+    target = "results/backbones/qwen"
+    assert planned(tmp_path, QUICK, target, backbones={"qwen": published}) == {"backbone": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        (
+            [],
+            {"tables": {"main": {"methods": ["sft", "rerre"], "reference": "sft"}}},
+            "config: tables.main.methods: there is no rerre; did you mean rere?",
+        ),
+        (
+            ["--dry-run"],
+            {"methods": {"rere": {"rl": {"learning_rate": "1e-5"}}}},
+            "config: methods.rere.rl.learning_rate: '1e-5' is a string to YAML; write 1.0e-5",
+        ),
+        (
+            ["results/tables/main.csv"],
+            {"tabels": {}},
+            "config: tabels: unknown key; did you mean tables?",
+        ),
+    ],
+    ids=["method", "value", "key"],
+)
+def test_a_wrong_config_stops_in_one_line(tmp_path, arguments, changes, message):
+    # With the table there already, Snakemake alone would find nothing to be done.
+    table = tmp_path / "results" / "tables" / "main.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("kept")
+    done = snakemake(tmp_path, QUICK, *arguments, **changes)
+    assert done.returncode != 0
+    notice, *lines = done.stdout.splitlines()
+    assert notice.startswith("Using workflow specific profile")
+    assert lines == [message]
+    assert table.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/runs/ml-100k/tiny/rerre/seed0/metrics.json",
+        "results/runs/ml-100k/none/rere/seed0/predictions.parquet",
+        "results/runs/ml-100k/none/rere/seed0/model",
+        "results/backbones/none",
+        "results/runs/ml-100k/tiny/sasrec/seed0/predictions.parquet",
+        "results/runs/ml-100k/tiny/rere/seedX/metrics.json",
+        "results/tables/other.csv",
+    ],
+)
+def test_a_path_that_the_config_does_not_define(tmp_path, path):
+    done = snakemake(tmp_path, QUICK, "--dry-run", path)
+    assert done.returncode != 0
+    assert "MissingRuleException" in done.stdout
+
+
+def test_a_stage_that_fails_shows_why_and_leaves_no_output(tmp_path):
+    write_raw(tmp_path / "raw")
+    target = "results/data/small/items.parquet"
+    changes = {"datasets": {"small": {"core": 99}}}
+    done = snakemake(tmp_path, SMALL, target, **changes)
+    assert done.returncode != 0
+    message = "rere preprocess: core: 99 leaves 0 samples of 720 events"
+    assert message in (tmp_path / "logs" / "preprocess" / "small.log").read_text()
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert list((tmp_path / "results").rglob("*.*")) == []
+
+
+# -------------------------------------------------------------------------------------- results
+
+
+@slow
+def test_the_path_is_the_experiment(study):
+    model = ["config.json", "model.safetensors", "tokenizer.json"]
+    expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
+    expected |= {"data/small/stats.json", *(f"backbones/small/{name}" for name in model)}
+    expected |= {f"tables/main.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
+    expected |= {"figures/main.pdf", "figures/main.png"}
+    for backbone, method, seed in RUNS:
+        files = ["predictions.parquet", "metrics.json", "run.json"]
+        files += ["log.jsonl"] if method not in ("popularity", "repeat_last") else []
+        files += [f"model/{name}" for name in model] if backbone == "small" else []
+        expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
+    results = study / "results"
+    found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
+    assert expected <= found
+    beside = {".snakemake_timestamp", "generation_config.json", "tokenizer_config.json"}
+    assert {Path(path).name for path in found - expected} <= beside
+
+
+@slow
+def test_the_table_has_a_row_a_method_and_the_metrics_as_columns(study):
+    table = pl.read_csv(study / "results" / "tables" / "main.csv")
+    metrics = [f"{metric}@{k}" for metric in ("HR", "NDCG") for k in (1, 3, 5, 10, 20)]
+    assert table.columns == [
+        *("dataset", "backbone", "method", "seeds", "rows"),
+        *metrics,
+        *(f"{name}{suffix}" for suffix in ("_item", "_sd", "_low", "_high") for name in metrics),
+        "NDCG@10_p",
+    ]
+    assert table.select("dataset", "backbone", "method", "seeds", "rows").rows() == [
+        ("small", backbone, method, 2, 40) for backbone in METHODS for method in METHODS[backbone]
+    ]
+    untested = table.filter(pl.col("NDCG@10_p").is_null())["method"]
+    assert untested.to_list() == ["sft"]
+    for k, wider in ((1, 3), (3, 5), (5, 10), (10, 20)):
+        assert (table[f"HR@{k}"] <= table[f"HR@{wider}"]).all()
+    each = pl.read_csv(study / "results" / "tables" / "main.runs.csv")
+    identity = each.select("dataset", "backbone", "method", "seed")
+    assert identity.rows() == [("small", *run) for run in RUNS]
+
+
+@slow
+def test_predictions_are_of_the_same_rows_and_within_the_catalogue(study):
+    rows = None
+    for backbone, method, seed in RUNS:
+        run = study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        predictions = pl.read_parquet(run / "predictions.parquet")
+        rows = predictions["row_id"] if rows is None else rows
+        assert predictions["row_id"].equals(rows)
+        assert predictions["items"].list.len().to_list() == [20] * 40
+        metrics = json.loads((run / "metrics.json").read_text())
+        identity = {"dataset": "small", "backbone": backbone, "method": method, "seed": seed}
+        assert metrics.items() >= identity.items()
+
+
+@slow
+def test_a_run_says_where_it_came_from(study):
+    for backbone, method, seed in RUNS:
+        run = study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        provenance = json.loads((run / "run.json").read_text())
+        assert provenance.keys() == {
+            *("command", "options", "seed", "seconds", "peak_memory_mb", "commit", "python"),
+            *("packages", "inputs_sha256"),
+        }
+        assert provenance["seed"] == seed
+        assert "results/data/small/train.parquet" in provenance["inputs_sha256"]
+    rere = json.loads((study / RERE / "run.json").read_text())
+    weights = "results/runs/small/small/sft/seed0/model/model.safetensors"
+    assert weights in rere["inputs_sha256"]
+    assert (rere["options"]["steps"], rere["options"]["group_size"]) == (2, 4)
+
+
+@slow
+def test_every_job_has_a_log_and_a_benchmark(study):
+    jobs = {
+        path.relative_to(study / "logs").with_suffix("") for path in study.glob("logs/**/*.log")
+    }
+    assert jobs == {
+        path.relative_to(study / "benchmarks").with_suffix("")
+        for path in study.glob("benchmarks/**/*.tsv")
+    }
+    assert len(jobs) == 34
+
+
+@slow
+@pytest.mark.parametrize(
+    ("job", "command", "progress"),
+    [
+        ("preprocess/small", "preprocess --raw raw --output results/data/small", None),
+        ("sft/small/small/sft/seed0", "sft --init results/backbones/small", "sft: 5/5 ["),
+        ("rl/small/small/rere/seed1", "rl --init results/runs/small/small/sft/seed1", "rl: 2/2 ["),
+        ("recommend/small/small/rere/seed0", "recommend --model", "recommend: 40/40 ["),
+        ("baseline/small/sasrec/seed1", "baseline sasrec --data", "sasrec: "),
+        ("metrics/small/none/sasrec/seed0", "metrics --predictions", None),
+    ],
+)
+def test_a_log_shows_the_command_and_its_progress(study, job, command, progress):
+    log = (study / "logs" / f"{job}.log").read_text()
+    first, *lines = log.splitlines()
+    assert first.startswith(f"+ python -m rere {command}")
+    assert "\r" not in log
+    assert progress is None or any(line.startswith(progress) for line in lines)
+
+
+@slow
+def test_training_logs_a_line_a_step(study):
+    lines = (study / RERE / "log.jsonl").read_text().splitlines()
+    steps = [step for step in map(json.loads, lines) if "reward" in step]
+    assert [step["step"] for step in steps] == [1, 2]
+
+
+@slow
+def test_the_same_seed_gives_the_same_predictions(study, tmp_path):
+    write_raw(tmp_path / "raw")
+    done = snakemake(tmp_path, SMALL, f"{RERE}/predictions.parquet")
+    assert done.returncode == 0, done.stdout
+    for name in ("predictions.parquet", "model/model.safetensors"):
+        assert (tmp_path / RERE / name).read_bytes() == (study / RERE / name).read_bytes()
+    other = study / RERE.replace("seed0", "seed1") / "model" / "model.safetensors"
+    assert other.read_bytes() != (study / RERE / "model" / "model.safetensors").read_bytes()
+
+
+@slow
+def test_the_report_gathers_table_and_figure(study, tmp_path):
+    report = tmp_path / "report.html"
+    done = snakemake(study, SMALL, "--report", str(report))
+    assert done.returncode == 0, done.stdout
+    text = report.read_text()
+    assert "main.csv" in text
+    assert "main.png" in text
+
+
+# ------------------------------------------------------------------------------ what runs again
+
+
+@slow
+def test_nothing_runs_twice(study):
+    done = snakemake(study, SMALL)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+
+
+REPORTED = {"table": 1, "figure": 1}
+
+
+@slow
+@pytest.mark.parametrize(
+    ("changes", "jobs"),
+    [
+        (
+            {"methods": {"rere": {"rl": {"beta": 0.1}}}},
+            {"rl": 2, "recommend": 2, "metrics": 2, **REPORTED},
+        ),
+        (
+            {"methods": {"sft": {"sft": {"patience": 9}}}},
+            {"sft": 4, "rl": 2, "recommend": 6, "metrics": 6, **REPORTED},
+        ),
+        (
+            {"methods": {"sasrec": {"baseline": {"dropout": 0.5}}}},
+            {"baseline": 2, "metrics": 2, **REPORTED},
+        ),
+        ({"evaluation": {"num_beams": 30}}, {"recommend": 6, "metrics": 6, **REPORTED}),
+        (
+            {"evaluation": {"rows": 30}},
+            {"baseline": 6, "recommend": 6, "metrics": 12, **REPORTED},
+        ),
+        ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
+        ({"methods": {"unused": {"init": "sft", "rl": {}}}}, {}),
+    ],
+    ids=["rl", "sft", "baseline", "beams", "rows", "reference", "unused"],
+)
+def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
+    assert planned(study, SMALL, **changes) == jobs
+
+
+@slow
+@pytest.mark.parametrize(
+    ("method", "jobs"),
+    [
+        ({"baseline": {"model": "sasrec", "epochs": 3}}, {"baseline": 2, "metrics": 2}),
+        ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2}),
+        (
+            {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
+            {"rl": 4, "recommend": 4, "metrics": 4},
+        ),
+    ],
+    ids=["baseline", "rl", "grid"],
+)
+def test_an_added_method_runs_alone(study, method, jobs):
+    methods = [*METHODS["none"], *METHODS["small"], "added"]
+    changes = {"methods": {"added": method}, "tables": {"main": {"methods": methods}}}
+    assert planned(study, SMALL, **changes) == {**jobs, **REPORTED}
+
+
+@slow
+def test_one_number_is_one_path(study):
+    path = RERE.replace("seed0", "seed7")
+    assert planned(study, SMALL, f"{path}/metrics.json") == {
+        "sft": 1,
+        "rl": 1,
+        "recommend": 1,
+        "metrics": 1,
+    }

@@ -1,0 +1,230 @@
+"""Tiny real models, tokenizers and data folders, made in code: nothing is downloaded."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.prompts import INSTRUCTIONS, prompt_text, response_text
+
+TITLES = [
+    "Toy Story (1995)",
+    "Toy Story 2 (1999)",
+    "Heat",
+    'The "Weird" One',
+    "Tab\tbed",
+    "Two\nlines",
+    "Café ☕ 🙂",
+    "  spaces  ",
+    "東京物語",
+    "Heat",
+    '"',
+    "AC/DC 220V, 10% off!!!",
+]
+
+# ----------------------------------------------------------------------------------- tokenizers
+
+
+@cache
+def tokenizer(kind: str) -> PreTrainedTokenizerBase:
+    """One of TOKENIZERS, trained on prompts and responses of the plainest TITLES."""
+    return TOKENIZERS[kind]()
+
+
+def corpus() -> list[str]:
+    return [
+        prompt_text(instruction, TITLES[:4]) + response_text(title)
+        for instruction in INSTRUCTIONS
+        for title in TITLES[:4]
+    ]
+
+
+def qwen2() -> PreTrainedTokenizerBase:
+    """Byte-level BPE without BOS; a newline belongs to the punctuation before it."""
+    return transformers.Qwen2Tokenizer().train_new_from_iterator(corpus(), 400, show_progress=False)
+
+
+def gpt2() -> PreTrainedTokenizerBase:
+    """Byte-level BPE whose BOS, the same as its EOS, opens no sequence."""
+    return transformers.GPT2Tokenizer().train_new_from_iterator(corpus(), 400, show_progress=False)
+
+
+def opt() -> PreTrainedTokenizerBase:
+    """Byte-level BPE whose BOS, the same as its EOS, opens every sequence."""
+    backend = byte_level("</s>")
+    backend.post_processor = template("</s> $A", backend, "</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>")
+
+
+def eos_closed() -> PreTrainedTokenizerBase:
+    """Byte-level BPE that closes every sequence with EOS, the same as its BOS, and opens none."""
+    backend = byte_level("</s>")
+    backend.post_processor = template("$A </s>", backend, "</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>")
+
+
+def llama3() -> PreTrainedTokenizerBase:
+    """Byte-level BPE with BOS."""
+    backend = byte_level("<s>", "</s>")
+    backend.post_processor = template("<s> $A", backend, "<s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def llama2() -> PreTrainedTokenizerBase:
+    """SentencePiece BPE with BOS, a prefix space, bytes for the unseen, and no pre-tokenizer."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = sentencepiece(split_lines=True)
+    trained.train_from_iterator(corpus(), BpeTrainer(vocab_size=150, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<unk>", "<s>", "</s>", *bytes_, *model["vocab"]]
+    return transformers.LlamaTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[tuple(merge) for merge in model["merges"]],
+        add_bos_token=True,
+    )
+
+
+def unigram(split_lines: bool = True) -> PreTrainedTokenizerBase:
+    """SentencePiece unigram model with BOS and a prefix space; the unseen is unknown."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = sentencepiece(split_lines)
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = UnigramTrainer(
+        vocab_size=200, unk_token="<unk>", special_tokens=special, show_progress=False
+    )
+    backend.train_from_iterator(corpus(), trainer)
+    backend.post_processor = template("<s> $A", backend, "<s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def byte_level(*special: str) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(special),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus(), trainer)
+    return backend
+
+
+def sentencepiece(split_lines: bool) -> pre_tokenizers.PreTokenizer:
+    marker = pre_tokenizers.Metaspace(prepend_scheme="first")
+    lines = pre_tokenizers.Split("\n", "isolated")
+    return pre_tokenizers.Sequence([marker, lines]) if split_lines else marker
+
+
+def template(single: str, backend: Tokenizer, special: str) -> TemplateProcessing:
+    return TemplateProcessing(single, special_tokens=[(special, backend.token_to_id(special))])
+
+
+TOKENIZERS = {
+    make.__name__: make for make in (qwen2, gpt2, opt, eos_closed, llama3, llama2, unigram)
+}
+
+# --------------------------------------------------------------------------------------- models
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 2}
+FAMILIES = {
+    "qwen2": (transformers.Qwen2Config, GROUPED),
+    "qwen3": (transformers.Qwen3Config, {**GROUPED, "head_dim": 8}),
+    "llama": (transformers.LlamaConfig, GROUPED),
+    "gpt2": (transformers.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 4}),
+    "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16}),
+    "gpt_neox": (transformers.GPTNeoXConfig, {**SIZES, "intermediate_size": 32}),
+    "phi": (transformers.PhiConfig, {**SIZES, "intermediate_size": 32}),
+}
+"""Architectures: rotary positions with and without grouped heads, learned positions, biases."""
+
+
+def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrainedModel:
+    """A model in eval mode with weights large enough that no two sequences score alike."""
+    make_config, sizes = FAMILIES[family]
+    config = make_config(
+        vocab_size=vocab_size,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **{**sizes, **changes},
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.4, generator=generator)
+    return model.eval()
+
+
+def write_fixed_model(folder: Path) -> Path:
+    """A folder with a model whose weights and tokenizer are this module's alone."""
+    causal_lm("qwen2", len(tokenizer("qwen2"))).save_pretrained(folder)
+    tokenizer("qwen2").save_pretrained(folder)
+    return folder
+
+
+def unigram_lm(probabilities: Sequence[float]) -> PreTrainedModel:
+    """A float64 model that gives the next token these probabilities whatever came before."""
+    model = causal_lm("phi", len(probabilities)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model.lm_head.bias.copy_(torch.tensor(probabilities, dtype=torch.float64).log())
+    return model
+
+
+# ----------------------------------------------------------------------------------------- data
+
+
+def write_data(
+    folder: Path, titles: Sequence[str], **splits: Sequence[tuple[Sequence[int], int]]
+) -> Path:
+    """A data folder of `titles` with rows (history, target) of each split; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [target for _, target in splits.get("train", [])]
+    counts = [targets.count(item) for item in range(len(titles))]
+    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
+    pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(folder / "items.parquet")
+    row_id = 0
+    for split, rows in splits.items():
+        columns = {
+            "row_id": range(row_id, row_id + len(rows)),
+            "user_id": range(len(rows)),
+            "history": [history for history, _ in rows],
+            "target": [target for _, target in rows],
+            "timestamp": [None] * len(rows),
+        }
+        pl.DataFrame(columns, schema=SPLIT_SCHEMA).write_parquet(folder / f"{split}.parquet")
+        row_id += len(rows)
+    return folder
+
+
+CYCLE = ["Alpha One", "Beta", "Gamma Rays", "Delta", "Epsilon Five", "Zeta", "Eta Seven", "Theta"]
+"""Titles of a catalogue whose users go round it, one item up at a time."""
+
+
+def write_cycle(folder: Path) -> Path:
+    """A data folder whose targets are one up from the last item, without a test split."""
+    rows = [
+        ([(start + place) % len(CYCLE) for place in range(length)], (start + length) % len(CYCLE))
+        for start in range(len(CYCLE))
+        for length in (1, 2, 3)
+    ]
+    return write_data(folder, CYCLE, train=rows * 4, valid=rows)
