@@ -1,6 +1,11 @@
-"""Data that several test modules share."""
+"""Data that several test modules share, and one thread a test process."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported: several test processes share the machine, and more threads than
+# processors slow each other down many times over. Child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -186,7 +186,7 @@ def test_equals_a_plain_search(sequences, prompts, num_beams, family):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5, 16])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_equals_generate(model, num_beams, seed):
     sequences = random_catalogue(60, seed, tokens=8 if seed else VOCAB)
     prompts = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]

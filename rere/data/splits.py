@@ -1,8 +1,8 @@
 """The data contract: what `preprocess` writes below results/data/{dataset} and others read.
 
-    items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
-    train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
-                                target i32, timestamp i64 (UTC seconds or null)
+items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
+train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
+                            target i32, timestamp i64 (UTC seconds or null)
 """
 
 from pathlib import Path

@@ -34,8 +34,9 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         targets = [responses[row["target"]] for row in rows]
         return {
             "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
-            # The trainer counts these over all passes of a step.
-            "labels": torch.tensor(list(itertools.chain.from_iterable(targets))),
+            # The trainer counts these over all passes of a step, but for the first, which no
+            # causal model predicts.
+            "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
         }
 
     train = read_rows(data, "train")
@@ -71,7 +72,6 @@ class SftTrainer(Trainer):
         self.lengths = lengths
         # The loss is divided by the tokens of the whole step, however many passes it takes.
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """Rows of like length share a pass, so that little of it is padding."""
@@ -85,7 +85,9 @@ class SftTrainer(Trainer):
         num_items_in_batch: Tensor,
         return_outputs: bool = False,
     ) -> Tensor:
-        return -token_log_probs(model, inputs["packed"]).sum() / num_items_in_batch
+        # The count is of all devices, whose gradients are then averaged.
+        devices = self.accelerator.num_processes
+        return -token_log_probs(model, inputs["packed"]).sum() * devices / num_items_in_batch
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -94,5 +96,5 @@ class SftTrainer(Trainer):
         for inputs in self.get_eval_dataloader():
             with self.accelerator.autocast():
                 total -= token_log_probs(self.model, inputs["packed"]).sum()
-            count += len(inputs["labels"])
+            count += len(inputs["labels"]) - 1
         return {"loss": (total / count).item()}

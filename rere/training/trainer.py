@@ -85,7 +85,12 @@ class StepLog(TrainerCallback):
 
 
 def training_arguments(
-    options: SftOptions | RlOptions, seed: int, checkpoints: Path, total_steps: int, rows: int, **more: Any
+    options: SftOptions | RlOptions,
+    seed: int,
+    checkpoints: Path,
+    total_steps: int,
+    rows: int,
+    **more: Any,
 ) -> TrainingArguments:
     """The arguments that SFT and RL agree on, for steps of `rows` rows.
 
@@ -129,12 +134,12 @@ def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str,
 
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
     """The prompt ids of a batch of rows."""
-    return encoder.prompts(
-        [row["row_id"] for row in rows], [row["history"] for row in rows], seed
-    )
+    return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer, output: Path):
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer, output: Path
+) -> None:
     """Write `output`/model (safetensors and JSON only) and remove the run's checkpoints."""
     with replacing(output / "model") as folder:
         model.save_pretrained(folder)
