@@ -16,7 +16,7 @@ from pydantic import BaseModel, DirectoryPath, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from rere import config
-from rere.errors import InputError
+from rere.errors import InputError, hint, remedy
 from rere.provenance import provenance
 
 Data = Annotated[Path, Field(description="Folder that `rere preprocess` wrote.")]
@@ -220,7 +220,7 @@ def main() -> None:
             print(overview(matching))
             return
         given = " ".join(words) or sys.argv[1]
-        fail(f"rere: unknown stage {given}; {config.hint(given, COMMANDS, 'see rere --help')}", 2)
+        fail(f"rere: unknown stage {given}; {hint(given, COMMANDS, 'see rere --help')}", 2)
     command = parse(stage, sys.argv[1 + len(stage.split()) :])
     try:
         command.run()
@@ -239,8 +239,8 @@ def parse(stage: str, arguments: list[str]) -> Any:
     fields = {name: field for name, field in command.model_fields.items() if not is_fixed(field)}
     given, unknown = parser(stage, command.__doc__, fields).parse_known_args(arguments)
     if unknown:
-        hint = config.hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
-        fail(f"rere {stage}: unknown option {unknown[0]}; {hint}", 2)
+        advice = hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
+        fail(f"rere {stage}: unknown option {unknown[0]}; {advice}", 2)
     values = {
         name: None if value == "None" and type(None) in get_args(fields[name].annotation) else value
         for name, value in vars(given).items()
@@ -252,7 +252,7 @@ def parse(stage: str, arguments: list[str]) -> Any:
         return command.model_validate(values, strict=False)
     except ValidationError as error:
         problems = [
-            ": ".join([*map(config.flag, problem["loc"][:1]), config.remedy(problem)])
+            ": ".join([*map(config.flag, problem["loc"][:1]), remedy(problem)])
             for problem in error.errors()
         ]
         fail(f"rere {stage}: {'; '.join(problems)}", 2)

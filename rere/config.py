@@ -5,24 +5,13 @@ adds only the paths a stage reads and writes), the keys of a study's config, and
 that editors use. Nothing heavy is imported: Snakemake reads this module to plan.
 """
 
-import difflib
 import itertools
-import re
-from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from rere.errors import InputError
+from rere.errors import hint
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
@@ -31,7 +20,6 @@ NO_BACKBONE = "none"
 """Stands in a run's path where a method has no language model."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -323,185 +311,6 @@ class Study(Options):
             )
         ]
         return list(dict.fromkeys(runs))
-
-
-# ------------------------------------------------------------------------------------- parsing
-
-
-def load_study(config: dict[str, Any]) -> Study:
-    """Check a config mapping, as YAML gives it, and expand its grids.
-
-    Raises InputError with one line for each key that is wrong.
-    """
-    expanded, grid_of = expand_grids(config)
-    study = parse(Study, expanded, config, grid_of)
-    if lines := list(dict.fromkeys(wrong_names(study, grid_of))):
-        raise InputError("\n".join(lines))
-    return study
-
-
-def parse(
-    model: Any, values: Any, written: Any = None, grid_of: dict[str, str] | None = None
-) -> Any:
-    """`values` as an instance of `model`; raises InputError with one line a wrong key.
-
-    Where `values` are a config with its grids expanded, `written` is the one before, and lines
-    name its keys.
-    """
-    try:
-        return TypeAdapter(model).validate_python(values)
-    except ValidationError as error:
-        source = values if written is None else written
-        lines = [explain(problem, source, grid_of or {}) for problem in error.errors()]
-        raise InputError("\n".join(dict.fromkeys(lines))) from None
-
-
-def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
-    """A line for each name that a study refers to and does not define."""
-    for name, backbone in study.backbones.items():
-        if name == NO_BACKBONE:
-            yield f"backbones.{name}: stands for methods without one; choose another name"
-        if isinstance(backbone, TinyBackbone) and backbone.corpus not in study.datasets:
-            yield f"backbones.{name}.corpus: {unknown(backbone.corpus, study.datasets)}"
-    for name, method in study.methods.items():
-        where = f"methods.{grid_of.get(name, name)}.init"
-        if method.init is None:
-            continue
-        if method.init not in study.methods:
-            yield f"{where}: {unknown(method.init, study.methods)}"
-        elif study.methods[method.init].stage == "baseline":
-            yield f"{where}: {method.init} is a baseline, which leaves no model to start from"
-        ancestors, init = [name], method.init
-        while init in study.methods and init not in ancestors:
-            ancestors.append(init)
-            init = study.methods[init].init
-        if init == name:
-            yield f"{where}: {' starts from '.join([*ancestors, name])}"
-    for name, table in study.tables.items():
-        for axis in ("datasets", "backbones", "methods"):
-            for value in getattr(table, axis):
-                if value not in getattr(study, axis):
-                    yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
-        if table.reference is not None and table.reference not in table.methods:
-            yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
-
-
-def unknown(name: str, names: Iterable[str]) -> str:
-    return f"there is no {name}; {hint(name, names)}"
-
-
-def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
-    """The remedy for a name that is not among `names`: the closest, else `otherwise` or all."""
-    close = difflib.get_close_matches(name, names := list(names), n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return otherwise or f"there are {', '.join(names) or 'none'}"
-
-
-def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
-    """One line for one of pydantic's errors: the key as the user wrote it, and the remedy."""
-    context = problem.get("ctx", {})
-    inner = [context[key].strip("'") for key in ("key", "discriminator") if key in context]
-    loc = [*problem["loc"], *inner]
-    if loc[0:1] == ["methods"] and len(loc) > 1 and loc[1] in grid_of:
-        grid = grid_of[loc[1]]
-        swept = [key for key in loc[2:] if key in written["methods"][grid]["grid"]]
-        loc = ["methods", grid, "grid", *swept] if swept else ["methods", grid, *loc[2:]]
-    # Where pydantic names the member of a union or the index of a list, the user wrote no key.
-    keys, node = [], written
-    for key in loc:
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif key is not loc[-1] or not (inner or problem["type"] == "missing"):
-            continue
-        keys.append(str(key))
-    return ": ".join(filter(None, [".".join(keys), remedy(problem)]))
-
-
-def remedy(problem: Any) -> str:
-    """What is wrong in one of pydantic's errors, and what to write instead."""
-    value, context = problem["input"], problem.get("ctx", {})
-    match problem["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "unknown_key":
-            return problem["msg"]
-        case "missing" | "union_tag_not_found":
-            return "missing"
-        case "union_tag_invalid":
-            return unknown(context["tag"], re.findall("'(.*?)'", context["expected_tags"]))
-        case "string_pattern_mismatch":
-            return "names have letters, digits, `_`, `.` and `-`, and start with a letter or digit"
-        case "too_short":
-            return "empty; give at least one"
-        case "path_not_directory":
-            return f"there is no folder {value}"
-        case "string_type" if isinstance(value, int | float):
-            return f"{value} is not a string to YAML; put it in quotes"
-        case "float_type" if isinstance(value, str) and EXPONENT.fullmatch(value):
-            mantissa, exponent = re.split("[eE]", value)
-            number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
-            return f"'{value}' is a string to YAML; write {number}"
-    message = re.sub(r", unable to .*| or instance of \w+", "", problem["msg"])
-    message = message.replace("a valid dictionary", "a mapping")
-    kind = {dict: "a mapping", list: "a list", type(None): "nothing"}.get(type(value), repr(value))
-    return f"{message[0].lower()}{message[1:]}, not {kind}"
-
-
-def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
-    """A config with each grid replaced by its members, and the grid of each member.
-
-    A grid maps options of the method's stage to lists of values; a member is named after the
-    grid and its values, in the grid's order: `beta` with `beta: [0.0, 0.1]` gives `beta-0.0`
-    and `beta-0.1`. A table that lists the grid gets all members.
-    """
-    if not (isinstance(config, dict) and isinstance(config.get("methods"), dict)):
-        return config, {}
-    methods, grid_of = {}, {}
-    for name, method in config["methods"].items():
-        if not is_grid(method):
-            methods[name] = method
-            continue
-        stage = next(stage for stage in STAGES if stage in method)
-        for values in itertools.product(*method["grid"].values()):
-            member = "-".join([str(name), *map(slug, values)])
-            if member in methods or member in config["methods"]:
-                raise InputError(f"methods.{name}.grid: {member} comes twice")
-            options = method[stage] | dict(zip(method["grid"], values, strict=True))
-            methods[member] = method | {stage: options, "grid": None}
-            grid_of[member] = name
-    expanded = config | {"methods": methods}
-    if isinstance(config.get("tables"), dict):
-        expanded["tables"] = {
-            name: select_members(table, grid_of) for name, table in config["tables"].items()
-        }
-    return expanded, grid_of
-
-
-def is_grid(method: Any) -> bool:
-    """Whether a method has a grid that can be expanded; parsing tells what is wrong with others."""
-    if not (isinstance(method, dict) and isinstance(method.get("grid"), dict)):
-        return False
-    lists, stages = method["grid"].values(), [stage for stage in STAGES if stage in method]
-    well_formed = len(lists) > 0 and all(isinstance(values, list) and values for values in lists)
-    return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
-
-
-def select_members(table: Any, grid_of: dict[str, str]) -> Any:
-    """A table whose list of methods names grids, with their members in their place."""
-    if not (isinstance(table, dict) and isinstance(table.get("methods"), list)):
-        return table
-    chosen = [
-        [member for member, grid in grid_of.items() if grid == name] or [name]
-        for name in table["methods"]
-    ]
-    return table | {"methods": list(itertools.chain.from_iterable(chosen))}
-
-
-def slug(value: Any) -> str:
-    """A grid's value as part of a name."""
-    text = "_".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text)
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:

@@ -1,5 +1,54 @@
-"""The one exception that means: the user can mend this."""
+"""The exception that means that the user can mend it, and the words that say how."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class InputError(ValueError):
     """Bad input. Its message is one line that names the file, key or row and the remedy."""
+
+
+def unknown(name: str, names: Iterable[str]) -> str:
+    return f"there is no {name}; {hint(name, names)}"
+
+
+def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
+    """The remedy for a name that is not among `names`: the closest, else `otherwise` or all."""
+    close = difflib.get_close_matches(name, names := list(names), n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return otherwise or f"there are {', '.join(names) or 'none'}"
+
+
+def remedy(problem: Any) -> str:
+    """What is wrong in one of pydantic's errors, and what to write instead."""
+    value, context = problem["input"], problem.get("ctx", {})
+    match problem["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "unknown_key":
+            return problem["msg"]
+        case "missing" | "union_tag_not_found":
+            return "missing"
+        case "union_tag_invalid":
+            return unknown(context["tag"], re.findall("'(.*?)'", context["expected_tags"]))
+        case "string_pattern_mismatch":
+            return "names have letters, digits, `_`, `.` and `-`, and start with a letter or digit"
+        case "too_short":
+            return "empty; give at least one"
+        case "path_not_directory":
+            return f"there is no folder {value}"
+        case "string_type" if isinstance(value, int | float):
+            return f"{value} is not a string to YAML; put it in quotes"
+        case "float_type" if isinstance(value, str) and EXPONENT.fullmatch(value):
+            mantissa, exponent = re.split("[eE]", value)
+            number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
+            return f"'{value}' is a string to YAML; write {number}"
+    message = re.sub(r", unable to .*| or instance of \w+", "", problem["msg"])
+    message = message.replace("a valid dictionary", "a mapping")
+    kind = {dict: "a mapping", list: "a list", type(None): "nothing"}.get(type(value), repr(value))
+    return f"{message[0].lower()}{message[1:]}, not {kind}"

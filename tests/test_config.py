@@ -19,9 +19,9 @@ from rere.config import (
     Table,
     TinyBackbone,
     flags,
-    load_study,
 )
 from rere.errors import InputError
+from rere.study import load_study
 
 CONFIG = Path(__file__).parent.parent / "config"
 SHIPPED = yaml.safe_load((CONFIG / "config.yaml").read_text())

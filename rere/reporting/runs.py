@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from rere.config import Run, parse
+from rere.config import Run
 from rere.data.splits import read_items
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics
+from rere.study import parse
 
 COSTS = ("seconds", "peak_memory_mb")
 """What run.json says a run cost; a run may have none."""

@@ -8,8 +8,9 @@ import os
 import re
 import sys
 
-from rere.config import NO_BACKBONE, Evaluation, flags, load_study
+from rere.config import NO_BACKBONE, Evaluation, flags
 from rere.errors import InputError
+from rere.study import load_study
 
 # Jobs find this Python and this `rere`, whether an environment is activated or not. A conda
 # environment puts its own Python before it. Threads that wait sleep: where two jobs share the
