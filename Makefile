@@ -2,27 +2,26 @@
 # Each sets up .venv first. PYTHON names another interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11
-BIN := .venv/bin
-STUDY := $(BIN)/snakemake --cores all
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: study full test lint
 
 study: .venv/installed
-	$(STUDY)
+	snakemake --cores all
 
 full: .venv/installed
-	$(STUDY) --configfile config/full.yaml
+	snakemake --cores all --configfile config/full.yaml
 
 test: lint
-	$(BIN)/pytest
+	pytest
 
 lint: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/snakemake --lint
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
