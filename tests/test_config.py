@@ -25,7 +25,7 @@ from rere.study import load_study
 
 CONFIG = Path(__file__).parent.parent / "config"
 SHIPPED = yaml.safe_load((CONFIG / "config.yaml").read_text())
-ABSENT = object()
+ABSENT = "<absent>"
 
 
 def changed(**changes: Any) -> dict[str, Any]:
