@@ -42,15 +42,6 @@ def trained(seed: int = 0, options: Sasrec = OPTIONS) -> SasrecModel:
     return fit(options, NUM_ITEMS, cycle(), cycle(), seed, io.StringIO())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost tensors this small more than they give, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def untrained() -> SasrecModel:
     """Large weights, so that what must not matter would show."""

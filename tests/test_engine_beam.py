@@ -23,15 +23,6 @@ PROMPTS = st.lists(
 MODELS = {family: causal_lm(family, VOCAB, seed=1).double() for family in ("qwen2", "gpt2")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost tensors this small more than they give, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     return causal_lm(request.param, VOCAB).double()

@@ -21,15 +21,6 @@ ROWS = [([item % 25, (3 * item + 1) % 25][: 1 + item % 2], (7 * item) % 25) for 
 SEED = 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost tensors this small more than they give, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with a test split only; nothing else is needed."""

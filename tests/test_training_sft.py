@@ -30,15 +30,6 @@ SHORT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5
 """Six steps of eight rows."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost tensors this small more than they give, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cycle(tmp_path_factory.mktemp("cycle"))

@@ -121,8 +121,10 @@ class RlTrainer(Trainer):
         ranked, targets = [], []
         for inputs in self.get_eval_dataloader():
             leaf, _ = beam_search(policy, self.tree, inputs["prompts"], self.options.group_size)
+            pair = (leaf, self.tree.leaf_of_item[inputs["target"]])
+            leaf, target = self.accelerator.gather_for_metrics(pair)
             ranked.append(leaf.cpu())
-            targets.append(self.tree.leaf_of_item[inputs["target"]].cpu())
+            targets.append(target.cpu())
         ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
         values = gains(ranks).mean(axis=0)
         return {"ndcg@10": float(values[METRICS.index("NDCG@10")])}

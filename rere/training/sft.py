@@ -92,9 +92,10 @@ class SftTrainer(Trainer):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         self.model.eval()
-        total = count = 0.0
+        sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, tokens
         for inputs in self.get_eval_dataloader():
             with self.accelerator.autocast():
-                total -= token_log_probs(self.model, inputs["packed"]).sum()
-            count += len(inputs["labels"]) - 1
-        return {"loss": (total / count).item()}
+                log_probs = token_log_probs(self.model, inputs["packed"])
+            sums += torch.stack([-log_probs.sum(), (inputs["labels"] >= 0).sum()])
+        total, count = self.accelerator.reduce(sums).tolist()
+        return {"loss": total / count}
