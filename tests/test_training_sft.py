@@ -1,13 +1,11 @@
 """Supervised fine-tuning end to end, on a pattern that has one right answer."""
 
-import json
 import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_models import (
     CYCLE,
     causal_lm,
@@ -16,6 +14,7 @@ from tiny_models import (
     write_data,
     write_fixed_model,
 )
+from training_runs import assert_weights_close, records, steps, weights
 
 from rere import prompts
 from rere.backbones import backbone, load_model, load_tokenizer
@@ -49,30 +48,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) ->
     output = tmp_path_factory.mktemp("trained")
     sft(SHORT.model_copy(update={"epochs": 12.0, "evaluations": 4}), init, data, 0, output)
     return output
-
-
-def records(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def steps(output: Path) -> list[dict]:
-    return [record for record in records(output) if "loss" in record]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model" / "model.safetensors")
-
-
-def assert_weights_close(actual: Path, expected: Path, tolerance: float) -> None:
-    expected = weights(expected)
-    for name, weight in weights(actual).items():
-        torch.testing.assert_close(
-            weight,
-            expected[name],
-            atol=tolerance,
-            rtol=0,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
 
 
 def hits(model: Path, data: Path, seed: int) -> float:
