@@ -1,4 +1,4 @@
-# `make` runs the quick study, `make full` all of its test rows, `make test` the tests.
+# `make` runs the quick study, `make full` three seeds of it, `make test` the tests.
 # Each sets up .venv first. PYTHON names another interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11

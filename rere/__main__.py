@@ -1,3 +1,5 @@
 from rere.cli import main
 
-main()
+# Processes that `rere speed` starts import this module anew.
+if __name__ == "__main__":
+    main()

@@ -145,6 +145,23 @@ class Recommend(config.Recommend):
         recommend(self, self.model, self.data, self.seed, self.output)
 
 
+class RecommendTitles(config.Search):
+    """Print what a model recommends after a history of titles."""
+
+    model: DirectoryPath = Field(description="Folder of a model that `rere sft` or `rl` wrote.")
+    history: list[str] = Field(min_length=1, description="Titles of the catalogue, oldest first.")
+    top: int = Field(10, ge=1, description="Titles to print.")
+    seed: Seed = 0
+
+    def run(self) -> None:
+        from rere.evaluation.recommend import continue_history
+
+        ranked = continue_history(self, self.model, self.history, self.top, self.seed)
+        for rank, (title, score) in enumerate(ranked, start=1):
+            shown = title if title.isprintable() else repr(title)
+            print(f"{rank:{len(str(len(ranked)))}}  {score:8.3f}  {shown}")
+
+
 class Metrics(config.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
@@ -185,6 +202,31 @@ class Figure(config.Options):
         figure(self.table, self.output)
 
 
+class Speed(config.Speed):
+    """Measure the search's time, memory and results beside transformers' `generate`."""
+
+    model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
+    data: Data
+    output: Path = Field(description="The .csv to write; .curves.csv and .md lie beside it.")
+
+    def run(self) -> None:
+        from rere.speed.table import speed
+
+        speed(self, self.model, self.data, self.output)
+
+
+class SpeedFigure(config.Options):
+    """Draw the measurements against catalogue size, beams and prompt length."""
+
+    curves: Path = Field(description="The .curves.csv that `rere speed` wrote.")
+    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+
+    def run(self) -> None:
+        from rere.speed.figure import figure
+
+        figure(self.curves, self.output)
+
+
 class Schema(config.Options):
     """Print the JSON schema of a study's config, for editors."""
 
@@ -203,9 +245,12 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "baseline repeat_last": RepeatLast,
     "baseline sasrec": Sasrec,
     "recommend": Recommend,
+    "recommend --history": RecommendTitles,
     "metrics": Metrics,
     "table": Table,
     "figure": Figure,
+    "speed": Speed,
+    "speed-figure": SpeedFigure,
     "schema": Schema,
 }
 
@@ -221,7 +266,10 @@ def main() -> None:
             return
         given = " ".join(words) or sys.argv[1]
         fail(f"rere: unknown stage {given}; {hint(given, COMMANDS, 'see rere --help')}", 2)
-    command = parse(stage, sys.argv[1 + len(stage.split()) :])
+    arguments = sys.argv[1 + len(stage.split()) :]
+    flags = {word.partition("=")[0] for word in arguments}
+    stage = next((s for s in other_forms(stage) if s.removeprefix(f"{stage} ") in flags), stage)
+    command = parse(stage, arguments)
     try:
         command.run()
     except InputError as error:
@@ -233,12 +281,23 @@ def main() -> None:
         fail(f"rere {stage}: interrupted", 130)
 
 
+def other_forms(stage: str) -> list[str]:
+    """The stage with a flag that makes it another one, as COMMANDS name it; from there, without."""
+    name = stage.partition(" --")[0]
+    return [form for form in COMMANDS if form.partition(" --")[0] == name and form != stage]
+
+
 def parse(stage: str, arguments: list[str]) -> Any:
     """The stage's command as `arguments` give it, in text; `None` is Python's."""
     command = COMMANDS[stage]
+    if {"-h", "--help"} & set(arguments):
+        arguments = ["--help"]  # even where a value is missing, as in `recommend --history --help`
     fields = {name: field for name, field in command.model_fields.items() if not is_fixed(field)}
     given, unknown = parser(stage, command.__doc__, fields).parse_known_args(arguments)
     if unknown:
+        for form in other_forms(stage):
+            if unknown[0].partition("=")[0] in map(config.flag, COMMANDS[form].model_fields):
+                fail(f"rere {stage}: {unknown[0]} is an option of rere {form}", 2)
         advice = hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
         fail(f"rere {stage}: unknown option {unknown[0]}; {advice}", 2)
     values = {
@@ -247,7 +306,8 @@ def parse(stage: str, arguments: list[str]) -> Any:
     }
     missing = [name for name, field in fields.items() if field.is_required() and name not in values]
     if missing:
-        fail(f"rere {stage}: missing {', '.join(map(config.flag, missing))}", 2)
+        others = "".join(f"; there is also rere {form}" for form in other_forms(stage))
+        fail(f"rere {stage}: missing {', '.join(map(config.flag, missing))}{others}", 2)
     try:
         return command.model_validate(values, strict=False)
     except ValidationError as error:
@@ -275,6 +335,7 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
         prog=f"rere {stage}",
         usage="%(prog)s [OPTIONS]",
         description=summary,
+        epilog="".join(f"See also: rere {form} --help" for form in other_forms(stage)),
         allow_abbrev=False,
         add_help=False,
     )

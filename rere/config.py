@@ -239,19 +239,33 @@ class Evaluation(Options):
     """What every method's test run shares."""
 
     rows: int | None = Field(
-        1000, ge=1, description="Seeded sample of the test split, the same for all; None for all."
+        None, ge=1, description="Seeded sample of the test split, the same for all; None for all."
     )
     list_length: int = Field(
         50, ge=max(CUTOFFS), description="Items kept a row, more than the largest K asks for."
     )
 
 
-class Recommend(Evaluation):
+class Search(Options):
     """Constrained beam search over the catalogue."""
 
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
-    batch_size: int = Field(16, ge=1, description="Rows a pass. Memory, not results.")
+    scoring: Literal["catalogue", "vocabulary"] = Field(
+        "catalogue",
+        description="Probabilities over the tokens that the catalogue allows, or over all.",
+    )
+    length_penalty: float = Field(
+        0.0, ge=0, description="Scores are divided by the title's tokens to this power."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the pass.")
+
+
+class Recommend(Search, Evaluation):
+    """Constrained beam search for the rows of the test split."""
+
+    batch_size: int | None = Field(
+        None, ge=1, description="Rows a pass; None for what memory takes. Memory, not results."
+    )
 
 
 class Table(Options):
@@ -287,6 +301,53 @@ class Run(BaseModel):
         return f"results/runs/{self.dataset}/{self.backbone}/{self.method}/seed{self.seed}"
 
 
+class Speed(Options):
+    """Measurements of the search: time, memory and results, beside transformers' `generate`."""
+
+    dataset: str = Field(description="Data set that is searched.")
+    backbone: str = Field(description="Backbone of the trained model.")
+    method: str = Field(description="Method that trained it.")
+    seed: int = Field(0, ge=0, description="Seed of the run, and of everything random.")
+    num_layers: int = Field(4, ge=1, description="Layers of the random Qwen2 beside it.")
+    hidden_size: int = Field(256, ge=8, description="Its width; a quarter of its inner layer's.")
+    num_heads: int = Field(4, ge=1, description="Its attention heads; divides the hidden size.")
+    beams: list[Annotated[int, Field(ge=2)]] = Field(
+        [16, 50], min_length=1, description="Beams of the table's searches."
+    )
+    batch_size: int = Field(4, ge=1, description="Rows a pass, on every side.")
+    batches: int = Field(
+        6, ge=1, description="Timed batches a side, on the random model and in the figure."
+    )
+    rows: int = Field(200, ge=1, description="Test rows, all timed on the trained model.")
+    catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [1000, 10_000, 100_000, 1_000_000],
+        min_length=1,
+        description="Synthetic titles of the figure, ascending; the last is the tree's to build.",
+    )
+    sweep_beams: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 5, 10, 20, 50, 100, 200], min_length=1, description="Beams of the figure, ascending."
+    )
+    prompt_lengths: list[Annotated[int, Field(ge=1)]] = Field(
+        [64, 128, 256, 512],
+        min_length=1,
+        description="Tokens of the figure's prompts, ascending.",
+    )
+    curve_seconds: float = Field(
+        5.0, gt=0, description="A curve of the figure ends where a batch takes longer than this."
+    )
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self):
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError("hidden_size must be a multiple of twice num_heads")
+        return self
+
+    @property
+    def run_folder(self) -> str:
+        """The run whose model is measured."""
+        return Run(**self.model_dump(include=set(Run.model_fields))).folder
+
+
 class Study(Options):
     """A study: mappings that define, tables that select."""
 
@@ -295,6 +356,7 @@ class Study(Options):
     methods: dict[Name, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
     tables: dict[Name, Table] = Field(description="Tables by name.")
+    speed: Speed | None = Field(None, description="Measurements of the search; none without it.")
 
     def runs(self, table: str) -> list[Run]:
         """The runs of a table, row after row; those without a backbone once a data set."""

@@ -7,7 +7,9 @@ our own.
 """
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,6 +33,9 @@ SEPARATOR = ",\t"
 
 MAX_PROMPT_TOKENS = 512
 """A longer prompt loses its oldest items, as in the paper."""
+
+CHUNK = 10_000
+"""Texts tokenised at a time: what a tokenizer returns is many times as large as the ids in it."""
 
 
 def choose_instruction(seed: int, row_id: int) -> str:
@@ -74,12 +79,12 @@ class PromptEncoder:
             prompt_text(instruction, [self.titles[item] for item in history])
             for instruction, history in zip(instructions, histories, strict=True)
         ]
-        prompts = self._encode(texts)
+        prompts = list(self._encode(texts))
         for row, (instruction, history) in enumerate(zip(instructions, histories, strict=True)):
             while len(prompts[row]) > MAX_PROMPT_TOKENS and len(history) > 1:
                 history = history[1:]
                 text = prompt_text(instruction, [self.titles[item] for item in history])
-                prompts[row] = self._encode([text])[0]
+                (prompts[row],) = self._encode([text])
             if len(prompts[row]) > MAX_PROMPT_TOKENS:
                 raise InputError(
                     f"row {row_ids[row]}: its last item alone makes a prompt of "
@@ -90,24 +95,38 @@ class PromptEncoder:
     def responses(self) -> list[list[int]]:
         """Response ids of every title of the catalogue as they follow a prompt, EOS included.
 
-        Raises InputError naming the title where its tokens would merge with the prompt's.
+        Raises InputError naming the item whose title is empty, to the tokenizer at least, or
+        whose tokens would merge with the prompt's.
         """
-        header = self._encode([RESPONSE_HEADER])[0]
-        encoded = self._encode([RESPONSE_HEADER + response_text(t) for t in self.titles])
+        header, untitled = self._encode([RESPONSE_HEADER, RESPONSE_HEADER + response_text("")])
+        encoded = self._encode(RESPONSE_HEADER + response_text(title) for title in self.titles)
         responses = []
-        for title, ids in zip(self.titles, encoded, strict=True):
-            if ids[: len(header)] != header or len(ids) == len(header):
-                raise InputError(f"title {title!r} has no tokens of its own after the prompt")
+        for item, (title, ids) in enumerate(zip(self.titles, encoded, strict=True)):
+            if ids == untitled or ids[: len(header)] != header or len(ids) == len(header):
+                raise InputError(
+                    f"item {item}: title {title!r} has no tokens of its own after the prompt; "
+                    "rename it or leave it out"
+                )
             responses.append([*ids[len(header) :], self.tokenizer.eos_token_id])
         return responses
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,  # a title that spells one out is text like any other
-            return_attention_mask=False,
-        )
-        return [self.opening + ids for ids in encoded.input_ids]
+    def fingerprint(self) -> str:
+        """Hexadecimal sha256 of all that the responses depend on: tokenizer, wording, titles."""
+        tokenizer = self.tokenizer
+        is_fast = tokenizer.is_fast
+        made_of = tokenizer.backend_tokenizer.to_str() if is_fast else tokenizer.get_vocab()
+        wording = [RESPONSE_HEADER, *map(response_text, self.titles)]
+        parts = [made_of, self.opening, tokenizer.eos_token_id, wording]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _encode(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Token ids of each text, after BOS where the tokenizer opens sequences with it."""
+        texts = iter(texts)
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            encoded = self.tokenizer(
+                chunk,
+                add_special_tokens=False,
+                split_special_tokens=True,  # a title that spells one out is text like any other
+                return_attention_mask=False,
+            )
+            yield from (self.opening + ids for ids in encoded.input_ids)

@@ -64,12 +64,21 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if init == name:
             yield f"{where}: {' starts from '.join([*ancestors, name])}"
     for name, table in study.tables.items():
+        if name == "speed":
+            yield "tables.speed: stands for the table of measurements; choose another name"
         for axis in ("datasets", "backbones", "methods"):
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
                     yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
         if table.reference is not None and table.reference not in table.methods:
             yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
+    if study.speed is not None:
+        for axis in ("dataset", "backbone", "method"):
+            value, names = getattr(study.speed, axis), getattr(study, f"{axis}s")
+            if value not in names:
+                yield f"speed.{axis}: {unknown(value, names)}"
+            elif axis == "method" and names[value].stage == "baseline":
+                yield f"speed.method: {value} is a baseline, which leaves no model to measure"
 
 
 def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:

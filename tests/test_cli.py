@@ -5,15 +5,19 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import TITLES, tokenizer, write_fixed_model
 
+from rere.catalogue import CATALOGUE, Catalogue
 from rere.cli import COMMANDS, is_fixed, parse
 from rere.config import flags
+from rere.evaluation.recommend import continue_history
+from rere.prompts import PromptEncoder
 
 
 def rere(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -119,6 +123,9 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
         return SHARED[name]
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        return values(name, inner, tuple(m for field in metadata for m in field.metadata))
     if get_origin(annotation) is list:
         return st.lists(values(name, get_args(annotation)[0], ()), min_size=1, max_size=3)
     if type(None) in get_args(annotation):
@@ -206,6 +213,14 @@ def test_an_unknown_stage(arguments, message):
         ("rl", "--reward rul", "--reward: input should be 'rule' or 'ranking', not 'rul'"),
         ("rl", "--prompts 9", "prompts must be a multiple of rows_per_pass"),
         ("rl", "--init nowhere", "--init: there is no folder nowhere"),
+        ("recommend", "--top 3", "--top is an option of rere recommend --history"),
+        ("recommend --history", "--history A --data=x", "--data=x is an option of rere recommend"),
+        ("recommend --history", "--history", "--history: expected at least one argument"),
+        (
+            "recommend --history",
+            "--history A --top 0",
+            "--top: input should be greater than or equal to 1, not '0'",
+        ),
         (
             "rl",
             "--steps x --seed -1",
@@ -216,9 +231,47 @@ def test_an_unknown_stage(arguments, message):
 )
 def test_wrong_options(stage, arguments, message, capsys):
     if arguments:
-        required = {"--init", "--data", "--output"} - set(arguments.split())
+        fields = COMMANDS[stage].model_fields.items()
+        needed = {f"--{name}" for name, field in fields if field.is_required()}
+        required = needed - set(arguments.split())
         arguments += "".join(f" {flag} ." for flag in sorted(required))
     assert usage_error(capsys, stage, arguments) == f"rere {stage}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--model .",
+            "rere recommend: missing --data, --output; there is also rere recommend --history",
+        ),
+        (
+            "--history A",
+            "rere recommend --history: missing --model; there is also rere recommend",
+        ),
+        (
+            "--model . --data . --output p --history A",
+            "rere recommend --history: --data is an option of rere recommend",
+        ),
+        (
+            "--model . --history=A --xyz",
+            "rere recommend --history: unknown option --xyz; see rere recommend --history --help",
+        ),
+    ],
+)
+def test_recommending_has_two_forms(arguments, message):
+    assert line("recommend", *arguments.split(), status=2) == message
+
+
+@pytest.mark.parametrize("order", [["--history", "--help"], ["--help", "--history"]])
+def test_the_help_of_a_form_that_a_flag_chooses(order):
+    done = rere("recommend", *order)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: rere recommend --history [OPTIONS]\n")
+    assert done.stdout.endswith("\nSee also: rere recommend --help\n")
+    done = rere("recommend", "--help")
+    assert done.stdout.startswith("usage: rere recommend [OPTIONS]\n")
+    assert done.stdout.endswith("\nSee also: rere recommend --history --help\n")
 
 
 def test_a_wrong_option_ends_the_process():
@@ -259,6 +312,48 @@ def test_a_file_in_the_place_of_a_folder_ends_in_one_line(tmp_path):
     message = line("preprocess", "--source", "ml-100k", "--core", 1, "--raw", raw, "--output",
                    output, status=1)  # fmt: skip
     assert message == (f"rere preprocess: {output}: is a file; remove it or choose another output")
+
+
+# -------------------------------------------------------------------------- a history of titles
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a catalogue, as training leaves it."""
+    encoder = PromptEncoder(tokenizer("qwen2"), TITLES)
+    folder = write_fixed_model(tmp_path_factory.mktemp("trained"))
+    Catalogue.build(encoder, encoder.responses()).save(folder / CATALOGUE)
+    return folder
+
+
+def test_titles_are_printed_one_a_line(trained, capsys):
+    arguments = ["--model", str(trained), "--history", "Heat", "Toy Story (1995)", "--top", "11"]
+    command = parse("recommend --history", arguments)
+    command.run()
+    expected = continue_history(command, trained, ["Heat", "Toy Story (1995)"], 11, 0)
+    rows = capsys.readouterr().out.splitlines()
+    assert [row[14:] for row in rows] == [
+        repr(title) if title in ("Tab\tbed", "Two\nlines") else title for title, _ in expected
+    ]
+    assert [row[:14] for row in rows] == [
+        f"{rank:2}  {score:8.3f}  " for rank, (_, score) in enumerate(expected, start=1)
+    ]
+    assert {title for title, _ in expected} == set(TITLES)
+
+
+def test_an_unknown_title_ends_in_one_line(trained):
+    message = line("recommend", "--model", trained, "--history", "Heat", "Hate", status=1)
+    assert message.startswith(
+        "rere recommend --history: there is no title 'Hate'; the closest are 'Heat', "
+    )
+
+
+def test_a_model_without_a_catalogue_ends_in_one_line(tmp_path):
+    write_fixed_model(tmp_path)
+    assert line("recommend", "--model", tmp_path, "--history", "Heat", status=1) == (
+        f"rere recommend --history: {tmp_path}/catalogue.safetensors: no such file; "
+        "`rere sft` and `rere rl` write it"
+    )
 
 
 # ------------------------------------------------------------------------------------- progress

@@ -15,6 +15,7 @@ from rere.config import (
     Method,
     Pretrained,
     Recommend,
+    Speed,
     Study,
     Table,
     TinyBackbone,
@@ -25,6 +26,8 @@ from rere.study import load_study
 
 CONFIG = Path(__file__).parent.parent / "config"
 SHIPPED = yaml.safe_load((CONFIG / "config.yaml").read_text())
+LAID_OVER = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
+FULL = {**SHIPPED, "tables": {"main": {**SHIPPED["tables"]["main"], **LAID_OVER}}}
 ABSENT = "<absent>"
 
 
@@ -69,8 +72,7 @@ def test_the_shipped_configs_are_studies():
         "results/runs/ml-100k/tiny/sft_continued/seed0",
         "results/runs/ml-100k/tiny/rere/seed0",
     ]
-    full = yaml.safe_load((CONFIG / "full.yaml").read_text())
-    assert load_study({**SHIPPED, **full}).evaluation.rows is None
+    assert len(load_study(FULL).runs("main")) == 3 * len(study.runs("main"))
 
 
 def test_a_run_without_a_backbone_appears_once_a_data_set():
@@ -94,15 +96,16 @@ def test_the_config_is_read_without_heavy_imports():
 
 def test_every_key_is_explained():
     text = (CONFIG / "README.md").read_text()
-    for model in (Study, Dataset, TinyBackbone, Pretrained, Method, Recommend, Table):
+    for model in (Study, Dataset, TinyBackbone, Pretrained, Method, Recommend, Table, Speed):
         for key in model.model_fields:
             assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
 
 
 def test_flags_name_every_option_as_the_command_line_spells_it():
     options = Recommend(rows=None, num_beams=20)
-    assert " ".join(flags(options, skip=("dtype", "batch_size"))) == (
-        "--rows None --list-length 50 --num-beams 20"
+    assert " ".join(flags(options, skip=("dtype",))) == (
+        "--rows None --list-length 50 --num-beams 20 "
+        "--scoring catalogue --length-penalty 0.0 --batch-size None"
     )
     reward = load_study(SHIPPED).methods["rere"].options
     assert " ".join(flags(reward)).count("--reward rule ranking --beta 0.001") == 1
@@ -407,7 +410,7 @@ def schema() -> jsonschema.Draft202012Validator:
 
 def test_the_schema_accepts_the_shipped_configs(schema):
     schema.validate(SHIPPED)
-    schema.validate({**SHIPPED, **yaml.safe_load((CONFIG / "full.yaml").read_text())})
+    schema.validate(FULL)
     schema.validate(grid({"beta": [0.0, 0.1], "reward": [["rule"], ["ranking"]]}))
 
 

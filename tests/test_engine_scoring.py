@@ -7,19 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, causal_lm, unigram_lm
+from tiny_models import FAMILIES, VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
 
-from rere.engine.packing import additive, left_pad, pack, prompt_positions
+from rere.engine.masks import additive
+from rere.engine.packing import left_pad, pack, prompt_positions
 from rere.engine.scoring import sum_by_candidate, token_log_probs
 
-VOCAB = 24
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 CANDIDATES = [
     [[4, 5, 1], [4, 6, 7, 8, 1], [1]],  # three, with a shared prefix, one of a single token
     [[9, 1]],  # a single candidate
     [[4, 5, 1], [4, 5, 1], [10, 11, 12, 13, 14, 15, 1], [1], [2, 1]],  # five, two of them equal
 ]
-TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
+TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6)
 BATCHES = st.lists(
     st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3
 )
@@ -27,10 +27,10 @@ BATCHES = st.lists(
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
-    return causal_lm(request.param, VOCAB).double()
+    return precise(request.param)
 
 
-QWEN2 = causal_lm("qwen2", VOCAB, seed=1).double()
+QWEN2 = precise("qwen2", seed=1)
 
 
 def expanded(model, prompts, candidates):
@@ -86,7 +86,7 @@ def test_equals_the_expanded_batch(model):
     expected = expanded(model, PROMPTS, CANDIDATES)
     assert len(actual) == len(expected) == 9
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+        torch.testing.assert_close(one, other, atol=tolerance(model), rtol=0)
 
 
 def test_gradients_equal_those_of_the_expanded_batch(model):
@@ -98,11 +98,11 @@ def test_gradients_equal_those_of_the_expanded_batch(model):
         torch.cat(expanded(model, PROMPTS, CANDIDATES)),
     )
     # Weights of either sign, none like another, so that no token's gradient can hide.
-    weight = torch.linspace(-2, 3, len(actual), dtype=torch.float64)
+    weight = torch.linspace(-2, 3, len(actual), dtype=model.dtype)
     assert_gradients_equal(
         gradients(model, (weight * actual).sum()),
         gradients(model, (weight * expected).sum()),
-        1e-5 if rms else 1e-9,
+        1e-5 if rms else tolerance(model),
     )
 
 
@@ -138,7 +138,7 @@ def test_one_candidate_gives_the_supervised_loss(model):
 
 
 def test_gradient_checkpointing_changes_nothing():
-    model = causal_lm("qwen2", VOCAB, seed=1).double()
+    model = causal_lm("qwen2", VOCAB_SIZE, seed=1).double()
     model.activation_checkpointing_enable()
     model.train()
     packed = pack(PROMPTS, CANDIDATES)
@@ -158,7 +158,8 @@ def test_padding_changes_nothing(model):
     for row in range(3):
         alone = pack(PROMPTS[row : row + 1], CANDIDATES[row : row + 1])
         expected = token_log_probs(model, alone)[0]
-        torch.testing.assert_close(log_prob[row, : len(expected)], expected, atol=1e-9, rtol=0)
+        actual = log_prob[row, : len(expected)]
+        torch.testing.assert_close(actual, expected, atol=tolerance(model), rtol=0)
         assert (log_prob[row, len(expected) :] == 0).all()
 
 
@@ -173,7 +174,7 @@ def test_what_padding_holds_does_not_matter(model):
     ids = packed.input_ids.masked_fill(~torch.cat([real, fed], dim=1), 17)
     assert (ids != packed.input_ids).any()
     actual = token_log_probs(model, dataclasses.replace(packed, input_ids=ids))
-    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=tolerance(model), rtol=0)
 
 
 # -------------------------------------------------------------------------------------- by hand
@@ -243,7 +244,7 @@ def test_sum_by_candidate_by_hand():
 
 
 def test_half_precision_logits_are_scored_in_float32():
-    model = causal_lm("qwen2", VOCAB).bfloat16()
+    model = causal_lm("qwen2", VOCAB_SIZE).bfloat16()
     assert token_log_probs(model, pack(PROMPTS, CANDIDATES)).dtype == torch.float32
 
 

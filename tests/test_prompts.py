@@ -5,6 +5,7 @@ import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TITLES, TOKENIZERS, write_data
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from rere.backbones import backbone, load_tokenizer
@@ -193,8 +194,29 @@ def test_a_title_that_merges_with_the_header_is_refused_by_name():
     # Where nothing splits at a newline, the trained pieces run over it.
     tokenizer = tiny_models.unigram(split_lines=False)
     assert '▁Response:\n"' in tokenizer.tokenize('### Response:\n"Heat"\n')
-    with pytest.raises(InputError, match=r"title 'Heat' has no tokens of its own"):
+    with pytest.raises(InputError, match=r"^item 0: title 'Heat' has no tokens of its own"):
         PromptEncoder(tokenizer, ["Heat"]).responses()
+
+
+def test_an_empty_title_is_refused_by_name(tokenizer):
+    with pytest.raises(InputError, match=r"^item 2: title '' has no tokens of its own"):
+        PromptEncoder(tokenizer, ["Heat", "Ran", "", "Alien"]).responses()
+
+
+def test_a_title_that_the_tokenizer_drops_is_refused_by_name():
+    tokenizer = TOKENIZERS["qwen2"]()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(InputError, match=r"^item 1: title '\\u200b' has no tokens of its own"):
+        PromptEncoder(tokenizer, ["Heat", "\u200b"]).responses()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_the_chunks_of_tokenising_change_nothing(tokenizer, monkeypatch, chunk):
+    encoder = PromptEncoder(tokenizer, TITLES)
+    histories = [[0], [1, 2], [3, 4], [5]]
+    expected = encoder.responses(), encoder.prompts(range(4), histories, seed=0)
+    monkeypatch.setattr("rere.prompts.CHUNK", chunk)
+    assert (encoder.responses(), encoder.prompts(range(4), histories, seed=0)) == expected
 
 
 def test_no_end_of_sequence_token_is_refused():

@@ -10,7 +10,7 @@ from training_runs import assert_weights_close, records, steps
 
 from rere import prompts
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import PrefixTree
+from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.config import RlOptions, SftOptions, Tiny
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
@@ -114,6 +114,17 @@ def test_a_run_leaves_a_model_and_a_log_and_nothing_else(trained):
     suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
     assert (trained / "model" / "model.safetensors").is_file()
+
+
+def test_the_model_carries_its_catalogue(trained):
+    encoder = PromptEncoder(load_tokenizer(trained / "model"), CYCLE)
+    vocab_size = load_model(trained / "model").config.vocab_size
+    catalogue = Catalogue.load(trained / "model" / CATALOGUE, vocab_size)
+    assert list(catalogue.titles) == CYCLE
+    assert catalogue.fingerprint == encoder.fingerprint()
+    expected = PrefixTree.build(encoder.responses())
+    assert catalogue.tree.token.equal(expected.token)
+    assert catalogue.tree.leaf_of_item.equal(expected.leaf_of_item)
     load_tokenizer(trained / "model")
 
 

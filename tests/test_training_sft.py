@@ -18,10 +18,11 @@ from training_runs import assert_weights_close, records, steps, weights
 
 from rere import prompts
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import PrefixTree
+from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.config import SftOptions, Tiny
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
+from rere.errors import InputError
 from rere.prompts import PromptEncoder
 from rere.training.sft import sft
 
@@ -110,6 +111,17 @@ def test_a_run_leaves_a_model_and_a_log_and_nothing_else(trained):
     suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
     assert (trained / "model" / "model.safetensors").is_file()
+
+
+def test_the_model_carries_its_catalogue(trained):
+    encoder = PromptEncoder(load_tokenizer(trained / "model"), CYCLE)
+    vocab_size = load_model(trained / "model").config.vocab_size
+    catalogue = Catalogue.load(trained / "model" / CATALOGUE, vocab_size)
+    assert list(catalogue.titles) == CYCLE
+    assert catalogue.fingerprint == encoder.fingerprint()
+    expected = PrefixTree.build(encoder.responses())
+    assert catalogue.tree.token.equal(expected.token)
+    assert catalogue.tree.leaf_of_item.equal(expected.leaf_of_item)
     load_tokenizer(trained / "model")
 
 
@@ -234,3 +246,12 @@ def test_only_the_validation_sample_is_scored(tmp_path, data, init):
     ).write_parquet(cut / "valid.parquet")
     sft(SHORT.model_copy(update={"valid_rows": 5}), init, cut, 0, tmp_path / "part")
     assert_weights_close(tmp_path / "part", tmp_path / "all", 0.0)
+
+
+def test_an_architecture_that_shares_no_prompt_is_refused(tmp_path, data):
+    folder = tmp_path / "init"
+    causal_lm("bloom", len(tokenizer("qwen2"))).save_pretrained(folder)
+    tokenizer("qwen2").save_pretrained(folder)
+    with pytest.raises(InputError, match="init: BloomForCausalLM cannot be trained"):
+        sft(SHORT, folder, data, 0, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

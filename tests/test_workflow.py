@@ -86,19 +86,21 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------- planning
 
 
-@pytest.mark.parametrize("configs", [QUICK, FULL], ids=["config.yaml", "full.yaml"])
-def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, configs):
+@pytest.mark.parametrize(
+    ("configs", "seeds"), [(QUICK, 1), (FULL, 3)], ids=["config.yaml", "full.yaml"]
+)
+def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, configs, seeds):
     for proxy in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     assert planned(tmp_path, configs) == {
         "fetch": 1,
         "preprocess": 1,
         "backbone": 1,
-        "baseline": 3,
-        "sft": 2,
-        "rl": 1,
-        "recommend": 3,
-        "metrics": 6,
+        "baseline": 3 * seeds,
+        "sft": 2 * seeds,
+        "rl": seeds,
+        "recommend": 3 * seeds,
+        "metrics": 6 * seeds,
         "table": 1,
         "figure": 1,
     }
@@ -186,7 +188,7 @@ def test_a_stage_that_fails_shows_why_and_leaves_no_output(tmp_path):
 
 @slow
 def test_the_path_is_the_experiment(study):
-    model = ["config.json", "model.safetensors", "tokenizer.json"]
+    model = ["config.json", "model.safetensors", "tokenizer.json", "catalogue.safetensors"]
     expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
     expected |= {"data/small/stats.json", *(f"backbones/small/{name}" for name in model)}
     expected |= {f"tables/main.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
@@ -194,7 +196,8 @@ def test_the_path_is_the_experiment(study):
     for backbone, method, seed in RUNS:
         files = ["predictions.parquet", "metrics.json", "run.json"]
         files += ["log.jsonl"] if method not in ("popularity", "repeat_last") else []
-        files += [f"model/{name}" for name in model] if backbone == "small" else []
+        trained = [*model, "catalogue.safetensors"]
+        files += [f"model/{name}" for name in trained] if backbone == "small" else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
     results = study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}

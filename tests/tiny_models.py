@@ -141,7 +141,10 @@ TOKENIZERS = {
 # --------------------------------------------------------------------------------------- models
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+MIXED_LAYERS = ["sliding_attention", "full_attention"]
 GROUPED = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 2}
+VOCAB_SIZE = 24
+WINDOWED = {**GROUPED, "head_dim": 8, "sliding_window": 5}
 FAMILIES = {
     "qwen2": (transformers.Qwen2Config, GROUPED),
     "qwen3": (transformers.Qwen3Config, {**GROUPED, "head_dim": 8}),
@@ -150,20 +153,40 @@ FAMILIES = {
     "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16}),
     "gpt_neox": (transformers.GPTNeoXConfig, {**SIZES, "intermediate_size": 32}),
     "phi": (transformers.PhiConfig, {**SIZES, "intermediate_size": 32}),
+    "gemma2": (transformers.Gemma2Config, WINDOWED),
+    "gemma3": (transformers.Gemma3TextConfig, {**WINDOWED, "layer_types": MIXED_LAYERS}),
+    "mistral": (transformers.MistralConfig, WINDOWED),
+    "qwen2_windows": (
+        transformers.Qwen2Config,
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "layer_types": MIXED_LAYERS},
+    ),
 }
-"""Architectures: rotary positions with and without grouped heads, learned positions, biases."""
+"""Architectures: rotary and learned positions, grouped heads, biases, soft-capping, windows."""
+
+UNSTEERABLE = {
+    "gpt_neo": (
+        transformers.GPTNeoConfig,
+        {
+            **{"hidden_size": 16, "num_layers": 2, "num_heads": 4, "window_size": 5},
+            "attention_types": [[["global", "local"], 1]],
+        },
+    ),
+    "bloom": (transformers.BloomConfig, {"hidden_size": 16, "n_layer": 2, "n_head": 4}),
+    "mpt": (transformers.MptConfig, {"d_model": 16, "n_layers": 2, "n_heads": 4}),
+    "mamba": (transformers.MambaConfig, {"hidden_size": 16, "num_hidden_layers": 2}),
+}
+"""Architectures whose attention no mask steers: local windows, ALiBi, a recurrence."""
 
 
 def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrainedModel:
     """A model in eval mode with weights large enough that no two sequences score alike."""
-    make_config, sizes = FAMILIES[family]
+    make_config, sizes = (FAMILIES | UNSTEERABLE)[family]
     config = make_config(
         vocab_size=vocab_size,
-        max_position_embeddings=256,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
-        **{**sizes, **changes},
+        **{"max_position_embeddings": 256, **sizes, **changes},
     )
     generator = torch.Generator().manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -171,6 +194,20 @@ def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrai
         for weight in model.parameters():
             weight.normal_(std=0.4, generator=generator)
     return model.eval()
+
+
+def precise(family: str, **changes) -> PreTrainedModel:
+    """A causal_lm of VOCAB_SIZE tokens, precise enough to tell implementations apart.
+
+    In float64, but for Gemma-2, whose attention takes the softmax in float32 always.
+    """
+    model = causal_lm(family, VOCAB_SIZE, **changes)
+    return model if family == "gemma2" else model.double()
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """How far log-probabilities of one model may differ by rounding."""
+    return 1e-9 if model.dtype == torch.float64 else 1e-4
 
 
 def write_fixed_model(folder: Path) -> Path:

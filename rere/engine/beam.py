@@ -1,24 +1,23 @@
-"""Exact constrained beam search: the prompt is computed once, beams hang from it as a tree.
+"""Exact constrained beam search behind a prompt that is computed once.
 
-Each step feeds the running beams' newest tokens as the query positions of one sequence per row.
-A mask says which cached tokens are a beam's ancestors, so nothing is ever copied or reordered in
-the cache. Scores and order are those of the token-synchronous beam search of transformers with
-length penalty 0: log-probabilities over the whole vocabulary, added up along the path.
+Under `vocabulary` scores it is the token-synchronous search of transformers: chains of forced
+tokens take one forward pass, and the pruning over them is replayed token by token, each row at
+its own pace. Under `catalogue` scores beams are compared decision by decision.
 
-B rows, K running beams, F children of a node at most, V tokens, L prompt tokens, S cached tokens
-of beams.
+B rows, K beams, F children of a node, W = 2 K continuations.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.packing import additive, left_pad, prompt_positions, upcast
+from rere.engine.decoder import evaluating
+from rere.engine.frontier import Frontier, Known, Paths, Scoring, take
 
 
 class Beams(NamedTuple):
@@ -28,104 +27,92 @@ class Beams(NamedTuple):
     score: Tensor  # (B, K) f32, log-probability of the whole path
 
 
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode for a while: no dropout, and no checkpointing, which would drop the cache."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 @torch.no_grad()
 def beam_search(
-    model: PreTrainedModel, tree: PrefixTree, prompts: Sequence[Sequence[int]], num_beams: int
+    model: PreTrainedModel,
+    tree: PrefixTree,
+    prompts: Sequence[Sequence[int]],
+    num_beams: int,
+    scoring: Scoring = "vocabulary",
+    length_penalty: float = 0.0,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
-    `tree` lies on the model's device. Raises ValueError for num_beams below 1.
+    `tree` lies on the model's device. Final scores are divided by length ** `length_penalty`,
+    the length in tokens including the end of sequence. Raises ValueError for num_beams below 1,
+    InputError for a prompt beyond the model's positions and for logits that are not numbers.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     with evaluating(model):
-        return search(model, tree, prompts, num_beams)
-
-
-def search(
-    model: PreTrainedModel, tree: PrefixTree, prompts: Sequence[Sequence[int]], num_beams: int
-) -> Beams:
-    device = tree.token.device
-    ids, real = (tensor.to(device) for tensor in left_pad(prompts))
-    num_rows, length = ids.shape
-    cache = DynamicCache(config=model.config)
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    logits = model(
-        input_ids=ids,
-        position_ids=prompt_positions(real),
-        attention_mask=additive(real[:, None, :] & causal, model.dtype),
-        past_key_values=cache,
-        logits_to_keep=1,
-    ).logits  # (B, 1, V)
-
-    node = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
-    score = torch.zeros(num_rows, 1, device=device)
-    ancestors = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=device)
-    next_position = real.sum(-1, keepdim=True)
-    finished = Beams(
-        torch.full((num_rows, num_beams), -1, device=device),
-        torch.full((num_rows, num_beams), -torch.inf, device=device),
-    )
-    for fanout in tree.fanout_by_depth[:-1]:
-        child, child_score = children(tree, node, score, upcast(logits).log_softmax(-1), fanout)
-        # Twice the beams, so that K go on even when K of the best just finished.
-        width = min(2 * num_beams, child_score[0].numel())
-        top_score, top = child_score.flatten(1).topk(width)
-        top_child = child.flatten(1).gather(1, top)
-        is_leaf = tree.first_child[top_child] == tree.first_child[top_child + 1]
-        is_best = torch.arange(width, device=device) < num_beams
-        finished = merge(
-            finished, top_child, top_score.masked_fill(~(is_leaf & is_best), -torch.inf)
+        frontier = Frontier(model, tree, prompts, scoring, num_beams)
+        beams, known, num_steps = frontier.start()
+        shape, device = (len(prompts), num_beams), beams.score.device
+        results = Beams(
+            torch.full(shape, -1, device=device),
+            torch.full(shape, -torch.inf, device=device, dtype=beams.score.dtype),
         )
-        # Scores only fall along a path: what is no better than the worst of K finished never wins.
-        going = ~is_leaf & (top_score > finished.score[:, -1:])
-        score, chosen = top_score.masked_fill(~going, -torch.inf).topk(min(num_beams, width))
-        num_running = int(score.isfinite().sum(-1).max())
-        if num_running == 0:
-            break
-        score, chosen = score[:, :num_running], chosen[:, :num_running]
-        node = top_child.gather(1, chosen)
-        parent = top.gather(1, chosen) // fanout
-
-        itself = torch.eye(num_running, dtype=torch.bool, device=device).expand(num_rows, -1, -1)
-        inherited = ancestors.gather(1, parent[..., None].expand(-1, -1, ancestors.shape[-1]))
-        ancestors = torch.cat([inherited, itself], dim=-1)  # (B, K, S)
-        visible = torch.cat([real[:, None, :].expand(-1, num_running, -1), ancestors], dim=-1)
-        logits = model(
-            input_ids=tree.token[node],
-            position_ids=next_position.expand(-1, num_running),
-            attention_mask=additive(visible, model.dtype),
-            past_key_values=cache,
-        ).logits  # (B, K, V)
-        next_position = next_position + 1
-    return finished
+        while True:
+            for _ in range(num_steps):
+                beams, results = step(frontier, beams, known, results, length_penalty)
+            plan = frontier.plan(beams, known)
+            if plan.num_paths == 0:
+                return results
+            beams, known = frontier.feed(beams, known, plan)
+            num_steps = plan.num_steps
 
 
-def children(
-    tree: PrefixTree, node: Tensor, score: Tensor, log_probs: Tensor, fanout: int
-) -> tuple[Tensor, Tensor]:
-    """The children of each beam's node and their scores, (B, K, F); -inf where there is none."""
-    first, end = tree.first_child[node], tree.first_child[node + 1]
-    child = first[..., None] + torch.arange(fanout, device=node.device)
-    exists = child < end[..., None]
-    child = torch.where(exists, child, 0)
-    child_score = score[..., None] + log_probs.gather(-1, tree.token[child])
-    return child, child_score.masked_fill(~exists, -torch.inf)
+def step(
+    frontier: Frontier, beams: Paths, known: Known, results: Beams, length_penalty: float
+) -> tuple[Paths, Beams]:
+    """Each beam takes a token, or a decision; rows where one cannot yet stay as they are."""
+    tree, num_beams = frontier.tree, results.leaf.shape[1]
+    node, taken, fed, score, origin = beams
+    in_chain = taken < frontier.length[node]
+    forced, since = take(known.forced, origin), known.since.gather(1, origin)
+    place = (taken - since).clamp(0, forced.shape[-1] - 1)[..., None]
+    children = take(known.children, origin)
+    fanout = children.shape[-1]
+    only = pad(forced.gather(-1, place), (0, fanout - 1), value=-torch.inf)
+    continued = score[..., None] + torch.where(in_chain[..., None], only, children)
+    can_step = frontier.can_step(beams)
+    continued = continued.masked_fill(~can_step[..., None], -torch.inf)
+
+    # Twice the beams compete, so that K go on even when K of the best end.
+    width = min(2 * num_beams, continued[0].numel())
+    score, best = continued.flatten(1).topk(width)
+    beam = best // fanout
+    node, taken, fed, origin = (x.gather(1, beam) for x in (node, taken, fed, origin))
+    enters = ~in_chain.gather(1, beam) & score.isfinite()
+    node = torch.where(enters, tree.first_child[node] + best % fanout, node)
+    taken = torch.where(enters, frontier.length[node] if frontier.by_decision else 1, taken + 1)
+    fed = fed.masked_fill(enters, 0)
+
+    # As in transformers, an end outside the best K is no result.
+    ends = frontier.is_leaf[node] & (taken == frontier.length[node])
+    is_result = ends & (torch.arange(width, device=ends.device) < num_beams)
+    result = score / tree.depth[node].to(score.dtype) ** length_penalty
+    new_results = merge(results, node, result.masked_fill(~is_result, -torch.inf))
+
+    # Scores only fall along a path: a beam that cannot beat K results any more is dropped.
+    hope = score / (tree.longest if length_penalty > 0 else 1) ** length_penalty
+    goes_on = ~ends & (hope > new_results.score[:, -1:])
+    score, chosen = score.masked_fill(~goes_on, -torch.inf).topk(min(num_beams, width))
+    node, taken, fed, origin = (x.gather(1, chosen) for x in (node, taken, fed, origin))
+    new_beams = Paths(node, taken, fed, score, origin)
+
+    spare = (0, score.shape[1] - beams.score.shape[1])
+    beams = Paths(*(pad(x, spare) for x in beams))._replace(
+        score=pad(beams.score, spare, value=-torch.inf)
+    )
+    return (
+        Paths(*(torch.where(can_step, a, b) for a, b in zip(new_beams, beams, strict=True))),
+        Beams(*(torch.where(can_step, a, b) for a, b in zip(new_results, results, strict=True))),
+    )
 
 
-def merge(finished: Beams, leaf: Tensor, score: Tensor) -> Beams:
-    """The best K of the finished hypotheses and new ones."""
-    scores, best = torch.cat([finished.score, score], dim=1).topk(finished.score.shape[1])
-    leaves = torch.cat([finished.leaf, leaf], dim=1).gather(1, best)
+def merge(results: Beams, leaf: Tensor, score: Tensor) -> Beams:
+    """The best K of the results so far and new ones."""
+    scores, best = torch.cat([results.score, score], dim=1).topk(results.score.shape[1])
+    leaves = torch.cat([results.leaf, leaf], dim=1).gather(1, best)
     return Beams(leaves.masked_fill(scores.isneginf(), -1), scores)

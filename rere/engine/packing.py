@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rere.engine.masks import causal
+
 
 def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Prompt ids (B, L) i64, padded with 0 on the left, and where they are real (B, L) bool."""
@@ -25,12 +27,6 @@ def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 def prompt_positions(real: Tensor) -> Tensor:
     """Positions (B, L) i64 that count real tokens from 0; learned positions depend on them."""
     return (real.cumsum(-1) - 1).clamp(min=0)
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask (B, Q, K) as the 4-D mask (B, 1, Q, K) that attention adds to its scores."""
-    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def upcast(logits: Tensor) -> Tensor:
@@ -94,7 +90,8 @@ def pack(
     length = num_prompt + num_fed
     positions = torch.cat([prompt_positions(real), real.sum(-1, keepdim=True) + offsets], dim=1)
     visible = torch.zeros(len(prompts), length, length, dtype=torch.bool)
-    visible[:, :, :num_prompt] = real[:, None, :]
+    visible[:, :num_prompt, :num_prompt] = causal(real)
+    visible[:, num_prompt:, :num_prompt] = real[:, None, :]
     visible[:, num_prompt:, num_prompt:] = owners[:, :, None] == owners[:, None, :]
     visible &= torch.ones(length, length, dtype=torch.bool).tril()
     return Packed(

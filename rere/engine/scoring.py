@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.engine.packing import Packed, additive, upcast
+from rere.engine.masks import attention_mask
+from rere.engine.packing import Packed, upcast
 
 
 def token_log_probs(model: PreTrainedModel, packed: Packed) -> Tensor:
@@ -16,7 +17,9 @@ def token_log_probs(model: PreTrainedModel, packed: Packed) -> Tensor:
     output = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
-        attention_mask=additive(packed.visible, model.dtype),
+        attention_mask=attention_mask(
+            model.config, packed.visible, packed.position_ids, packed.position_ids, model.dtype
+        ),
         logits_to_keep=packed.num_kept,
         use_cache=False,
     )

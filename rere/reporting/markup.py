@@ -20,11 +20,7 @@ def markdown(summary: pl.DataFrame, users: dict[str, int]) -> str:
     sections = []
     for part in summary.partition_by("dataset", maintain_order=True):
         dataset = part["dataset"][0]
-        rows = [HEADER, *cells(part, "**{}**".format)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-        lines = ["| " + " | ".join(align(row, widths)) + " |" for row in [rows[0], rule, *rows[1:]]]
-        table = "\n".join(lines)
+        table = pipes([HEADER, *cells(part, "**{}**".format)], names=2)
         sections.append(f"### {dataset}\n\n{table}\n\n{note(part, users[dataset])}\n")
     return "\n".join(sections)
 
@@ -78,12 +74,15 @@ def note(part: pl.DataFrame, users: int) -> str:
     )
 
 
-def align(row: list[str], widths: list[int]) -> list[str]:
-    """Names to the left, numbers to the right."""
-    return [
-        text.ljust(width) if i < 2 else text.rjust(width)
-        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+def pipes(rows: list[list[str]], names: int) -> str:
+    """A Markdown table, the header first: `names` columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * w if i < names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    lines = [
+        [text.ljust(w) if i < names else text.rjust(w) for i, (text, w) in enumerate(cells)]
+        for cells in (list(zip(row, widths, strict=True)) for row in [rows[0], rule, *rows[1:]])
     ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape(text: str) -> str:

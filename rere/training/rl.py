@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import PrefixTree
+from rere.catalogue import Catalogue, PrefixTree
 from rere.config import RlOptions
 from rere.data.splits import read_items
 from rere.engine.beam import beam_search
@@ -24,7 +23,7 @@ from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.prompts import PromptEncoder
 from rere.training import advantages, objectives
 from rere.training.rewards import total_reward
-from rere.training.trainer import Trainer, encode, read_rows, save, training_arguments
+from rere.training.trainer import Trainer, encode, load, read_rows, save, training_arguments
 
 
 def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -34,9 +33,10 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
     never read.
     """
     set_seed(seed)
-    tokenizer, model = load_tokenizer(init), load_model(init)
+    tokenizer, model = load(init)
     encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
     responses = encoder.responses()
+    catalogue = Catalogue.build(encoder, responses)
     train = read_rows(data, "train")
     if len(train) < options.prompts:
         raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
@@ -47,7 +47,7 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
 
     trainer = RlTrainer(
         options=options,
-        tree=PrefixTree.build(responses),
+        tree=catalogue.tree,
         responses=responses,
         log=output / "log.jsonl",
         label="rl",
@@ -66,7 +66,7 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
         ),
     )
     trainer.train()
-    save(model, tokenizer, trainer, output)
+    save(model, encoder, catalogue, trainer, output)
 
 
 class RlTrainer(Trainer):

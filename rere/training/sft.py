@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from rere.backbones import load_model, load_tokenizer
+from rere.catalogue import Catalogue
 from rere.config import SftOptions
 from rere.data.splits import read_items
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
-from rere.training.trainer import Trainer, encode, read_rows, save, training_arguments
+from rere.training.trainer import Trainer, encode, load, read_rows, save, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -26,9 +26,10 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     checkpoint; the test split is never read.
     """
     set_seed(seed)
-    tokenizer, model = load_tokenizer(init), load_model(init)
+    tokenizer, model = load(init)
     encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
     responses = encoder.responses()
+    catalogue = Catalogue.build(encoder, responses)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         targets = [responses[row["target"]] for row in rows]
@@ -61,7 +62,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         ),
     )
     trainer.train()
-    save(model, tokenizer, trainer, output)
+    save(model, encoder, catalogue, trainer, output)
 
 
 class SftTrainer(Trainer):

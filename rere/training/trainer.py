@@ -21,8 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from rere.backbones import load_model, load_tokenizer
+from rere.catalogue import CATALOGUE, Catalogue
 from rere.config import RlOptions, SftOptions
 from rere.data.splits import read_split
+from rere.engine.decoder import shares_prompts
+from rere.errors import InputError
 from rere.files import replacing
 from rere.progress import progress
 from rere.prompts import PromptEncoder
@@ -127,6 +131,20 @@ def training_arguments(
     )
 
 
+def load(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and model that training starts from.
+
+    Raises InputError for an architecture whose candidates cannot share their prompt.
+    """
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    if not shares_prompts(model):
+        raise InputError(
+            f"{folder}: {type(model).__name__} cannot be trained, since its attention does not "
+            "follow a mask by position; take another architecture"
+        )
+    return tokenizer, model
+
+
 def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
     """A split, or the seeded sample of it, as rows {"row_id", "history", "target"}."""
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
@@ -138,10 +156,18 @@ def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> lis
 
 
 def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer, output: Path
+    model: PreTrainedModel,
+    encoder: PromptEncoder,
+    catalogue: Catalogue,
+    trainer: Trainer,
+    output: Path,
 ) -> None:
-    """Write `output`/model (safetensors and JSON only) and remove the run's checkpoints."""
+    """Write `output`/model (safetensors and JSON only) and remove the run's checkpoints.
+
+    The folder is all that recommending takes: weights, tokenizer and catalogue.
+    """
     with replacing(output / "model") as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
+        catalogue.save(folder / CATALOGUE)
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)

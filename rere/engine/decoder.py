@@ -1,0 +1,231 @@
+"""A prompt computed once, and tokens that hang from it as a tree.
+
+`SharedPrompt` feeds new tokens as further query positions of one sequence a row; a mask says
+which cached tokens each of them follows, so nothing is ever copied or reordered in the cache.
+`Plain` gives the same logits from a whole sequence of its own for every token. It serves
+architectures whose attention a mask cannot steer, and is what `SharedPrompt` is checked against.
+
+B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, V vocabulary.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from rere.engine.masks import attention_mask, causal, layer_windows
+from rere.engine.packing import left_pad, prompt_positions, right_pad
+from rere.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode for a while: no dropout, and no checkpointing, which would drop the cache."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def decoder(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: int
+) -> "SharedPrompt | Plain":
+    """A decoder for prompts that up to `longest` tokens follow, exact for any causal model.
+
+    Raises InputError where they do not fit the model's positions.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    prompt_length = max(map(len, prompts))
+    # The end of sequence is predicted, never fed.
+    if limit is not None and prompt_length + longest - 1 > limit:
+        raise InputError(
+            f"a prompt of {prompt_length} tokens and titles of up to {longest} exceed the model's "
+            f"{limit} positions; shorten the histories or take another model"
+        )
+    return SharedPrompt(model, prompts) if shares_prompts(model) else Plain(model, prompts)
+
+
+class SharedPrompt:
+    """The prompts of a batch in a cache, and what was fed behind them."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self.model, self.prompts = model, prompts
+        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
+
+    def prefill(self, opening: Tensor, keep: int) -> Tensor:
+        """Compute the prompts, all with `opening` (X,) behind them.
+
+        Returns the logits after the last `keep` tokens, (B, keep, V).
+        """
+        ids, real = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
+        ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
+        self.real = pad(real, (0, len(opening)), value=True)
+        self.position = ids[:, :0]
+        visible = causal(self.real)
+        return self._forward(ids, prompt_positions(self.real), visible, keep)
+
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, keep: int) -> Tensor:
+        """Feed tokens (B, Q), `depth` (B, Q) tokens behind the prompt.
+
+        `visible` (B, Q, S + Q) says which of the tokens fed before and now each one follows,
+        itself included, in the order of its path. Returns the logits after the last `keep`,
+        (B, keep, V).
+        """
+        prompt = self.real[:, None, :].expand(-1, ids.shape[1], -1)
+        visible = torch.cat([prompt, visible], dim=-1)
+        return self._forward(ids, self.prompt_length + depth, visible, keep)
+
+    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, keep: int) -> Tensor:
+        self.position = torch.cat([self.position, position], dim=1)
+        return self.model(
+            input_ids=ids,
+            position_ids=position,
+            attention_mask=attention_mask(
+                self.model.config, visible, position, self.position, self.model.dtype
+            ),
+            past_key_values=self.cache,
+            logits_to_keep=keep,
+        ).logits
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer with room to spare, so that a pass writes its own tokens alone.
+
+    transformers' own copies all of the cache to make it longer, at every pass. A sliding window
+    is the mask's affair: what is old to one path may be near to another.
+    """
+
+    length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        end = self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self.keys, self.values = (self._grown(x, end) for x in (self.keys, self.values))
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grown(self, states: Tensor, end: int) -> Tensor:
+        batch, heads, _, width = states.shape
+        grown = states.new_empty(batch, heads, end + end // 2, width)
+        grown[:, :, : self.length] = states[:, :, : self.length]
+        return grown
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class Plain:
+    """The interface of SharedPrompt, every token computed from a whole sequence of its own.
+
+    No cache, no mask, no positions: padding on the right changes nothing in a causal model.
+    """
+
+    MAX_LOGITS = 2**27
+    """Logits that a pass makes at most: they are of every position."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.prompt = right_pad([list(p) for p in prompts], 0).to(model.device)  # (B, L)
+        self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
+
+    def prefill(self, opening: Tensor, keep: int) -> Tensor:
+        self.fed = opening.expand(len(self.prompt), -1)
+        self.num_opening = len(opening)
+        after = torch.arange(1 + len(opening) - keep, 1 + len(opening), device=opening.device)
+        seen = torch.arange(len(opening), device=opening.device) < after[:, None]
+        return self._logits(seen.expand(len(self.prompt), -1, -1))
+
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, keep: int) -> Tensor:
+        self.fed = torch.cat([self.fed, ids], dim=1)
+        return self._logits(pad(visible[:, -keep:], (self.num_opening, 0), value=True))
+
+    def _logits(self, visible: Tensor) -> Tensor:
+        """Logits (B, N, V) after the prompt and the fed tokens `visible` (B, N, S), in order."""
+        num_rows, num_paths, _ = visible.shape
+        count = visible.sum(-1, keepdim=True)
+        path = visible.int().argsort(dim=-1, descending=True, stable=True)[..., : count.max()]
+        path = self.fed[:, None, :].expand(-1, num_paths, -1).gather(2, path)
+        prompt = self.prompt[:, None, :].expand(-1, num_paths, -1)
+        place = torch.arange(prompt.shape[-1] + path.shape[-1], device=path.device)
+        length = self.prompt_length[:, :, None]
+        source = torch.where(place < length, place, prompt.shape[-1] + place - length)
+        source = source.clamp(max=len(place) - 1).expand(-1, num_paths, -1)
+        ids = torch.cat([prompt, path], dim=-1).gather(2, source).flatten(0, 1)
+        last = (length + count - 1).flatten()
+
+        vocab_size = self.model.config.get_text_config().vocab_size
+        num_at_once = max(1, self.MAX_LOGITS // (ids.shape[1] * vocab_size))
+        logits = [
+            self.model(input_ids=some, use_cache=False).logits[range(len(some)), end]
+            for some, end in zip(ids.split(num_at_once), last.split(num_at_once), strict=True)
+        ]
+        return torch.cat(logits).view(num_rows, num_paths, -1)
+
+
+_shares_prompts: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def shares_prompts(model: PreTrainedModel) -> bool:
+    """Whether SharedPrompt is exact for a model: tried once, and logged where it is not."""
+    if model not in _shares_prompts:
+        _shares_prompts[model] = steered_by_mask(model)
+        if not _shares_prompts[model]:
+            log.warning(
+                "%s: its attention does not follow a mask by position; every candidate is "
+                "computed with its whole prompt, exactly but slowly",
+                type(model).__name__,
+            )
+    return _shares_prompts[model]
+
+
+def steered_by_mask(model: PreTrainedModel) -> bool:
+    """Compare SharedPrompt with Plain on a small tree behind two prompts."""
+    config = model.config.get_text_config()
+    # Distances that no position from outside reaches (ALiBi, a recurrence); windows that no mask
+    # does: chunks, and GPT-Neo's local layers, which a small tree would not show.
+    if (
+        "position_ids" not in inspect.signature(model.forward).parameters
+        or not layer_windows(config).keys() <= {"full_attention", "sliding_attention"}
+        or getattr(config, "attention_chunk_size", None) is not None
+        or "local" in getattr(config, "attention_layers", ())
+    ):
+        return False
+
+    def logits(made: SharedPrompt | Plain) -> Tensor:
+        """After the prompt, after 32 children of it, and after a child of the first of these."""
+        ids = torch.arange(32, device=model.device).expand(2, -1) % 2
+        itself = torch.eye(32, dtype=torch.bool, device=model.device).expand(2, -1, -1)
+        path = torch.arange(33, device=model.device) % 32 == 0
+        first = made.prefill(ids[0, :0], keep=1)
+        second = made.feed(ids, torch.zeros_like(ids), itself, keep=32)
+        third = made.feed(ids[:, 1:2], torch.ones_like(ids[:, :1]), path.expand(2, 1, -1), keep=1)
+        return torch.cat([first, second, third], dim=1).double()
+
+    prompts = [[0, 1, 2], [1]]
+    expected = logits(Plain(model, prompts))
+    try:
+        actual = logits(SharedPrompt(model, prompts))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+    finite = expected.isfinite()  # a model may rule tokens out
+    difference = (actual - expected).where(finite, 0).abs().max()
+    # Right and wrong are orders of magnitude apart. Some models take softmax in float32 always.
+    eps = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
+    return bool(difference <= eps**0.5 * expected.where(finite, 0).abs().max())

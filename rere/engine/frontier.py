@@ -1,0 +1,269 @@
+"""Paths that grow through the prefix tree, and what the model says about their next tokens.
+
+A forward pass feeds the edges that paths have entered; every path then knows the
+log-probabilities of the tokens that may follow, up to where it enters another edge. How paths
+advance on what they know is the search's affair (`rere.engine.beam`).
+
+Two scorings. `vocabulary`: log-probabilities over the whole vocabulary, a token a step.
+`catalogue`: over the tokens that the tree allows. A forced token has probability 1 there, so a
+step takes a whole edge, and edges into leaves are never computed.
+
+B rows, K paths, M of them feeding, Q tokens fed by a pass, S by all, F children of a node,
+C tokens of a chain, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from rere.catalogue import PrefixTree
+from rere.engine.decoder import decoder
+from rere.engine.packing import upcast
+from rere.errors import InputError
+
+Scoring = Literal["vocabulary", "catalogue"]
+
+MAX_CHAIN = 16
+"""Tokens of an edge that a pass feeds under `vocabulary` at most."""
+
+FULL_PASS = {"cpu": 256}
+"""Paths that fill a pass, by device: more of them take as much longer."""
+FULL_PASS_ELSEWHERE = 1024
+
+
+def chain_length(device: torch.device, num_paths: int) -> int:
+    """Tokens of an edge that a pass of so many paths feeds under `vocabulary` at most.
+
+    A path may be pruned on an edge whose tokens are fed already. That pays as long as a pass
+    takes no longer for them.
+    """
+    full = FULL_PASS.get(device.type, FULL_PASS_ELSEWHERE)
+    return MAX_CHAIN if num_paths <= full else 1
+
+
+class Paths(NamedTuple):
+    """Paths on their way, best first. Rows with fewer than K end in score -inf."""
+
+    node: Tensor  # (B, K) i64, whose edge the path is on
+    taken: Tensor  # (B, K) i64, how many of the edge's tokens it has taken
+    fed: Tensor  # (B, K) i64, how many of them the model has seen
+    score: Tensor  # (B, K) f32
+    origin: Tensor  # (B, K) i64, which path of `Known` it continues
+
+
+class Known(NamedTuple):
+    """What the model has told about the paths that were there when it was last asked."""
+
+    children: Tensor  # (B, K, F) log-probability of each child's first token, -inf without one
+    forced: Tensor  # (B, K, C) log-probability of the edge's tokens from `since` on
+    since: Tensor  # (B, K) i64
+    ancestors: Tensor  # (B, K, S) bool, which fed tokens are on the path
+
+
+class Plan(NamedTuple):
+    """The sizes of a forward pass: all that the host has to know of the paths."""
+
+    num_paths: int  # in the fullest row
+    num_feeding: int  # M, those that feed tokens
+    num_inner: int  # tokens they feed before their last ones
+    fanout: int  # F
+    num_steps: int  # steps that paths can go afterwards
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a pass lie: edge after edge, but the last token of each at the end.
+
+    So one `logits_to_keep` can leave out all others.
+    """
+
+    owner: Tensor  # (B, Q) i64, which of the M feeding paths
+    place: Tensor  # (B, Q) i64, which of its tokens
+    exists: Tensor  # (B, Q) bool
+    start: Tensor  # (B, M) i64, the column of a path's first token, if it is not its last
+
+
+class Frontier:
+    """A model's view of the paths through a tree behind a batch of prompts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tree: PrefixTree,
+        prompts: Sequence[Sequence[int]],
+        scoring: Scoring,
+        max_paths: int,
+    ) -> None:
+        self.tree, self.by_decision = tree, scoring == "catalogue"
+        self.length = tree.edge.diff()  # (N,) tokens on the edge into each node
+        self.fanout = tree.first_child.diff()  # (N,) children of each node
+        self.is_leaf = self.fanout == 0
+        self.decoder = decoder(model, prompts, tree.longest)
+        self.max_chain = chain_length(model.device, len(prompts) * max_paths)
+
+    def start(self) -> tuple[Paths, Known, int]:
+        """One path a row, at the root, and how many steps it can go.
+
+        What all items begin with is computed with the prompt.
+        """
+        opening = self.tree.token[: self.tree.opening]
+        num_fed = len(opening) if self.tree.first_fanout else len(opening) - 1
+        keep = 1 if self.by_decision else 1 + num_fed
+        logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
+        zero = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
+        forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
+        norm = None
+        if not self.by_decision:
+            norm = logits.logsumexp(-1)
+            predicted = logits[:, : len(opening)]
+            token = opening.expand(len(logits), -1)[..., None]
+            forced[:, 0, :-1] = predicted.gather(-1, token)[..., 0] - norm[:, : len(opening)]
+        known = Known(
+            children=self._children(logits, norm, zero, max(1, self.tree.first_fanout)),
+            forced=forced,
+            since=zero,
+            ancestors=torch.zeros(*zero.shape, 0, dtype=torch.bool, device=zero.device),
+        )
+        paths = Paths(zero, zero, zero + num_fed, logits.new_zeros(zero.shape), zero)
+        return paths, known, len(opening) + 1
+
+    def can_step(self, paths: Paths) -> Tensor:
+        """Rows (B, 1) whose paths all know what may follow."""
+        return ((paths.fed >= paths.taken) | paths.score.isneginf()).all(-1, keepdim=True)
+
+    def plan(self, paths: Paths, known: Known) -> Plan:
+        """What the next pass needs. The one host synchronisation of a pass.
+
+        Raises InputError where the model's logits are not numbers.
+        """
+        exists = paths.score.isfinite()
+        count = self._to_feed(paths)
+        sizes = [
+            exists.sum(-1).amax(),
+            (count > 0).sum(-1).amax(),
+            (count - 1).clamp(min=0).sum(-1).amax(),
+            self.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
+            (paths.fed + count + 1 - paths.taken).where(exists, 1).amax(),
+            known.children.isnan().any() | known.forced.isnan().any(),
+        ]
+        *plan, is_nan = torch.stack(sizes).tolist()
+        if is_nan:
+            raise InputError("the model's logits are not numbers; its weights are broken")
+        return Plan(*plan)
+
+    def feed(self, paths: Paths, known: Known, plan: Plan) -> tuple[Paths, Known]:
+        """One forward pass over the tokens that paths have entered, and what it tells of them."""
+        paths = Paths(*(x[:, : plan.num_paths] for x in paths))
+        known = Known(*(take(x, paths.origin) for x in known))
+        count = self._to_feed(paths)
+        feeds = count > 0
+        feeding = feeds.int().argsort(dim=-1, descending=True, stable=True)
+        feeding = feeding[:, : plan.num_feeding]  # (B, M)
+        rank = (feeds.cumsum(-1) - 1).clamp(min=0)  # (B, K), a feeding path's place among the M
+        layout = lay_out(count.gather(1, feeding), plan.num_inner)
+
+        path = feeding.gather(1, layout.owner)  # (B, Q)
+        node = paths.node.gather(1, path)
+        at = (paths.fed.gather(1, path) + layout.place).where(layout.exists, 0)
+        depth = (self.tree.depth[node] - self.length[node]).where(layout.exists, 0) + at
+        ids = self.tree.token[self.tree.edge[node] + at]
+        visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
+        keep = plan.num_feeding if self.by_decision else ids.shape[1]
+        logits = upcast(self.decoder.feed(ids, depth, visible, keep))
+
+        node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
+        norm, forced = None, known.forced
+        if not self.by_decision:
+            norm = logits.logsumexp(-1)
+            forced = self._forced(logits, norm, node, fed, layout)
+            forced = renew(known.forced, forced, feeds, rank)
+        children = self._children(logits, norm, node, plan.fanout)
+        every = torch.arange(plan.num_paths, device=path.device)
+        fed_now = (path[:, None, :] == every[:, None]) & layout.exists[:, None, :]
+        known = Known(
+            children=renew(known.children, children, feeds, rank),
+            forced=forced,
+            since=torch.where(feeds, paths.fed + 1, known.since),
+            ancestors=torch.cat([known.ancestors, fed_now], dim=-1),
+        )
+        return paths._replace(fed=paths.fed + count, origin=every.expand_as(count)), known
+
+    def _to_feed(self, paths: Paths) -> Tensor:
+        """How many tokens each path feeds next, (B, K); none where it knows what may follow."""
+        count = self.length[paths.node] - self.is_leaf[paths.node].long() - paths.fed
+        if not self.by_decision:
+            count = count.clamp(max=self.max_chain)
+        return count.where((paths.fed < paths.taken) & paths.score.isfinite(), 0)
+
+    def _children(self, logits: Tensor, norm: Tensor | None, node: Tensor, fanout: int) -> Tensor:
+        """Log-probabilities (B, M, F) of the children of `node` (B, M), after the last M tokens.
+
+        Without `norm`, the log of the vocabulary's sum, they are normalised among themselves.
+        """
+        first, end = self.tree.first_child[node], self.tree.first_child[node + 1]
+        child = first[..., None] + torch.arange(fanout, device=node.device)
+        exists = child < end[..., None]
+        token = self.tree.token[self.tree.edge[child.where(exists, 0)]]
+        scores = logits[:, -node.shape[1] :].gather(-1, token)
+        if norm is None:
+            total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
+        else:
+            total = norm[:, -node.shape[1] :]
+        return (scores - total[..., None]).masked_fill(~exists, -torch.inf)
+
+    def _forced(
+        self, logits: Tensor, norm: Tensor, node: Tensor, fed: Tensor, layout: Layout
+    ) -> Tensor:
+        """Log-probabilities (B, M, C) of the edge's tokens that follow those fed now."""
+        step = torch.arange(self.max_chain, device=node.device)
+        last = layout.place[:, -node.shape[1] :]  # (B, M)
+        num_inner = logits.shape[1] - node.shape[1]
+        end = num_inner + torch.arange(node.shape[1], device=node.device)
+        column = layout.start[..., None] + step
+        column = torch.where(step < last[..., None], column, end[:, None])
+        at = torch.minimum(fed[..., None] + 1 + step, self.length[node][..., None] - 1)
+        token = self.tree.token[self.tree.edge[node][..., None] + at]
+        rows = torch.arange(len(node), device=node.device)[:, None, None]
+        return logits[rows, column, token] - norm[rows, column]
+
+
+def lay_out(count: Tensor, num_inner: int) -> Layout:
+    """The layout of `count` (B, M) tokens a path, at most `num_inner` a row besides last ones."""
+    num_rows, num_feeding = count.shape
+    end = (count - 1).clamp(min=0).cumsum(-1)
+    start = end - (count - 1).clamp(min=0)
+    column = torch.arange(num_inner, device=count.device).repeat(num_rows, 1)
+    inner = torch.searchsorted(end, column, right=True).clamp(max=num_feeding - 1)
+    last = torch.arange(num_feeding, device=count.device).repeat(num_rows, 1)
+    return Layout(
+        owner=torch.cat([inner, last], dim=1),
+        place=torch.cat([column - start.gather(1, inner), count - 1], dim=1),
+        exists=torch.cat([column < end[:, -1:], count > 0], dim=1),
+        start=start,
+    )
+
+
+def own_edge(layout: Layout) -> Tensor:
+    """Which tokens of a pass each one follows on its own edge, itself included, (B, Q, Q)."""
+    owner, place, exists = layout.owner, layout.place, layout.exists
+    follows = place[:, :, None] >= place[:, None, :]
+    return (owner[:, :, None] == owner[:, None, :]) & follows & exists[:, None, :]
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """values[b, index[b, k]] for (B, N) or (B, N, ...) values."""
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    return values[rows, index]
+
+
+def renew(old: Tensor, new: Tensor, changed: Tensor, rank: Tensor) -> Tensor:
+    """Rows of `old` (B, K, X), where `changed` replaced by the one of `new` (B, M, Y) at `rank`.
+
+    Y wide; what `old` has beyond that is not needed any more.
+    """
+    missing = new.shape[-1] - old.shape[-1]
+    old = pad(old, (0, max(missing, 0)), value=-torch.inf)[..., : new.shape[-1]]
+    return torch.where(changed[..., None], take(new, rank), old)

@@ -1,0 +1,91 @@
+"""Seconds, sides in turn, and peak memory, each in a fresh process."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from rere.progress import progress
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+Prompts = Sequence[Sequence[int]]
+
+# Fresh processes start from one that has imported these and done nothing else.
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["torch", "transformers.generation.utils", "transformers.models.qwen2.modeling_qwen2"]
+)
+
+
+class Timed(NamedTuple):
+    """What one side took and found."""
+
+    seconds: list[float]  # a row, for each batch
+    results: list[Any]  # for each batch
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+
+def in_turn(
+    sides: Mapping[Any, Callable[[Prompts], Any]], batches: Sequence[Prompts], label: str
+) -> dict[Any, Timed]:
+    """Time each side on each batch, one after the other, so that no side has the quiet hour.
+
+    Each warms up on the first batch. What a side returns lies on the host, so that its work is
+    done when the clock is read.
+    """
+    timed = {side: Timed([], []) for side in sides}
+    with progress(len(sides) * (1 + len(batches)), label, "batch") as bar:
+        for number, batch in enumerate([batches[0], *batches]):
+            for side, search in sides.items():
+                started = time.perf_counter()
+                result = search(batch)
+                seconds = time.perf_counter() - started
+                if number:
+                    timed[side].seconds.append(seconds / len(batch))
+                    timed[side].results.append(result)
+                bar.update()
+    return timed
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
+    """MB that a call takes at its peak, above what is held before it.
+
+    None where the system does not tell: where there is no GPU, other systems than Linux.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    if not CLEAR_REFS.exists():
+        return None
+    # What was freed goes back to the system first; reused, it would not count.
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", id)(0)
+    # Not ru_maxrss: it counts what came before, even in the process that started this one.
+    CLEAR_REFS.write_text("5")  # sets the high-water mark to what is held now
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """A value of this process's status, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6

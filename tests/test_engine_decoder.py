@@ -1,0 +1,123 @@
+"""A prompt shared by a tree of tokens, against a whole sequence for every token."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, precise, tolerance
+from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Config
+
+from rere.engine.decoder import GrowingLayer, Plain, SharedPrompt, steered_by_mask
+from rere.engine.frontier import lay_out, own_edge
+from rere.engine.masks import attention_mask, causal, layer_windows
+
+PROMPTS = [[5, 9, 3, 4, 7, 11, 2], [8], [2, 3, 22]]
+OPENING = torch.tensor([6, 10])
+
+
+def paths(num_rows, num_tokens, seed):
+    """A random tree a row: each token's parent, its depth, and which tokens are on its path."""
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.zeros(num_rows, num_tokens, num_tokens, dtype=torch.bool)
+    for row in visible:
+        for token in range(num_tokens):
+            parent = int(torch.randint(-1, token, (), generator=generator)) if token else -1
+            if parent >= 0:
+                row[token] = row[parent]
+            row[token, token] = True
+    return visible, visible.sum(-1) - 1 + len(OPENING)
+
+
+@torch.no_grad()
+def logits(decoder, seed=0):
+    """After prompt and opening, and after 30 random tokens fed 20 and 10 at a time."""
+    visible, depth = paths(len(PROMPTS), 30, seed)
+    ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.cat(
+        [
+            decoder.prefill(OPENING, keep=3),
+            decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], keep=20),
+            decoder.feed(ids[:, 20:], depth[:, 20:], visible[:, 20:], keep=4),
+        ],
+        dim=1,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prompt_changes_no_logit(family):
+    model = precise(family)
+    shared, plain = logits(SharedPrompt(model, PROMPTS)), logits(Plain(model, PROMPTS))
+    assert shared.shape == (3, 27, VOCAB_SIZE)
+    torch.testing.assert_close(shared, plain, atol=100 * tolerance(model), rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
+def test_plain_is_the_models_own_forward(family):
+    model = precise(family)
+    ids = torch.tensor([[2, 3, 22, 6, 10]])
+    expected = model(input_ids=ids).logits[0, -3:]
+    actual = Plain(model, PROMPTS).prefill(OPENING, keep=3)[2]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_plain_passes_hold_as_many_logits_as_allowed(monkeypatch):
+    model = precise("qwen2")
+    expected = logits(Plain(model, PROMPTS))
+    monkeypatch.setattr(Plain, "MAX_LOGITS", 5 * 20 * VOCAB_SIZE)
+    torch.testing.assert_close(logits(Plain(model, PROMPTS)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_who_follows_a_mask_by_position(dtype):
+    for family in FAMILIES:
+        assert steered_by_mask(causal_lm(family, VOCAB_SIZE).to(dtype)), family
+    for family in UNSTEERABLE:
+        assert not steered_by_mask(causal_lm(family, VOCAB_SIZE).to(dtype)), family
+
+
+def test_windows_of_layer_types():
+    assert layer_windows(GPT2Config()) == {"full_attention": None}
+    assert layer_windows(Qwen2Config()) == {"full_attention": None}
+    assert layer_windows(MistralConfig(sliding_window=9)) == {"sliding_attention": 9}
+    assert layer_windows(MistralConfig(sliding_window=None)) == {"full_attention": None}
+    expected = {"full_attention": None, "sliding_attention": 7}
+    assert layer_windows(Gemma3TextConfig(sliding_window=7)) == expected
+
+
+def test_masks_by_hand():
+    real = torch.tensor([[False, True, True, True]])
+    assert causal(real)[0].int().tolist() == [
+        [1, 0, 0, 0],  # padding sees itself
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 1],
+    ]
+    position = torch.tensor([[0, 0, 1, 2]])
+    config = MistralConfig(sliding_window=2)
+    mask = attention_mask(config, causal(real), position, position, torch.float32)
+    assert mask.shape == (1, 1, 4, 4)
+    assert (mask[0, 0] == 0).int().tolist()[3] == [0, 0, 1, 1]
+
+
+def test_a_layout_by_hand():
+    # Of two rows, the first feeds paths of 3, 1 and 2 tokens, the second one of 2 tokens.
+    layout = lay_out(torch.tensor([[3, 1, 2], [2, 0, 0]]), num_inner=3)
+    assert layout.owner[0].tolist() == [0, 0, 2, 0, 1, 2]
+    assert layout.place[0].tolist() == [0, 1, 0, 2, 0, 1]
+    assert layout.exists.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 0, 0]]
+    assert own_edge(layout)[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0, 1],
+    ]
+
+
+def test_a_growing_layer_holds_what_was_written():
+    layer, written = GrowingLayer(), torch.randn(2, 3, 40, 4)
+    for start, end in [(0, 5), (5, 6), (6, 20), (20, 40)]:
+        keys, values = layer.update(written[:, :, start:end], -written[:, :, start:end])
+        assert layer.get_seq_length() == end
+        torch.testing.assert_close(keys, written[:, :, :end])
+        torch.testing.assert_close(values, -written[:, :, :end])
