@@ -83,7 +83,7 @@ def test_a_run_without_a_backbone_appears_once_a_data_set():
 
 
 def test_options_that_are_not_given_have_their_defaults():
-    study = load_study(changed(methods__sft__sft={}, evaluation=ABSENT))
+    study = load_study(changed(methods__sft__sft={}))
     assert study.methods["sft"].options.batch_size == 128
     assert study.evaluation == Recommend()
 

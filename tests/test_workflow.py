@@ -188,7 +188,7 @@ def test_a_stage_that_fails_shows_why_and_leaves_no_output(tmp_path):
 
 @slow
 def test_the_path_is_the_experiment(study):
-    model = ["config.json", "model.safetensors", "tokenizer.json", "catalogue.safetensors"]
+    model = ["config.json", "model.safetensors", "tokenizer.json"]
     expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
     expected |= {"data/small/stats.json", *(f"backbones/small/{name}" for name in model)}
     expected |= {f"tables/main.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
