@@ -117,7 +117,7 @@ class Frontier:
         forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
         norm = None
         if not self.by_decision:
-            norm = logits.logsumexp(-1)
+            norm = log_sum(logits)
             predicted = logits[:, : len(opening)]
             token = opening.expand(len(logits), -1)[..., None]
             forced[:, 0, :-1] = predicted.gather(-1, token)[..., 0] - norm[:, : len(opening)]
@@ -177,7 +177,7 @@ class Frontier:
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
         norm, forced = None, known.forced
         if not self.by_decision:
-            norm = logits.logsumexp(-1)
+            norm = log_sum(logits)
             forced = self._forced(logits, norm, node, fed, layout)
             forced = renew(known.forced, forced, feeds, rank)
         children = self._children(logits, norm, node, plan.fanout)
@@ -251,6 +251,11 @@ def own_edge(layout: Layout) -> Tensor:
     owner, place, exists = layout.owner, layout.place, layout.exists
     follows = place[:, :, None] >= place[:, None, :]
     return (owner[:, :, None] == owner[:, None, :]) & follows & exists[:, None, :]
+
+
+def log_sum(logits: Tensor) -> Tensor:
+    """The logarithm of the vocabulary's sum, (B, N), of some N at a time: each takes a copy."""
+    return torch.cat([part.logsumexp(-1) for part in logits.split(16, dim=1)], dim=1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

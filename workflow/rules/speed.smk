@@ -43,7 +43,8 @@ if study.speed is not None:
             exec &> >(tee {log:q})
             set -x
 
-            python -m rere speed \
+            # Alone on the machine, threads that spin are faster, on both sides.
+            OMP_WAIT_POLICY=active python -m rere speed \
                 --model {input.model:q} \
                 --data {params.data:q} \
                 --output {output.csv:q} \
