@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -108,6 +108,16 @@ class PrefixTree:
         )
 
     @cached_property
+    def length(self) -> torch.Tensor:
+        """The tokens on the edge into each node, (N,)."""
+        return self.edge.diff()
+
+    @cached_property
+    def fanout(self) -> torch.Tensor:
+        """The children of each node, (N,); 0 of a leaf."""
+        return self.first_child.diff()
+
+    @cached_property
     def opening(self) -> int:
         """How many tokens all sequences begin with: those on the root's edge."""
         return int(self.edge[1])
@@ -119,7 +129,8 @@ class PrefixTree:
 
     def to(self, device: torch.device | str) -> Self:
         """The same tree with its arrays on `device`."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
         return replace(self, **tensors)
 
     @cached_property

@@ -14,11 +14,11 @@ from tiny_models import (
     write_data,
     write_fixed_model,
 )
-from training_runs import assert_weights_close, records, steps, weights
+from training_runs import assert_carries_catalogue, assert_weights_close, records, steps, weights
 
 from rere import prompts
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.catalogue import PrefixTree
 from rere.config import SftOptions, Tiny
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
@@ -114,15 +114,7 @@ def test_a_run_leaves_a_model_and_a_log_and_nothing_else(trained):
 
 
 def test_the_model_carries_its_catalogue(trained):
-    encoder = PromptEncoder(load_tokenizer(trained / "model"), CYCLE)
-    vocab_size = load_model(trained / "model").config.vocab_size
-    catalogue = Catalogue.load(trained / "model" / CATALOGUE, vocab_size)
-    assert list(catalogue.titles) == CYCLE
-    assert catalogue.fingerprint == encoder.fingerprint()
-    expected = PrefixTree.build(encoder.responses())
-    assert catalogue.tree.token.equal(expected.token)
-    assert catalogue.tree.leaf_of_item.equal(expected.leaf_of_item)
-    load_tokenizer(trained / "model")
+    assert_carries_catalogue(trained, CYCLE)
 
 
 def test_the_log_has_a_line_a_step(trained):

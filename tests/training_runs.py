@@ -6,6 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from rere.backbones import load_model, load_tokenizer
+from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.prompts import PromptEncoder
+
 
 def records(output: Path) -> list[dict]:
     """Every line of the run's log."""
@@ -20,6 +24,18 @@ def steps(output: Path) -> list[dict]:
 def weights(output: Path) -> dict[str, torch.Tensor]:
     """The weights of the run's model."""
     return load_file(output / "model" / "model.safetensors")
+
+
+def assert_carries_catalogue(output: Path, titles: list[str]) -> None:
+    """Hold the catalogue beside the run's model to `titles` under the model's tokenizer."""
+    encoder = PromptEncoder(load_tokenizer(output / "model"), titles)
+    vocab_size = load_model(output / "model").config.vocab_size
+    catalogue = Catalogue.load(output / "model" / CATALOGUE, vocab_size)
+    assert list(catalogue.titles) == titles
+    assert catalogue.fingerprint == encoder.fingerprint()
+    expected = PrefixTree.build(encoder.responses())
+    assert catalogue.tree.token.equal(expected.token)
+    assert catalogue.tree.leaf_of_item.equal(expected.leaf_of_item)
 
 
 def assert_weights_close(actual: Path, expected: Path, tolerance: float) -> None:

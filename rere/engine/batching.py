@@ -76,9 +76,9 @@ def tokens_fed(tree: PrefixTree, num_beams: int, scoring: Scoring, chained: int)
     Under `vocabulary` scores a pass feeds at most `chained`; under `catalogue` scores it feeds
     edges as a whole, but never those into leaves.
     """
-    length, depth = tree.edge.diff(), tree.depth
+    length, depth = tree.length, tree.depth
     if scoring == "catalogue":
-        inner = tree.first_child.diff() > 0
+        inner = tree.fanout > 0
         length, depth = length * inner, depth * inner
     fed = min(num_beams * int(depth.max()), int(length.sum()))
     in_one_pass = min(num_beams * int(length.max()), fed)

@@ -68,7 +68,7 @@ def step(
     """Each beam takes a token, or a decision; rows where one cannot yet stay as they are."""
     tree, num_beams = frontier.tree, results.leaf.shape[1]
     node, taken, fed, score, origin = beams
-    in_chain = taken < frontier.length[node]
+    in_chain = taken < tree.length[node]
     forced, since = take(known.forced, origin), known.since.gather(1, origin)
     place = (taken - since).clamp(0, forced.shape[-1] - 1)[..., None]
     children = take(known.children, origin)
@@ -85,11 +85,11 @@ def step(
     node, taken, fed, origin = (x.gather(1, beam) for x in (node, taken, fed, origin))
     enters = ~in_chain.gather(1, beam) & score.isfinite()
     node = torch.where(enters, tree.first_child[node] + best % fanout, node)
-    taken = torch.where(enters, frontier.length[node] if frontier.by_decision else 1, taken + 1)
+    taken = torch.where(enters, tree.length[node] if frontier.by_decision else 1, taken + 1)
     fed = fed.masked_fill(enters, 0)
 
     # As in transformers, an end outside the best K is no result.
-    ends = frontier.is_leaf[node] & (taken == frontier.length[node])
+    ends = (tree.fanout[node] == 0) & (taken == tree.length[node])
     is_result = ends & (torch.arange(width, device=ends.device) < num_beams)
     result = score / tree.depth[node].to(score.dtype) ** length_penalty
     new_results = merge(results, node, result.masked_fill(~is_result, -torch.inf))

@@ -98,9 +98,6 @@ class Frontier:
         max_paths: int,
     ) -> None:
         self.tree, self.by_decision = tree, scoring == "catalogue"
-        self.length = tree.edge.diff()  # (N,) tokens on the edge into each node
-        self.fanout = tree.first_child.diff()  # (N,) children of each node
-        self.is_leaf = self.fanout == 0
         self.decoder = decoder(model, prompts, tree.longest)
         self.max_chain = chain_length(model.device, len(prompts) * max_paths)
 
@@ -145,7 +142,7 @@ class Frontier:
             exists.sum(-1).amax(),
             (count > 0).sum(-1).amax(),
             (count - 1).clamp(min=0).sum(-1).amax(),
-            self.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
+            self.tree.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
             (paths.fed + count + 1 - paths.taken).where(exists, 1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
         ]
@@ -168,7 +165,7 @@ class Frontier:
         path = feeding.gather(1, layout.owner)  # (B, Q)
         node = paths.node.gather(1, path)
         at = (paths.fed.gather(1, path) + layout.place).where(layout.exists, 0)
-        depth = (self.tree.depth[node] - self.length[node]).where(layout.exists, 0) + at
+        depth = (self.tree.depth[node] - self.tree.length[node]).where(layout.exists, 0) + at
         ids = self.tree.token[self.tree.edge[node] + at]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         keep = plan.num_feeding if self.by_decision else ids.shape[1]
@@ -193,7 +190,9 @@ class Frontier:
 
     def _to_feed(self, paths: Paths) -> Tensor:
         """How many tokens each path feeds next, (B, K); none where it knows what may follow."""
-        count = self.length[paths.node] - self.is_leaf[paths.node].long() - paths.fed
+        count = (
+            self.tree.length[paths.node] - (self.tree.fanout[paths.node] == 0).long() - paths.fed
+        )
         if not self.by_decision:
             count = count.clamp(max=self.max_chain)
         return count.where((paths.fed < paths.taken) & paths.score.isfinite(), 0)
@@ -224,7 +223,7 @@ class Frontier:
         end = num_inner + torch.arange(node.shape[1], device=node.device)
         column = layout.start[..., None] + step
         column = torch.where(step < last[..., None], column, end[:, None])
-        at = torch.minimum(fed[..., None] + 1 + step, self.length[node][..., None] - 1)
+        at = torch.minimum(fed[..., None] + 1 + step, self.tree.length[node][..., None] - 1)
         token = self.tree.token[self.tree.edge[node][..., None] + at]
         rows = torch.arange(len(node), device=node.device)[:, None, None]
         return logits[rows, column, token] - norm[rows, column]

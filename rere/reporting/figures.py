@@ -40,10 +40,14 @@ def figure(table: Path, outputs: list[Path]) -> None:
     names = ("dataset", "backbone", "method")
     summary = pl.read_csv(table, schema_overrides=dict.fromkeys(names, pl.String))
     with rc_context(STYLE):
-        drawn = draw(facets(summary))
-        for output in outputs:
-            with replacing(output) as temporary:
-                drawn.savefig(temporary, metadata=METADATA.get(output.suffix))
+        write(draw(facets(summary)), outputs)
+
+
+def write(drawn: Figure, outputs: list[Path]) -> None:
+    """Save a figure in each format asked for; it follows an output's suffix."""
+    for output in outputs:
+        with replacing(output) as temporary:
+            drawn.savefig(temporary, metadata=METADATA.get(output.suffix))
 
 
 def facets(summary: pl.DataFrame) -> list[pl.DataFrame]:

@@ -7,8 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rere.files import replacing
-from rere.reporting.figures import METADATA, STYLE, WIDTH
+from rere.reporting.figures import STYLE, WIDTH, write
 from rere.speed.curves import PANELS, SCHEMA
 
 # Apart in luminance, dashes and markers, so that they are apart in grey too.
@@ -24,10 +23,7 @@ def figure(curves: Path, outputs: list[Path]) -> None:
     """Draw a speed.curves.csv in each format asked for; it follows an output's suffix."""
     points = pl.read_csv(curves, schema=SCHEMA)
     with rc_context({**STYLE, "axes.spines.left": True, "ytick.major.size": 3.5}):
-        drawn = draw(points)
-        for output in outputs:
-            with replacing(output) as temporary:
-                drawn.savefig(temporary, metadata=METADATA.get(output.suffix))
+        write(draw(points), outputs)
 
 
 def draw(points: pl.DataFrame) -> Figure:
