@@ -1,8 +1,9 @@
 """Exact constrained beam search behind a prompt that is computed once.
 
-Under `vocabulary` scores it is the token-synchronous search of transformers: chains of forced
-tokens take one forward pass, and the pruning over them is replayed token by token, each row at
-its own pace. Under `catalogue` scores beams are compared decision by decision.
+Under `vocabulary` scores it is the token-synchronous search of transformers: a forward pass may
+feed chains of forced tokens (`frontier.chain_length`), and the pruning over them is replayed
+token by token, each row at its own pace. Under `catalogue` scores beams are compared decision by
+decision.
 
 B rows, K beams, F children of a node, W = 2 K continuations.
 """
