@@ -5,6 +5,7 @@ import torch
 from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, precise, tolerance
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Config
 
+from rere.engine.attention import GROUPED, grouped
 from rere.engine.decoder import GrowingLayer, Plain, SharedPrompt, steered_by_mask
 from rere.engine.frontier import lay_out, own_edge
 from rere.engine.masks import attention_mask, causal, layer_windows
@@ -50,6 +51,26 @@ def test_a_shared_prompt_changes_no_logit(family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
+def test_heads_that_share_keys_need_no_copies_of_them(family):
+    model = precise(family)
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    expected = logits(SharedPrompt(model, PROMPTS)), logits(Plain(model, PROMPTS))
+    with grouped(model):
+        assert model.config._attn_implementation == GROUPED
+        actual = logits(SharedPrompt(model, PROMPTS)), logits(Plain(model, PROMPTS))
+    assert model.config._attn_implementation == "sdpa"
+    for some, same in zip(actual, expected, strict=True):
+        torch.testing.assert_close(some, same, rtol=0, atol=tolerance(model))
+
+
+def test_attention_that_was_chosen_stays():
+    model = precise("qwen2")
+    model.set_attn_implementation("eager")
+    with grouped(model):
+        assert model.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
 def test_plain_is_the_models_own_forward(family):
     model = precise(family)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.engine.attention import grouped
 from rere.engine.decoder import evaluating
 from rere.engine.frontier import Frontier, Known, Paths, Scoring, take
 
@@ -45,7 +46,7 @@ def beam_search(
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
-    with evaluating(model):
+    with evaluating(model), grouped(model):
         frontier = Frontier(model, tree, prompts, scoring, num_beams)
         beams, known, num_steps = frontier.start()
         shape, device = (len(prompts), num_beams), beams.score.device
