@@ -314,7 +314,11 @@ class Speed(Options):
     beams: list[Annotated[int, Field(ge=2)]] = Field(
         [16, 50], min_length=1, description="Beams of the table's searches."
     )
-    batch_size: int = Field(4, ge=1, description="Rows a pass, on every side.")
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [4, 16],
+        min_length=1,
+        description="Rows a pass: every side takes the size that is fastest for `generate`.",
+    )
     batches: int = Field(
         6, ge=1, description="Timed batches a side, on the random model and in the figure."
     )

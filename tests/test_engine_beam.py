@@ -213,7 +213,7 @@ SCORINGS = ["vocabulary", "catalogue"]
 @pytest.fixture(params=["short chains", "long chains"])
 def chains(request, monkeypatch):
     """How far ahead a pass feeds forced tokens, which changes no result."""
-    full = 0 if request.param == "short chains" else 10**6
+    full = (0, 0) if request.param == "short chains" else (10**6, 1e12)
     monkeypatch.setattr(frontier, "FULL_PASS", {"cpu": full})
 
 

@@ -1,5 +1,6 @@
 """What the search is measured with: the other side, the comparisons, and the whole stage."""
 
+import itertools
 import math
 
 import polars as pl
@@ -20,8 +21,8 @@ from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_d
 from rere.speed.curves import PANELS, of_length, synthetic_titles, with_titles
 from rere.speed.figure import figure, short
 from rere.speed.generate import TokenTree, TreeProcessor, generate
-from rere.speed.measure import in_fresh_process, in_turn, peak_memory
-from rere.speed.subject import GENERATE, Side, load, peak_of_search, sample
+from rere.speed.measure import Timed, in_fresh_process, in_turn, peak_memory
+from rere.speed.subject import GENERATE, Side, Subject, load, peak_of_search, sample
 from rere.study import load_study
 
 VOCAB, EOS = 24, 1
@@ -39,7 +40,7 @@ OPTIONS = Speed(
     hidden_size=16,
     num_heads=2,
     beams=[2, 4],
-    batch_size=2,
+    batch_sizes=[2],
     batches=1,
     rows=5,
     catalogue_sizes=[20, 50],
@@ -359,6 +360,20 @@ def test_the_run_that_is_measured():
 
 
 TARGETS = ["results/tables/speed.csv", "results/figures/speed.pdf"]
+
+
+@pytest.mark.parametrize("fastest", [2, 3, 8])
+def test_batches_are_of_the_size_that_suits_generate(monkeypatch, fastest):
+    def timed(sides, batches, label):
+        assert list(itertools.chain.from_iterable(batches)) == prompts[6:14]
+        seconds = [float(len(batches[0]) != fastest)]
+        return {side: Timed(seconds, []) for side in sides}
+
+    monkeypatch.setattr(table, "in_turn", timed)
+    options = OPTIONS.model_copy(update={"batch_sizes": [2, 3, 8]})
+    prompts = [[n] for n in range(20)]
+    subject = Subject("none", {}, [], EOS)
+    assert table.best_batch_size(options, subject, 4, prompts) == fastest
 
 
 def test_the_graph_measures_when_asked(tmp_path):

@@ -59,7 +59,7 @@ def search_bytes(
     all_heads = getattr(config, "num_attention_heads", 1)  # a recurrence has none
     num_heads = getattr(config, "num_key_value_heads", None) or all_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    chained = num_beams * chain_length(model.device, rows * num_beams)
+    chained = num_beams * chain_length(model, rows * num_beams)
     fed, in_one_pass = tokens_fed(tree, num_beams, scoring, chained)
     total, widest = prompt_length + fed, max(prompt_length, in_one_pass)
     positions = num_beams if scoring == "catalogue" else in_one_pass

@@ -30,19 +30,20 @@ Scoring = Literal["vocabulary", "catalogue"]
 MAX_CHAIN = 16
 """Tokens of an edge that a pass feeds under `vocabulary` at most."""
 
-FULL_PASS = {"cpu": 256}
-"""Paths that fill a pass, by device: more of them take as much longer."""
-FULL_PASS_ELSEWHERE = 1024
+FULL_PASS = {"cpu": (256, 2e9)}
+"""Paths, and paths times parameters, that fill a pass: more of them take as much longer."""
+FULL_PASS_ELSEWHERE = (1024, 1e12)
 
 
-def chain_length(device: torch.device, num_paths: int) -> int:
+def chain_length(model: PreTrainedModel, num_paths: int) -> int:
     """Tokens of an edge that a pass of so many paths feeds under `vocabulary` at most.
 
     A path may be pruned on an edge whose tokens are fed already. That pays as long as a pass
     takes no longer for them.
     """
-    full = FULL_PASS.get(device.type, FULL_PASS_ELSEWHERE)
-    return MAX_CHAIN if num_paths <= full else 1
+    full_paths, full_work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
+    is_full = num_paths > full_paths or num_paths * model.num_parameters() > full_work
+    return 1 if is_full else MAX_CHAIN
 
 
 class Paths(NamedTuple):
@@ -99,7 +100,7 @@ class Frontier:
     ) -> None:
         self.tree, self.by_decision = tree, scoring == "catalogue"
         self.decoder = decoder(model, prompts, tree.longest)
-        self.max_chain = chain_length(model.device, len(prompts) * max_paths)
+        self.max_chain = chain_length(model, len(prompts) * max_paths)
 
     def start(self) -> tuple[Paths, Known, int]:
         """One path a row, at the root, and how many steps it can go.

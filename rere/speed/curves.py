@@ -43,7 +43,7 @@ def curves(options: Speed, subject: Subject, batches: Sequence[Prompts]) -> pl.D
             searches = {side: partial(searched.search, side, num_beams) for side in sides}
             timed = in_turn(searches, prompts, f"speed: {x} {panel}")
             rows += [(x, panel, side.what, timed[side].median) for side in sides]
-            limit = options.curve_seconds / options.batch_size
+            limit = options.curve_seconds / len(prompts[0])
             sides = [side for side in sides if timed[side].median <= limit]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 

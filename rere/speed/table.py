@@ -72,22 +72,19 @@ def speed(options: Speed, model: Path, data: Path, output: Path) -> None:
     Writes `output`, a .csv, and its two relatives.
     """
     prompts, targets = sample(options, model, data)
-    batches = [
-        prompts[start : start + options.batch_size]
-        for start in range(0, len(prompts), options.batch_size)
-    ]
-    few = spread(batches, options.batches)
     rows: list[dict[str, Any]] = []
     for trained in (False, True):
         subject = load(options, model, data, trained, ["float32", "bfloat16"])
-        chosen = batches if trained else few
         targeted = subject.tree.leaf_of_item[targets].tolist() if trained else None
         peak = partial(in_fresh_process, peak_of_search, options, model, data, trained)
         for num_beams in options.beams:
+            batches = batched(prompts, best_batch_size(options, subject, num_beams, prompts))
+            chosen = batches if trained else spread(batches, options.batches)
             measured = measure(subject, num_beams, chosen, targeted, peak)
-            rows += compare(options, subject, num_beams, chosen, measured)
+            rows += compare(subject, options.dataset, num_beams, chosen, measured)
         if not trained:
-            drawn = curves(options, subject, few)
+            small = batched(prompts, min(options.batch_sizes))
+            drawn = curves(options, subject, spread(small, options.batches))
             rows.append(build_row(options, subject))
     # Stable: bfloat16 and the tree go to the end.
     rows.sort(key=lambda row: WHATS.index(row["what"]))
@@ -100,6 +97,26 @@ def speed(options: Speed, model: Path, data: Path, output: Path) -> None:
     for suffix, text in texts.items():
         with replacing(output.with_suffix(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def batched(prompts: Prompts, size: int) -> list[Prompts]:
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def best_batch_size(options: Speed, subject: Subject, num_beams: int, prompts: Prompts) -> int:
+    """The batch size at which `generate` is fastest, on prompts of middling length.
+
+    It is every side's: ours gain from larger batches throughout, `generate` up to a point.
+    """
+    most = max(options.batch_sizes)
+    first = max(0, len(prompts) - most) // 2
+    search = {GENERATE: partial(subject.search, GENERATE, num_beams)}
+
+    def seconds(size: int) -> float:
+        batches = batched(prompts[first : first + most], size)
+        return in_turn(search, batches, f"speed: batches of {size}")[GENERATE].median
+
+    return min(options.batch_sizes, key=seconds) if len(options.batch_sizes) > 1 else most
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -136,8 +153,8 @@ def measure(
 
 
 def compare(
-    options: Speed,
     subject: Subject,
+    dataset: str,
     num_beams: int,
     batches: Sequence[Prompts],
     measured: dict[Side, Measured],
@@ -161,7 +178,7 @@ def compare(
                 row["differing_lists"] = share_differing(ours.rows, theirs.rows)
             else:
                 row["equal"] = equals_generate(subject, num_beams, batches, ours, theirs)
-        yield row | {"setting": setting(options, subject, num_beams, side)}
+        yield row | {"setting": setting(subject, dataset, num_beams, len(batches[0]), side)}
 
 
 def sides(ours: Measured, theirs: Measured) -> dict[str, Any]:
@@ -177,9 +194,9 @@ def sides(ours: Measured, theirs: Measured) -> dict[str, Any]:
     }
 
 
-def setting(options: Speed, subject: Subject, num_beams: int, side: Side) -> str:
-    words = [subject.name, options.dataset, f"{num_beams} beams", side.what]
-    words += [f"batch {options.batch_size}", f"{torch.get_num_threads()} threads", side.dtype]
+def setting(subject: Subject, dataset: str, num_beams: int, batch_size: int, side: Side) -> str:
+    words = [subject.name, dataset, f"{num_beams} beams", side.what]
+    words += [f"batch {batch_size}", f"{torch.get_num_threads()} threads", side.dtype]
     return ", ".join([*words, *(["cuda"] if subject.device.type == "cuda" else [])])
 
 
