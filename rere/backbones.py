@@ -41,8 +41,8 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
         )
         model = tiny_model(options, tokenizer)
     else:
-        tokenizer = load_tokenizer(options.model, options.revision)
-        model = load_model(options.model, options.revision)
+        place = (options.model, options.revision, options.gguf_file)
+        tokenizer, model = load_tokenizer(*place), load_model(*place)
     # What a checkpoint asks of `generate` (sampling, penalties) has no say in a study.
     model.generation_config = GenerationConfig()
     with replacing(output) as folder:
@@ -50,39 +50,51 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
         tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(model: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str | Path, revision: str | None = None, gguf_file: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or a local folder; raises InputError where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, revision=revision, gguf_file=gguf_file, trust_remote_code=False
+        )
+    except (ImportError, OSError, ValueError) as error:
         raise InputError(f"{model}: cannot load a tokenizer ({first_line(error)})") from error
     if not tokenizer("a").input_ids:  # what a folder without a vocabulary gives
         raise InputError(f"{model}: cannot load a tokenizer (its vocabulary is empty)")
     return tokenizer
 
 
-def load_model(model: str | Path, revision: str | None = None) -> PreTrainedModel:
+def load_model(
+    model: str | Path, revision: str | None = None, gguf_file: str | None = None
+) -> PreTrainedModel:
     """The causal language model of a hub id or a local folder, in float32.
 
-    Only safetensors are read, and no code that comes with a checkpoint is run. Raises InputError
-    where there is no such model, or where it lacks weights.
+    Only safetensors are read, or `gguf_file`, whose weights are dequantised; no code that comes
+    with a checkpoint is run. Raises InputError where there is no such model, or where it lacks
+    weights.
     """
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model,
             revision=revision,
+            gguf_file=gguf_file,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{model}: cannot load a language model ({first_line(error)})") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{model}: cannot load a language model ({missing[0]} is missing, "
             f"{len(missing)} in all; they would be random)"
         )
+    if gguf_file is not None:
+        # The weights are plain floats now, though the model believes to be quantised still.
+        loaded.is_quantized = False
+        del loaded.hf_quantizer, loaded.config.quantization_config
     return loaded
 
 

@@ -90,6 +90,9 @@ class Pretrained(Options):
     source: Literal["pretrained"] = "pretrained"
     model: str = Field(min_length=1, description="Hub id (Qwen/Qwen2-0.5B) or local folder.")
     revision: str | None = Field(None, description="Commit, branch or tag of a hub id.")
+    gguf_file: str | None = Field(
+        None, description="Quantised weights and tokenizer in it, stored dequantised."
+    )
 
 
 class TinyBackbone(Tiny):
@@ -306,7 +309,9 @@ class Speed(Options):
 
     dataset: str = Field(description="Data set that is searched.")
     backbone: str = Field(description="Backbone of the trained model.")
-    method: str = Field(description="Method that trained it.")
+    method: str | None = Field(
+        None, description="Method that trained it; null for the backbone as it is."
+    )
     seed: int = Field(0, ge=0, description="Seed of the run, and of everything random.")
     num_layers: int = Field(4, ge=1, description="Layers of the random Qwen2 beside it.")
     hidden_size: int = Field(256, ge=8, description="Its width; a quarter of its inner layer's.")
@@ -347,9 +352,11 @@ class Speed(Options):
         return self
 
     @property
-    def run_folder(self) -> str:
-        """The run whose model is measured."""
-        return Run(**self.model_dump(include=set(Run.model_fields))).folder
+    def model_folder(self) -> str:
+        """The model that is measured."""
+        if self.method is None:
+            return f"results/backbones/{self.backbone}"
+        return f"{Run(**self.model_dump(include=set(Run.model_fields))).folder}/model"
 
 
 class Study(Options):

@@ -75,6 +75,8 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
     if study.speed is not None:
         for axis in ("dataset", "backbone", "method"):
             value, names = getattr(study.speed, axis), getattr(study, f"{axis}s")
+            if value is None:
+                continue
             if value not in names:
                 yield f"speed.{axis}: {unknown(value, names)}"
             elif axis == "method" and names[value].stage == "baseline":

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf
 import polars as pl
 import pytest
 import torch
@@ -147,6 +148,55 @@ def test_a_copy_asks_generate_for_nothing(tmp_path, published):
     backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
     asked = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
     assert not asked.keys() & {"do_sample", "top_k", "top_p", "temperature", "repetition_penalty"}
+
+
+@pytest.fixture
+def quantised(tmp_path: Path) -> Path:
+    """A GGUF file with a Qwen2 of half-precision weights and its tokenizer."""
+    model, vocabulary = causal_lm("qwen2", len(tokenizer("qwen2"))), tokenizer("qwen2")
+    config = model.config
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    backend = json.loads(vocabulary.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary.convert_ids_to_tokens(range(len(vocabulary))))
+    writer.add_token_merges([" ".join(merge) for merge in backend["merges"]])
+    writer.add_eos_token_id(vocabulary.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight.half().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path
+
+
+def test_a_quantised_file_is_stored_dequantised(tmp_path, quantised):
+    options = Pretrained(model=str(quantised), gguf_file="model.gguf")
+    backbone(options, None, tmp_path / "copy")
+    copy = load_model(tmp_path / "copy")
+    expected = causal_lm("qwen2", len(tokenizer("qwen2"))).half().state_dict()
+    for name, weight in copy.state_dict().items():
+        assert torch.equal(weight, expected[name].float()), name
+    assert "quantization_config" not in (tmp_path / "copy" / "config.json").read_text()
+    titles = CYCLE[:3]
+    assert (
+        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).responses()
+        == PromptEncoder(tokenizer("qwen2"), titles).responses()
+    )
+
+
+def test_no_quantised_file(quantised):
+    with pytest.raises(InputError, match=r"cannot load a tokenizer \(.*other.gguf"):
+        load_tokenizer(quantised, gguf_file="other.gguf")
 
 
 def assert_refused(folder: Path, why: str) -> None:

@@ -129,7 +129,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ),
         (
             {"backbones__qwen": {"source": "pretrained", "xyz": "gpt2"}},
-            "backbones.qwen.xyz: unknown key; there are source, model, revision",
+            "backbones.qwen.xyz: unknown key; there are source, model, revision, gguf_file",
         ),
         ({"tables__main__seeds": ABSENT}, "tables.main.seeds: missing"),
         ({"datasets": ABSENT}, "datasets: missing"),

@@ -354,9 +354,11 @@ def test_one_line_names_the_key_and_the_remedy(changes, message):
     assert error(changed(**changes)) == message
 
 
-def test_the_run_that_is_measured():
+def test_the_model_that_is_measured():
     study = load_study(SHIPPED)
-    assert study.speed.run_folder == "results/runs/ml-100k/tiny/sft/seed0"
+    assert study.speed.model_folder == "results/runs/ml-100k/tiny/sft/seed0/model"
+    untrained = load_study(changed(speed={**SHIPPED["speed"], "method": None}))
+    assert untrained.speed.model_folder == "results/backbones/tiny"
 
 
 TARGETS = ["results/tables/speed.csv", "results/figures/speed.pdf"]

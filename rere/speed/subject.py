@@ -86,7 +86,7 @@ def load(options: Speed, model: Path, data: Path, trained: bool, dtypes: Sequenc
 
     random = f"qwen2 {options.num_layers}x{options.hidden_size}"
     return Subject(
-        name=f"{options.backbone} {options.method}" if trained else random,
+        name=" ".join(filter(None, (options.backbone, options.method))) if trained else random,
         models={dtype: make().eval().to(device, getattr(torch, dtype)) for dtype in dtypes},
         sequences=encoder.responses(),
         eos=tokenizer.eos_token_id,

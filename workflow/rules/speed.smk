@@ -3,7 +3,7 @@ Measurements of the search, where the config has `speed`; not part of `rule all`
 
 REQUIRED INPUTS:
 
-    results/runs/{dataset}/{backbone}/{method}/seed{seed}/model/ of the run that `speed` names
+    the model that `speed` names, a run's or a backbone
     results/data/{dataset}/
 
 OUTPUTS:
@@ -21,7 +21,7 @@ if study.speed is not None:
         input:
             catalogue=f"results/data/{study.speed.dataset}/items.parquet",
             test=f"results/data/{study.speed.dataset}/test.parquet",
-            model=f"{study.speed.run_folder}/model",
+            model=study.speed.model_folder,
         output:
             csv=report("results/tables/speed.csv", caption="../report/speed.rst", category="Tables"),
             curves="results/tables/speed.curves.csv",
