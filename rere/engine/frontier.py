@@ -97,8 +97,10 @@ class Frontier:
         prompts: Sequence[Sequence[int]],
         scoring: Scoring,
         max_paths: int,
+        temperature: float = 1.0,
     ) -> None:
         self.tree, self.by_decision = tree, scoring == "catalogue"
+        self.temperature = temperature
         self.decoder = decoder(model, prompts, tree.longest)
         self.max_chain = chain_length(model, len(prompts) * max_paths)
 
@@ -110,7 +112,7 @@ class Frontier:
         opening = self.tree.token[: self.tree.opening]
         num_fed = len(opening) if self.tree.first_fanout else len(opening) - 1
         keep = 1 if self.by_decision else 1 + num_fed
-        logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
+        logits = upcast(self.decoder.prefill(opening[:num_fed], keep)) / self.temperature
         zero = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
         forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
         norm = None
@@ -170,7 +172,7 @@ class Frontier:
         ids = self.tree.token[self.tree.edge[node] + at]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         keep = plan.num_feeding if self.by_decision else ids.shape[1]
-        logits = upcast(self.decoder.feed(ids, depth, visible, keep))
+        logits = upcast(self.decoder.feed(ids, depth, visible, keep)) / self.temperature
 
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
         norm, forced = None, known.forced
