@@ -117,6 +117,15 @@ class PrefixTree:
         """The children of each node, (N,); 0 of a leaf."""
         return self.first_child.diff()
 
+    def children(self, node: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The children (..., most) i64 of each `node` (...), and where there is one, bool.
+
+        0, the root, stands where there is none. No node may have more than `most`.
+        """
+        number = torch.arange(most, device=node.device)
+        exists = number < self.fanout[node][..., None]
+        return (self.first_child[node][..., None] + number).where(exists, 0), exists
+
     @cached_property
     def opening(self) -> int:
         """How many tokens all sequences begin with: those on the root's edge."""

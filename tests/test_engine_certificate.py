@@ -7,6 +7,7 @@ from test_engine_beam import (
     CATALOGUES,
     MODELS,
     PROMPTS,
+    SCORINGS,
     assert_same,
     brute_force,
     random_catalogue,
@@ -16,7 +17,6 @@ from tiny_models import FAMILIES, UNSTEERABLE, precise, tolerance
 from rere.catalogue import PrefixTree
 from rere.engine.certificate import certified_top
 
-SCORINGS = ["vocabulary", "catalogue"]
 THREE = [[5, 9, 3, 4, 7], [8], [2, 3]]
 
 

@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.attention import grouped
 from rere.engine.decoder import evaluating
 from rere.engine.frontier import Frontier, Known, Paths, Scoring, take
 
@@ -46,14 +45,10 @@ def beam_search(
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
-    with evaluating(model), grouped(model):
+    with evaluating(model):
         frontier = Frontier(model, tree, prompts, scoring, num_beams)
         beams, known, num_steps = frontier.start()
-        shape, device = (len(prompts), num_beams), beams.score.device
-        results = Beams(
-            torch.full(shape, -1, device=device),
-            torch.full(shape, -torch.inf, device=device, dtype=beams.score.dtype),
-        )
+        results = no_results(beams.score, num_beams)
         while True:
             for _ in range(num_steps):
                 beams, results = step(frontier, beams, known, results, length_penalty)
@@ -111,6 +106,12 @@ def step(
         Paths(*(torch.where(can_step, a, b) for a, b in zip(new_beams, beams, strict=True))),
         Beams(*(torch.where(can_step, a, b) for a, b in zip(new_results, results, strict=True))),
     )
+
+
+def no_results(score: Tensor, num_beams: int) -> Beams:
+    """What a search begins with, in rows and type as `score` (B, ...)."""
+    empty = score.new_full((len(score), num_beams), -torch.inf)
+    return Beams(torch.full_like(empty, -1, dtype=torch.long), empty)
 
 
 def merge(results: Beams, leaf: Tensor, score: Tensor) -> Beams:

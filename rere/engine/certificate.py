@@ -16,10 +16,9 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.attention import grouped
-from rere.engine.beam import Beams, merge
+from rere.engine.beam import Beams, merge, no_results
 from rere.engine.decoder import evaluating
-from rere.engine.frontier import Frontier, Known, Paths, Scoring
+from rere.engine.frontier import Frontier, Known, Scoring
 
 
 class Certified(NamedTuple):
@@ -57,16 +56,12 @@ def certified_top(
     """
     if min(num_results, max_nodes, width) < 1:
         raise ValueError("num_results, max_nodes and width must be at least 1")
-    with evaluating(model), grouped(model):
-        frontier = Frontier(model, tree, prompts, scoring, width)
-        frontier.max_chain = tree.longest  # whole edges, so that a node's score is known at once
+    with evaluating(model):
+        # Whole edges, so that a node's score is known at once.
+        frontier = Frontier(model, tree, prompts, scoring, width, max_chain=tree.longest)
         paths, known, _ = frontier.start()
         score = known.forced[:, :, : tree.opening].sum(-1)
-        shape, device = (len(prompts), num_results), score.device
-        results = Beams(
-            torch.full(shape, -1, device=device),
-            torch.full(shape, -torch.inf, device=device, dtype=score.dtype),
-        )
+        results = no_results(score, num_results)
         none = paths.node[:, :0]
         seen, waiting = known, Open(none, score[:, :0], none)
         expanded = torch.ones_like(paths.node[:, 0])
@@ -74,8 +69,7 @@ def certified_top(
             results, added = expand(frontier, paths.node, score, known, results, seen)
             waiting = join(waiting, added, results, max_nodes + width)
             now, waiting = split(waiting, width, expanded < max_nodes)
-            zero = torch.zeros_like(now.node)
-            paths = Paths(now.node, zero + 1, zero, now.bound, now.origin)
+            paths = frontier.enter(now.node, now.bound, now.origin)
             plan = frontier.plan(paths, seen)
             if plan.num_paths == 0:
                 return certified(results, waiting, expanded)
@@ -97,13 +91,13 @@ def expand(
     tree = frontier.tree
     is_leaf = tree.fanout[node] == 0
     results = merge(results, node, score.masked_fill(~is_leaf, -torch.inf))
-    number = torch.arange(known.children.shape[-1], device=node.device)
-    exists = (number < tree.fanout[node][..., None]) & score.isfinite()[..., None]
-    child = (tree.first_child[node][..., None] + number).where(exists, 0).flatten(1)
+    fanout = known.children.shape[-1]
+    child, exists = tree.children(node, fanout)
+    child = child.flatten(1)
     bound = (score[..., None] + known.children).masked_fill(~exists, -torch.inf).flatten(1)
     num_seen = seen.since.shape[1]
     origin = torch.arange(num_seen - node.shape[1], num_seen, device=node.device)
-    origin = origin.repeat_interleave(len(number)).expand_as(child)
+    origin = origin.repeat_interleave(fanout).expand_as(child)
 
     # A leaf with no token left to predict is a result at once.
     is_leaf = tree.fanout[child] == 0

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from rere.engine.attention import grouped
 from rere.engine.masks import attention_mask, causal, layer_windows
 from rere.engine.packing import left_pad, prompt_positions, right_pad
 from rere.errors import InputError
@@ -29,11 +30,15 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode for a while: no dropout, and no checkpointing, which would drop the cache."""
+    """Eval mode for a while: no dropout, and no checkpointing, which would drop the cache.
+
+    Heads that share keys are attended to without copies of them (`rere.engine.attention`).
+    """
     training = model.training
     model.eval()
     try:
-        yield
+        with grouped(model):
+            yield
     finally:
         model.train(training)
 

@@ -88,7 +88,11 @@ class Layout(NamedTuple):
 
 
 class Frontier:
-    """A model's view of the paths through a tree behind a batch of prompts."""
+    """A model's view of the paths through a tree behind a batch of prompts.
+
+    `temperature` is that of `catalogue` scores; `max_chain` is as many tokens of an edge as a pass
+    feeds under `vocabulary`, instead of what `chain_length` finds best for `max_paths` a row.
+    """
 
     def __init__(
         self,
@@ -98,11 +102,12 @@ class Frontier:
         scoring: Scoring,
         max_paths: int,
         temperature: float = 1.0,
+        max_chain: int | None = None,
     ) -> None:
         self.tree, self.by_decision = tree, scoring == "catalogue"
         self.temperature = temperature
         self.decoder = decoder(model, prompts, tree.longest)
-        self.max_chain = chain_length(model, len(prompts) * max_paths)
+        self.max_chain = max_chain or chain_length(model, len(prompts) * max_paths)
 
     def start(self) -> tuple[Paths, Known, int]:
         """One path a row, at the root, and how many steps it can go.
@@ -112,7 +117,7 @@ class Frontier:
         opening = self.tree.token[: self.tree.opening]
         num_fed = len(opening) if self.tree.first_fanout else len(opening) - 1
         keep = 1 if self.by_decision else 1 + num_fed
-        logits = upcast(self.decoder.prefill(opening[:num_fed], keep)) / self.temperature
+        logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
         zero = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
         forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
         norm = None
@@ -129,6 +134,13 @@ class Frontier:
         )
         paths = Paths(zero, zero, zero + num_fed, logits.new_zeros(zero.shape), zero)
         return paths, known, len(opening) + 1
+
+    def enter(self, node: Tensor, score: Tensor, origin: Tensor) -> Paths:
+        """Paths that have just entered the edges into `node` (B, K)."""
+        fed = torch.zeros_like(node)
+        return Paths(
+            node, self.tree.length[node] if self.by_decision else fed + 1, fed, score, origin
+        )
 
     def can_step(self, paths: Paths) -> Tensor:
         """Rows (B, 1) whose paths all know what may follow."""
@@ -172,7 +184,7 @@ class Frontier:
         ids = self.tree.token[self.tree.edge[node] + at]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         keep = plan.num_feeding if self.by_decision else ids.shape[1]
-        logits = upcast(self.decoder.feed(ids, depth, visible, keep)) / self.temperature
+        logits = upcast(self.decoder.feed(ids, depth, visible, keep))
 
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
         norm, forced = None, known.forced
@@ -205,12 +217,11 @@ class Frontier:
 
         Without `norm`, the log of the vocabulary's sum, they are normalised among themselves.
         """
-        first, end = self.tree.first_child[node], self.tree.first_child[node + 1]
-        child = first[..., None] + torch.arange(fanout, device=node.device)
-        exists = child < end[..., None]
-        token = self.tree.token[self.tree.edge[child.where(exists, 0)]]
+        child, exists = self.tree.children(node, fanout)
+        token = self.tree.token[self.tree.edge[child]]
         scores = logits[:, -node.shape[1] :].gather(-1, token)
         if norm is None:
+            scores = scores / self.temperature
             total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
         else:
             total = norm[:, -node.shape[1] :]

@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.attention import grouped
 from rere.engine.decoder import evaluating
 from rere.engine.frontier import Frontier, Known, Paths, take
 from rere.engine.noise import gumbel, uniform
@@ -27,6 +26,15 @@ class Samples(NamedTuple):
 
     leaf: Tensor  # (B, G) i64, -1 where there is none
     score: Tensor  # (B, G) f32, log-probability of the path, -inf where there is none
+
+
+class StochasticBeams(NamedTuple):
+    """Paths on their way and finished leaves, highest perturbed log-probability first."""
+
+    node: Tensor  # (B, K) i64
+    score: Tensor  # (B, K) f32, log-probability
+    perturbed: Tensor  # (B, K) f32, log-probability plus Gumbel noise; -inf where there is none
+    path: Tensor  # (B, K) i64, which path of what is known each comes from
 
 
 class Perturbed(NamedTuple):
@@ -53,7 +61,7 @@ def sample(
     ValueError for a number of samples below 1 and a temperature that is not above 0.
     """
     check(num_samples, temperature)
-    with evaluating(model), grouped(model):
+    with evaluating(model):
         frontier = Frontier(model, tree, prompts, "catalogue", num_samples, temperature)
         paths, known, _ = frontier.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
@@ -68,7 +76,7 @@ def sample(
             decides = tree.fanout[node] > 0
             node = torch.where(decides, tree.first_child[node] + chosen, node)
             score = torch.where(decides, score + log_prob, score)
-            paths, path = distinct(tree, node, path)
+            paths, path = distinct(frontier, node, path)
             plan = frontier.plan(paths, known)
             if plan.num_paths == 0:
                 break
@@ -89,33 +97,31 @@ def choose(children: Tensor, fanout: Tensor, u: Tensor) -> tuple[Tensor, Tensor]
     return chosen, children.gather(-1, chosen[..., None])[..., 0]
 
 
-def distinct(tree: PrefixTree, node: Tensor, path: Tensor) -> tuple[Paths, Tensor]:
+def distinct(frontier: Frontier, node: Tensor, path: Tensor) -> tuple[Paths, Tensor]:
     """The paths to the different inner nodes among `node` (B, G), and which of them each is on.
 
     `path` (B, G) is which path of what is known each comes from.
     """
-    beyond = len(tree.fanout)
-    ordered, place = node.masked_fill(tree.fanout[node] == 0, beyond).sort(-1)
+    fanout = frontier.tree.fanout
+    beyond = len(fanout)
+    ordered, place = node.masked_fill(fanout[node] == 0, beyond).sort(-1)
     is_new = torch.ones_like(ordered, dtype=torch.bool)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     rank = is_new.cumsum(-1) - 1
     nodes = torch.full_like(node, beyond).scatter(1, rank, ordered)
     origin = torch.zeros_like(node).scatter(1, rank, path.gather(1, place))
     exists = nodes < beyond
-    nodes = nodes.where(exists, 0)
-    zero = torch.zeros(nodes.shape, device=nodes.device)
-    paths = Paths(
-        nodes, tree.length[nodes], torch.zeros_like(nodes), zero.where(exists, -torch.inf), origin
-    )
+    score = torch.zeros(exists.shape, device=node.device).masked_fill(~exists, -torch.inf)
+    paths = frontier.enter(nodes.where(exists, 0), score, origin)
     return paths, torch.zeros_like(node).scatter(1, place, rank)
 
 
 def keep_distinct(samples: Samples, num_kept: int, first: Tensor | None = None) -> Samples:
     """`num_kept` of the samples: different ones in their order, then repetitions in theirs.
 
-    Dynamic sampling draws half as many again and keeps these. With `first`
-    (B,), a leaf a row, that one comes before all others where it was drawn at all: the released
-    code's variant, which looks at the target.
+    Dynamic sampling draws half as many again and keeps these. With `first` (B,), a leaf a row,
+    that one comes before all others where it was drawn at all: the released code's variant, which
+    looks at the target.
     """
     leaf = samples.leaf
     earlier = torch.ones(leaf.shape[1], leaf.shape[1], device=leaf.device).tril(-1).bool()
@@ -143,45 +149,36 @@ def stochastic_beam_search(
     with what goes on. `seeds` and errors as in `sample`.
     """
     check(num_beams, temperature)
-    with evaluating(model), grouped(model):
+    with evaluating(model):
         # One more beam tells the threshold.
         frontier = Frontier(model, tree, prompts, "catalogue", num_beams + 1, temperature)
         start, known, _ = frontier.start()
         noise = gumbel(seeds, start.node).to(start.score.dtype)
-        beams = Perturbed(start.node, start.score, noise, noise[:, 0])
-        path = start.node
+        beams = StochasticBeams(start.node, start.score, noise, start.origin)
         while True:
-            beams, path = perturb(tree, beams, known, path, num_beams + 1, seeds)
-            goes_on = (tree.fanout[beams.leaf] > 0) & beams.perturbed.isfinite()
+            beams = perturb(tree, beams, known, num_beams + 1, seeds)
+            goes_on = (tree.fanout[beams.node] > 0) & beams.perturbed.isfinite()
             # Those that go on first, as a pass takes them.
             place = (~goes_on).long().argsort(dim=-1, stable=True)
-            node, alive = beams.leaf.gather(1, place), goes_on.gather(1, place)
-            paths = Paths(
-                node,
-                tree.length[node],
-                torch.zeros_like(node),
-                beams.score.gather(1, place).masked_fill(~alive, -torch.inf),
-                path.gather(1, place),
-            )
+            score = beams.score.masked_fill(~goes_on, -torch.inf)
+            paths = frontier.enter(*(x.gather(1, place) for x in (beams.node, score, beams.path)))
             plan = frontier.plan(paths, known)
             if plan.num_paths == 0:
                 return finished(beams, num_beams)
             _, known = frontier.feed(paths, known, plan)
-            path = place.argsort(dim=-1).clamp(max=plan.num_paths - 1)
+            beams = beams._replace(path=place.argsort(dim=-1).clamp(max=plan.num_paths - 1))
 
 
 def perturb(
-    tree: PrefixTree, beams: Perturbed, known: Known, path: Tensor, width: int, seeds: Tensor
-) -> tuple[Perturbed, Tensor]:
+    tree: PrefixTree, beams: StochasticBeams, known: Known, width: int, seeds: Tensor
+) -> StochasticBeams:
     """Every beam that can takes a decision: the best `width` of all children and finished leaves.
 
-    Also which path of `known` each comes from. The children's noise is drawn given that the
-    highest of them is their parent's (Kool et al.).
+    The children's noise is drawn given that the highest of them is their parent's (Kool et al.).
     """
-    children = take(known.children, path)  # (B, K, F)
-    number = torch.arange(children.shape[-1], device=path.device)
-    node = tree.first_child[beams.leaf][..., None] + number
-    exists = number < tree.fanout[beams.leaf][..., None]
+    children = take(known.children, beams.path)  # (B, K, F)
+    fanout = children.shape[-1]
+    node, exists = tree.children(beams.node, fanout)
     score = beams.score[..., None] + children
     noisy = (score + gumbel(seeds, node)).masked_fill(~exists, -torch.inf)
     highest = noisy.amax(-1, keepdim=True)
@@ -191,21 +188,25 @@ def perturb(
     given = given.masked_fill(~exists | ~parent.isfinite(), -torch.inf)
 
     # A leaf stands in the place of its first child.
-    ends = (tree.fanout[beams.leaf] == 0)[..., None] & (number == 0)
+    ends = (tree.fanout[beams.node] == 0)[..., None] & (
+        torch.arange(fanout, device=node.device) == 0
+    )
     given = torch.where(ends, parent, given)
-    node = torch.where(ends, beams.leaf[..., None], node)
+    node = torch.where(ends, beams.node[..., None], node)
     score = torch.where(ends, beams.score[..., None], score)
     perturbed, best = given.flatten(1).topk(min(width, given[0].numel()))
-    leaf = node.flatten(1).gather(1, best).where(perturbed.isfinite(), 0)
-    score = score.flatten(1).gather(1, best)
-    source = path.gather(1, best // children.shape[-1])
-    return Perturbed(leaf, score, perturbed, beams.threshold), source
+    return StochasticBeams(
+        node=node.flatten(1).gather(1, best),
+        score=score.flatten(1).gather(1, best),
+        perturbed=perturbed,
+        path=beams.path.gather(1, best // fanout),
+    )
 
 
-def finished(beams: Perturbed, num_beams: int) -> Perturbed:
+def finished(beams: StochasticBeams, num_beams: int) -> Perturbed:
     """The first `num_beams`, filled up where the catalogue holds fewer, and the threshold."""
-    missing = (0, num_beams + 1 - beams.leaf.shape[1])
-    leaf = pad(beams.leaf, missing, value=-1)
+    missing = (0, num_beams + 1 - beams.node.shape[1])
+    leaf = pad(beams.node, missing, value=-1)
     score, perturbed = (pad(x, missing, value=-torch.inf) for x in (beams.score, beams.perturbed))
     exists = perturbed.isfinite()
     leaf, score = leaf.where(exists, -1), score.where(exists, -torch.inf)
