@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel, DirectoryPath, Field, ValidationError
+from pydantic import BaseModel, DirectoryPath, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from rere import config
@@ -39,10 +39,22 @@ class Fetch(config.Fetch):
         fetch(self.source, self.output)
 
 
-class Preprocess(config.Preprocess):
-    """Turn raw interactions into a catalogue and train, valid and test splits."""
+class MovieLens(config.MovieLens):
+    """Turn MovieLens-100K into a catalogue and train, valid and test splits."""
 
     raw: Path = Field(description="Folder with the raw files.")
+    output: Path = Field(description="Folder for the splits; replaced as a whole.")
+
+    def run(self) -> None:
+        from rere.data.preprocess import preprocess
+
+        preprocess(self, self.raw, self.output)
+
+
+class Splits(config.Splits):
+    """Check splits that others made and take them as they are."""
+
+    raw: Path = Field(description="Folder with items, train, valid and test (.parquet).")
     output: Path = Field(description="Folder for the splits; replaced as a whole.")
 
     def run(self) -> None:
@@ -202,23 +214,44 @@ class Figure(config.Options):
         figure(self.table, self.output)
 
 
-class Speed(config.Speed):
+class Speed(config.Measurement):
     """Measure the search's time, memory and results beside transformers' `generate`."""
 
-    model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
+    models: list[DirectoryPath] = Field(min_length=1, description="Folders of the models.")
+    names: list[str] = Field(description="What the table calls each of them.")
+    test_rows: list[int] = Field(description="Test rows that each of them is timed on.")
     data: Data
-    output: Path = Field(description="The .csv to write; .curves.csv and .md lie beside it.")
+    output: Path = Field(description="The .csv to write; .md lies beside it.")
+
+    @model_validator(mode="after")
+    def one_each(self):
+        if not len(self.models) == len(self.names) == len(self.test_rows):
+            raise ValueError("give as many --names and --test-rows as --models")
+        return self
 
     def run(self) -> None:
         from rere.speed.table import speed
 
-        speed(self, self.model, self.data, self.output)
+        speed(self, self.models, self.names, self.test_rows, self.data, self.output)
+
+
+class SpeedCurves(config.Measurement):
+    """Time the search against catalogue size, beams and prompt length."""
+
+    model: DirectoryPath = Field(description="Folder of the model and its tokenizer.")
+    data: Data
+    output: Path = Field(description="The .csv to write.")
+
+    def run(self) -> None:
+        from rere.speed.curves import speed_curves
+
+        speed_curves(self, self.model, self.data, self.output)
 
 
 class SpeedFigure(config.Options):
-    """Draw the measurements against catalogue size, beams and prompt length."""
+    """Draw the search's time against catalogue size, beams and prompt length."""
 
-    curves: Path = Field(description="The .curves.csv that `rere speed` wrote.")
+    curves: Path = Field(description="The .csv that `rere speed-curves` wrote.")
     output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
 
     def run(self) -> None:
@@ -236,7 +269,8 @@ class Schema(config.Options):
 
 COMMANDS: dict[str, type[BaseModel]] = {
     "fetch": Fetch,
-    "preprocess": Preprocess,
+    "preprocess ml-100k": MovieLens,
+    "preprocess splits": Splits,
     "backbone tiny": Tiny,
     "backbone pretrained": Pretrained,
     "sft": Sft,
@@ -250,6 +284,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "table": Table,
     "figure": Figure,
     "speed": Speed,
+    "speed-curves": SpeedCurves,
     "speed-figure": SpeedFigure,
     "schema": Schema,
 }

@@ -47,21 +47,35 @@ class Fetch(Options):
     source: Literal["ml-100k"] = Field(description="Which data set.")
 
 
-class Preprocess(Options):
-    """Turn raw interactions into items and train, valid and test splits."""
+class MovieLens(Options):
+    """Turn MovieLens-100K's raw files into items and train, valid and test splits."""
 
-    source: Literal["ml-100k"] = Field(description="Which reader understands the raw files.")
+    source: Literal["ml-100k"] = "ml-100k"
     core: int = Field(5, ge=1, description="Keep users and items with at least this many events.")
     max_history: int = Field(10, ge=1, description="Items of a history at most, the latest ones.")
 
 
-class Dataset(Preprocess):
-    """A data set of the study."""
+class Splits(Options):
+    """Check splits that others made and take them as they are."""
+
+    source: Literal["splits"] = "splits"
+
+
+class MovieLensDataset(MovieLens):
+    """MovieLens-100K in a study."""
 
     folder: str | None = Field(
         None, description="Folder with the raw files; without one they are fetched."
     )
 
+
+class SplitsDataset(Splits):
+    """Ready-made splits in a study."""
+
+    folder: str = Field(min_length=1, description="Folder with items, train, valid and test.")
+
+
+Dataset = Annotated[MovieLensDataset | SplitsDataset, Field(discriminator="source")]
 
 # ----------------------------------------------------------------------------------- backbones
 
@@ -304,30 +318,38 @@ class Run(BaseModel):
         return f"results/runs/{self.dataset}/{self.backbone}/{self.method}/seed{self.seed}"
 
 
-class Speed(Options):
-    """Measurements of the search: time, memory and results, beside transformers' `generate`."""
+class Measured(Options):
+    """A model whose search is measured."""
 
-    dataset: str = Field(description="Data set that is searched.")
-    backbone: str = Field(description="Backbone of the trained model.")
+    backbone: str = Field(description="Backbone of the model.")
     method: str | None = Field(
         None, description="Method that trained it; null for the backbone as it is."
     )
-    seed: int = Field(0, ge=0, description="Seed of the run, and of everything random.")
-    num_layers: int = Field(4, ge=1, description="Layers of the random Qwen2 beside it.")
-    hidden_size: int = Field(256, ge=8, description="Its width; a quarter of its inner layer's.")
-    num_heads: int = Field(4, ge=1, description="Its attention heads; divides the hidden size.")
+    seed: int = Field(0, ge=0, description="Seed of the run.")
+    rows: int = Field(200, ge=1, description="Test rows, all of them timed.")
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.backbone, self.method)))
+
+    def folder(self, dataset: str) -> str:
+        """The folder of the model on a data set."""
+        if self.method is None:
+            return f"results/backbones/{self.backbone}"
+        run = Run(dataset=dataset, backbone=self.backbone, method=self.method, seed=self.seed)
+        return f"{run.folder}/model"
+
+
+class Measurement(Options):
+    """How the search is measured."""
+
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
     beams: list[Annotated[int, Field(ge=2)]] = Field(
         [16, 50], min_length=1, description="Beams of the table's searches."
     )
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [4, 16],
-        min_length=1,
-        description="Rows a pass: every side takes the size that is fastest for `generate`.",
+        [4, 16], min_length=1, description="Rows a pass: each side takes the size it is fastest at."
     )
-    batches: int = Field(
-        6, ge=1, description="Timed batches a side, on the random model and in the figure."
-    )
-    rows: int = Field(200, ge=1, description="Test rows, all timed on the trained model.")
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],
         min_length=1,
@@ -341,22 +363,26 @@ class Speed(Options):
         min_length=1,
         description="Tokens of the figure's prompts, ascending.",
     )
+    curve_batches: int = Field(
+        6, ge=1, description="Timed batches a point of the figure, of the smallest size."
+    )
     curve_seconds: float = Field(
         5.0, gt=0, description="A curve of the figure ends where a batch takes longer than this."
     )
 
-    @model_validator(mode="after")
-    def heads_divide_the_width(self):
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError("hidden_size must be a multiple of twice num_heads")
-        return self
+
+class Speed(Measurement):
+    """Measurements of the search: time, memory and results, beside transformers' `generate`."""
+
+    dataset: str = Field(description="Data set that is searched.")
+    models: list[Measured] = Field(
+        min_length=1, description="Models of the table; the first is the figure's."
+    )
 
     @property
-    def model_folder(self) -> str:
-        """The model that is measured."""
-        if self.method is None:
-            return f"results/backbones/{self.backbone}"
-        return f"{Run(**self.model_dump(include=set(Run.model_fields))).folder}/model"
+    def folders(self) -> list[str]:
+        """The folders of the models."""
+        return [model.folder(self.dataset) for model in self.models]
 
 
 class Study(Options):
@@ -367,7 +393,7 @@ class Study(Options):
     methods: dict[Name, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
     tables: dict[Name, Table] = Field(description="Tables by name.")
-    speed: Speed | None = Field(None, description="Measurements of the search; none without it.")
+    speed: dict[Name, Speed] = Field({}, description="Tables of measurements by name.")
 
     def runs(self, table: str) -> list[Run]:
         """The runs of a table, row after row; those without a backbone once a data set."""

@@ -64,23 +64,27 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if init == name:
             yield f"{where}: {' starts from '.join([*ancestors, name])}"
     for name, table in study.tables.items():
-        if name == "speed":
-            yield "tables.speed: stands for the table of measurements; choose another name"
+        if name in study.speed:
+            yield f"tables.{name}: speed has a table of that name; choose another name"
         for axis in ("datasets", "backbones", "methods"):
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
                     yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
         if table.reference is not None and table.reference not in table.methods:
             yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
-    if study.speed is not None:
-        for axis in ("dataset", "backbone", "method"):
-            value, names = getattr(study.speed, axis), getattr(study, f"{axis}s")
-            if value is None:
-                continue
-            if value not in names:
-                yield f"speed.{axis}: {unknown(value, names)}"
-            elif axis == "method" and names[value].stage == "baseline":
-                yield f"speed.method: {value} is a baseline, which leaves no model to measure"
+    for name, speed in study.speed.items():
+        if speed.dataset not in study.datasets:
+            yield f"speed.{name}.dataset: {unknown(speed.dataset, study.datasets)}"
+        for model in speed.models:
+            for axis in ("backbone", "method"):
+                value, names = getattr(model, axis), getattr(study, f"{axis}s")
+                if value is None:
+                    continue
+                where = f"speed.{name}.models.{axis}"
+                if value not in names:
+                    yield f"{where}: {unknown(value, names)}"
+                elif axis == "method" and names[value].stage == "baseline":
+                    yield f"{where}: {value} is a baseline, which leaves no model to measure"
 
 
 def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:

@@ -113,6 +113,9 @@ SHARED = {
     "rows_per_pass": st.sampled_from([1, 2, 4]),
     "batch_size": st.integers(1, 99).map(lambda n: 4 * n),
     "prompts": st.integers(1, 99).map(lambda n: 4 * n),
+    "models": st.just([Path(__file__).parent] * 2),
+    "names": st.just(["wide", "tiny sft"]),
+    "test_rows": st.just([48, 200]),
 }
 
 
@@ -309,9 +312,11 @@ def test_a_file_in_the_place_of_a_folder_ends_in_one_line(tmp_path):
     (raw / "u.data").write_text("".join(f"1\t{i}\t5\t{i}\n" for i in range(20)))
     (raw / "u.item").write_text("".join(f"{i}|Title|||{'|0' * 19}\n" for i in range(20)))
     output.touch()
-    message = line("preprocess", "--source", "ml-100k", "--core", 1, "--raw", raw, "--output",
+    message = line("preprocess", "ml-100k", "--core", 1, "--raw", raw, "--output",
                    output, status=1)  # fmt: skip
-    assert message == (f"rere preprocess: {output}: is a file; remove it or choose another output")
+    assert message == (
+        f"rere preprocess ml-100k: {output}: is a file; remove it or choose another output"
+    )
 
 
 # -------------------------------------------------------------------------- a history of titles

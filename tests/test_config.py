@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from rere.config import (
-    Dataset,
+    Measured,
     Method,
+    MovieLensDataset,
     Pretrained,
     Recommend,
     Speed,
+    SplitsDataset,
     Study,
     Table,
     TinyBackbone,
@@ -96,7 +98,8 @@ def test_the_config_is_read_without_heavy_imports():
 
 def test_every_key_is_explained():
     text = (CONFIG / "README.md").read_text()
-    for model in (Study, Dataset, TinyBackbone, Pretrained, Method, Recommend, Table, Speed):
+    datasets, backbones = (MovieLensDataset, SplitsDataset), (TinyBackbone, Pretrained)
+    for model in (Study, *datasets, *backbones, Method, Recommend, Table, Speed, Measured):
         for key in model.model_fields:
             assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
 
@@ -140,7 +143,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         # A name.
         (
             {"datasets__ml-100k__source": "ml-100"},
-            "datasets.ml-100k.source: input should be 'ml-100k', not 'ml-100'",
+            "datasets.ml-100k.source: there is no ml-100; did you mean ml-100k?",
         ),
         (
             {"backbones__tiny__source": "tinny"},

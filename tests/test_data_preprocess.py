@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rere.config import Preprocess
+from rere.config import MovieLens
 from rere.data.filtering import k_core
-from rere.data.preprocess import dense_ids, preprocess
+from rere.data.numbering import dense_ids
+from rere.data.preprocess import preprocess
 from rere.data.splits import SPLITS, read_items, read_split
 from rere.data.splitting import chronological_split, samples
 from rere.errors import InputError
 
-OPTIONS = Preprocess(source="ml-100k")
+OPTIONS = MovieLens()
 
 
 def write_raw(folder: Path, events: list[tuple], titles: dict | None = None) -> Path:

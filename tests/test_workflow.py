@@ -176,7 +176,7 @@ def test_a_stage_that_fails_shows_why_and_leaves_no_output(tmp_path):
     changes = {"datasets": {"small": {"core": 99}}}
     done = snakemake(tmp_path, SMALL, target, **changes)
     assert done.returncode != 0
-    message = "rere preprocess: core: 99 leaves 0 samples of 720 events"
+    message = "rere preprocess ml-100k: core: 99 leaves 0 samples of 720 events"
     assert message in (tmp_path / "logs" / "preprocess" / "small.log").read_text()
     assert message in done.stdout
     assert "Traceback" not in done.stdout
@@ -275,7 +275,7 @@ def test_every_job_has_a_log_and_a_benchmark(study):
 @pytest.mark.parametrize(
     ("job", "command", "progress"),
     [
-        ("preprocess/small", "preprocess --raw raw --output results/data/small", None),
+        ("preprocess/small", "preprocess ml-100k --raw raw --output results/data/small", None),
         ("sft/small/small/sft/seed0", "sft --init results/backbones/small", "sft: 5/5 ["),
         ("rl/small/small/rere/seed1", "rl --init results/runs/small/small/sft/seed1", "rl: 2/2 ["),
         ("recommend/small/small/rere/seed0", "recommend --model", "recommend: 40/40 ["),

@@ -6,6 +6,7 @@ train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest f
 """
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,15 @@ SPLIT_SCHEMA = {
     "timestamp": pl.Int64,
 }
 SPLITS = ("train", "valid", "test")
+
+
+class Made(NamedTuple):
+    """A catalogue and its splits, before they are written."""
+
+    files: tuple[Path, ...]  # what they were made from
+    items: pl.DataFrame  # item_id, title
+    splits: dict[str, pl.DataFrame]  # of SPLIT_SCHEMA
+    stats: dict[str, Any]  # what stats.json tells of how they were made
 
 
 def read_items(data: Path) -> pl.DataFrame:

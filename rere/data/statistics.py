@@ -27,12 +27,17 @@ def describe(items: pl.DataFrame, splits: dict[str, pl.DataFrame]) -> dict[str, 
 
 
 def span(rows: pl.DataFrame) -> dict[str, Any]:
-    """How many rows, and when (UTC) the first and last of their targets happened."""
+    """How many rows, and when (UTC) the first and last of their targets happened, if known."""
     first, last = rows["timestamp"].min(), rows["timestamp"].max()
     return {
         "rows": len(rows),
         "first_timestamp": first,
         "last_timestamp": last,
-        "first_date": datetime.fromtimestamp(first, UTC).date().isoformat(),
-        "last_date": datetime.fromtimestamp(last, UTC).date().isoformat(),
+        "first_date": date(first),
+        "last_date": date(last),
     }
+
+
+def date(timestamp: int | None) -> str | None:
+    """The day of UTC seconds."""
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC).date().isoformat()

@@ -1,21 +1,23 @@
 """Seconds a row against catalogue size, beams and prompt length.
 
-speed.curves.csv    x, panel, what, seconds (a row), on the random model in float32;
-                    what: catalogue, vocabulary (ours by scoring), generate
+{speed}.curves.csv    x, panel, what, seconds (a row), in float32;
+                      what: catalogue, vocabulary (ours by scoring), generate
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from rere.config import Speed
-from rere.speed.measure import Prompts, in_turn
-from rere.speed.subject import GENERATE, Side, Subject
+from rere.config import Measurement
+from rere.files import replacing
+from rere.speed.measure import Prompts, batched, in_turn
+from rere.speed.subject import GENERATE, Side, Subject, load, sample
 
 SIDES = (Side("catalogue"), Side("vocabulary"), GENERATE)
 PANELS = ("titles", "beams", "prompt tokens")
@@ -31,8 +33,17 @@ class Point(NamedTuple):
     batches: Sequence[Prompts]
 
 
-def curves(options: Speed, subject: Subject, batches: Sequence[Prompts]) -> pl.DataFrame:
-    """Time all sides at each point of each panel, with the columns of speed.curves.csv.
+def speed_curves(options: Measurement, model: Path, data: Path, output: Path) -> None:
+    """Measure the model in a folder on a data set and write `output`, a .csv."""
+    size = min(options.batch_sizes)
+    prompts, _ = sample(model, data, options.curve_batches * size, options.seed)
+    drawn = curves(options, load("", model, data, ["float32"]), batched(prompts, size))
+    with replacing(output) as temporary:
+        temporary.write_text(drawn.write_csv(float_precision=6), encoding="utf-8")
+
+
+def curves(options: Measurement, subject: Subject, batches: Sequence[Prompts]) -> pl.DataFrame:
+    """Time all sides at each point of each panel, with the columns of {speed}.curves.csv.
 
     A curve ends where a batch takes longer than `curve_seconds`.
     """
@@ -49,7 +60,7 @@ def curves(options: Speed, subject: Subject, batches: Sequence[Prompts]) -> pl.D
 
 
 def panels(
-    options: Speed, subject: Subject, batches: Sequence[Prompts]
+    options: Measurement, subject: Subject, batches: Sequence[Prompts]
 ) -> tuple[Iterator[Point], ...]:
     """The points of each of PANELS, each made when its turn has come."""
     beams = options.beams[0]

@@ -24,6 +24,17 @@ PROCESSES.set_forkserver_preload(
 )
 
 
+def batched(prompts: Prompts, size: int) -> list[Prompts]:
+    """The prompts, `size` of them at a time."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, or all where there are fewer, at equal distances."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
+
+
 class Timed(NamedTuple):
     """What one side took and found."""
 

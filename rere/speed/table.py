@@ -1,13 +1,13 @@
 """The table of measurements.
 
-speed.csv           one row a comparison, in float32 against `generate`, then in bfloat16 against
+{speed}.csv         one row a comparison, in float32 against `generate`, then in bfloat16 against
                     float32, then the building of the prefix tree alone:
                     what, against, setting; seconds a row of data (of the tree: in all) and
                     their ratio, theirs to ours; equal, whether the lists are the same but for
-                    near ties; MB at the peak above the weights; differing_lists, the share of
-                    rows whose lists differ (in bfloat16: whose first ten do); NDCG@10
-speed.curves.csv    what the figure shows (`rere.speed.curves`)
-speed.md            the same as speed.csv, to read and to paste
+                    near ties; MB at the peak above the weights, both sides with as many rows a
+                    pass as theirs; differing_lists, the share of rows whose lists differ (in
+                    bfloat16: whose first ten do); NDCG@10
+{speed}.md          the same, to read and to paste
 """
 
 import itertools
@@ -22,15 +22,23 @@ import torch
 import transformers
 
 from rere.catalogue import PrefixTree
-from rere.config import Speed
+from rere.config import Measurement
 from rere.files import replacing
 from rere.progress import progress
 from rere.reporting.markup import pipes
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
-from rere.speed.curves import curves, synthetic_titles
+from rere.speed.curves import synthetic_titles
 from rere.speed.generate import generate
-from rere.speed.measure import Prompts, Timed, in_fresh_process, in_turn, peak_memory
-from rere.speed.subject import GENERATE, Side, Subject, load, peak_of_search, sample
+from rere.speed.measure import (
+    Prompts,
+    Timed,
+    batched,
+    in_fresh_process,
+    in_turn,
+    peak_memory,
+    spread,
+)
+from rere.speed.subject import GENERATE, SCORINGS, Side, Subject, load, peak_of_search, sample
 
 SEARCH, IN_BFLOAT16, TREE = WHATS = ("beam search", "beam search in bfloat16", "prefix tree")
 SCHEMA = {
@@ -56,107 +64,103 @@ FIRST = 10
 class Measured(NamedTuple):
     """What one side did in a setting."""
 
+    batch_size: int
     timed: Timed
-    leaves: list[list[list[int]]]  # ranked, of each row of each batch
+    leaves: list[list[int]]  # ranked, of each row
     peak_mb: float | None
-    ndcg: float | None  # of the trained model
-
-    @property
-    def rows(self) -> list[list[int]]:
-        return list(itertools.chain.from_iterable(self.leaves))
+    ndcg: float
 
 
-def speed(options: Speed, model: Path, data: Path, output: Path) -> None:
-    """Measure the search of the model in a folder on a data set, and of a random model beside it.
+def speed(
+    options: Measurement,
+    models: Sequence[Path],
+    names: Sequence[str],
+    rows: Sequence[int],
+    data: Path,
+    output: Path,
+) -> None:
+    """Measure the search of the models in folders, each on some test rows of a data set.
 
-    Writes `output`, a .csv, and its two relatives.
+    Writes `output`, a .csv, and its .md.
     """
-    prompts, targets = sample(options, model, data)
-    rows: list[dict[str, Any]] = []
-    for trained in (False, True):
-        subject = load(options, model, data, trained, ["float32", "bfloat16"])
-        targeted = subject.tree.leaf_of_item[targets].tolist() if trained else None
-        peak = partial(in_fresh_process, peak_of_search, options, model, data, trained)
+    measured: list[dict[str, Any]] = []
+    for model, name, num_rows in zip(models, names, rows, strict=True):
+        prompts, targets = sample(model, data, num_rows, options.seed)
+        subject = load(name, model, data, ["float32", "bfloat16"])
+        peak = partial(in_fresh_process, peak_of_search, model, data)
         for num_beams in options.beams:
-            batches = batched(prompts, best_batch_size(options, subject, num_beams, prompts))
-            chosen = batches if trained else spread(batches, options.batches)
-            measured = measure(subject, num_beams, chosen, targeted, peak)
-            rows += compare(subject, options.dataset, num_beams, chosen, measured)
-        if not trained:
-            small = batched(prompts, min(options.batch_sizes))
-            drawn = curves(options, subject, spread(small, options.batches))
-            rows.append(build_row(options, subject))
+            sides = measure(options, subject, num_beams, prompts, targets, peak)
+            measured += compare(subject, data.name, num_beams, prompts, sides)
+    measured.append(build_row(options, subject))
     # Stable: bfloat16 and the tree go to the end.
-    rows.sort(key=lambda row: WHATS.index(row["what"]))
-    table = pl.DataFrame(rows, schema=SCHEMA)
-    texts = {
-        ".csv": table.write_csv(float_precision=6),
-        ".curves.csv": drawn.write_csv(float_precision=6),
-        ".md": markdown(table),
-    }
+    measured.sort(key=lambda row: WHATS.index(row["what"]))
+    table = pl.DataFrame(measured, schema=SCHEMA)
+    texts = {".csv": table.write_csv(float_precision=6), ".md": markdown(table)}
     for suffix, text in texts.items():
         with replacing(output.with_suffix(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def batched(prompts: Prompts, size: int) -> list[Prompts]:
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
-def best_batch_size(options: Speed, subject: Subject, num_beams: int, prompts: Prompts) -> int:
-    """The batch size at which `generate` is fastest, on prompts of middling length.
-
-    It is every side's: ours gain from larger batches throughout, `generate` up to a point.
-    """
-    most = max(options.batch_sizes)
-    first = max(0, len(prompts) - most) // 2
-    search = {GENERATE: partial(subject.search, GENERATE, num_beams)}
-
-    def seconds(size: int) -> float:
-        batches = batched(prompts[first : first + most], size)
-        return in_turn(search, batches, f"speed: batches of {size}")[GENERATE].median
-
-    return min(options.batch_sizes, key=seconds) if len(options.batch_sizes) > 1 else most
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, or all where there are fewer, at equal distances."""
-    count = min(count, len(items))
-    return [items[place * len(items) // count] for place in range(count)]
-
-
 def measure(
+    options: Measurement,
     subject: Subject,
     num_beams: int,
-    batches: Sequence[Prompts],
-    targets: Sequence[int] | None,
+    prompts: Prompts,
+    targets: Sequence[int],
     peak: Callable[[Side, int, Prompts], float | None],
 ) -> dict[Side, Measured]:
-    """Each side's time over all batches and peak memory over the last; NDCG@10 with `targets`.
-
-    The random model is not searched under `catalogue` scores: it has nothing to recommend.
-    """
-    scorings = ["vocabulary"] if targets is None else ["vocabulary", "catalogue"]
-    ours = [Side(scoring, dtype) for scoring in scorings for dtype in subject.models]
-    searches = {side: partial(subject.search, side, num_beams) for side in [*ours, GENERATE]}
+    """Each side's time and lists on all prompts, and its peak memory on the longest of them."""
+    ours = [Side(scoring, dtype) for scoring in SCORINGS for dtype in subject.models]
+    sizes = {
+        side: best_batch_size(options, subject, side, num_beams, prompts)
+        for side in [*ours, GENERATE]
+    }
     label = f"speed: {subject.name}, {num_beams} beams"
-    timed = in_turn(searches, batches, label)
+    searches = {
+        side: partial(in_batches, partial(subject.search, side, num_beams), size)
+        for side, size in sizes.items()
+    }
+    timed = in_turn(searches, batched(prompts, max(options.batch_sizes)), label)
+    target_leaves = subject.tree.leaf_of_item[targets].tolist()
     measured = {}
     with progress(len(timed), f"{label}, memory", "process") as bar:
         for side, each in timed.items():
-            leaves = [subject.leaves(found) for found in each.results]
-            ranked = list(itertools.chain.from_iterable(leaves))
-            quality = None if targets is None else ndcg(ranked, targets)
-            measured[side] = Measured(each, leaves, peak(side, num_beams, batches[-1]), quality)
+            leaves = subject.leaves(list(itertools.chain.from_iterable(each.results)))
+            peak_mb = peak(side, num_beams, prompts[-sizes[GENERATE] :])
+            quality = ndcg(leaves, target_leaves)
+            measured[side] = Measured(sizes[side], each, leaves, peak_mb, quality)
             bar.update()
     return measured
+
+
+def in_batches(search: Callable[[Prompts], list], size: int, prompts: Prompts) -> list:
+    """What a search finds for each prompt, `size` of them at a time."""
+    return list(itertools.chain.from_iterable(map(search, batched(prompts, size))))
+
+
+def best_batch_size(
+    options: Measurement, subject: Subject, side: Side, num_beams: int, prompts: Prompts
+) -> int:
+    """The batch size at which a side is fastest, on prompts of middling length.
+
+    In bfloat16 it is that of float32, so that the two compare arithmetic alone.
+    """
+    most = max(options.batch_sizes)
+    first = max(0, len(prompts) - most) // 2
+    search = {side: partial(subject.search, side._replace(dtype="float32"), num_beams)}
+
+    def seconds(size: int) -> float:
+        batches = batched(prompts[first : first + most], size)
+        return in_turn(search, batches, f"speed: {side.what}, batches of {size}")[side].median
+
+    return min(options.batch_sizes, key=seconds) if len(options.batch_sizes) > 1 else most
 
 
 def compare(
     subject: Subject,
     dataset: str,
     num_beams: int,
-    batches: Sequence[Prompts],
+    prompts: Prompts,
     measured: dict[Side, Measured],
 ) -> Iterator[dict[str, Any]]:
     """The table's rows of one model and number of beams."""
@@ -167,18 +171,23 @@ def compare(
         if side.dtype != "float32":
             exact = measured[Side(side.what)]
             differing = share_differing(
-                [row[:FIRST] for row in ours.rows], [row[:FIRST] for row in exact.rows]
+                [row[:FIRST] for row in ours.leaves], [row[:FIRST] for row in exact.leaves]
             )
             row = {"what": IN_BFLOAT16, "against": "float32", "differing_lists": differing}
             row |= sides(ours, exact)
+            batch = f"batch {ours.batch_size}"
         else:
             row = {"what": SEARCH, "against": "transformers generate"} | sides(ours, theirs)
             if side.what == "catalogue":
-                row["equal"] = equals_plain(subject, num_beams, batches, ours)
-                row["differing_lists"] = share_differing(ours.rows, theirs.rows)
+                row["equal"] = equals_plain(subject, num_beams, prompts, ours)
+                row["differing_lists"] = share_differing(ours.leaves, theirs.leaves)
             else:
-                row["equal"] = equals_generate(subject, num_beams, batches, ours, theirs)
-        yield row | {"setting": setting(subject, dataset, num_beams, len(batches[0]), side)}
+                row["equal"] = equals_generate(subject, num_beams, prompts, ours, theirs)
+            batch = f"batch {ours.batch_size} (theirs {theirs.batch_size})"
+        words = [subject.name, dataset, f"{num_beams} beams", side.what, batch]
+        words += [f"{torch.get_num_threads()} threads", side.dtype]
+        words += ["cuda"] * (subject.device.type == "cuda")
+        yield row | {"setting": ", ".join(words)}
 
 
 def sides(ours: Measured, theirs: Measured) -> dict[str, Any]:
@@ -194,42 +203,33 @@ def sides(ours: Measured, theirs: Measured) -> dict[str, Any]:
     }
 
 
-def setting(subject: Subject, dataset: str, num_beams: int, batch_size: int, side: Side) -> str:
-    words = [subject.name, dataset, f"{num_beams} beams", side.what]
-    words += [f"batch {batch_size}", f"{torch.get_num_threads()} threads", side.dtype]
-    return ", ".join([*words, *(["cuda"] if subject.device.type == "cuda" else [])])
-
-
 def equals_generate(
-    subject: Subject,
-    num_beams: int,
-    batches: Sequence[Prompts],
-    ours: Measured,
-    theirs: Measured,
+    subject: Subject, num_beams: int, prompts: Prompts, ours: Measured, theirs: Measured
 ) -> bool:
     """Whether all lists are those of `generate`, but for near ties.
 
     Its scores, which tell ties, cost memory: they are asked for apart, and only where lists
     differ at all.
     """
-    model = subject.models["float32"]
-    for prompts, mine, other in zip(batches, ours.leaves, theirs.leaves, strict=True):
-        if mine == other:
-            continue
+    pairs = zip(prompts, ours.leaves, theirs.leaves, strict=True)
+    differing = [(prompt, mine) for prompt, mine, other in pairs if mine != other]
+    for part in batched(differing, theirs.batch_size):
         found, scores = generate(
-            model, subject.token_tree, subject.eos, prompts, num_beams, scored=True
+            subject.models["float32"],
+            subject.token_tree,
+            subject.eos,
+            [prompt for prompt, _ in part],
+            num_beams,
+            scored=True,
         )
-        if not all(map(same_ranking, mine, subject.leaves(found), scores)):
+        if not all(map(same_ranking, [m for _, m in part], subject.leaves(found), scores)):
             return False
     return True
 
 
-def equals_plain(
-    subject: Subject, num_beams: int, batches: Sequence[Prompts], ours: Measured
-) -> bool:
+def equals_plain(subject: Subject, num_beams: int, prompts: Prompts, ours: Measured) -> bool:
     """Whether lists under `catalogue` scores are those of the plain search, on a few rows."""
-    prompts = itertools.chain.from_iterable(batches)
-    for prompt, mine in spread(list(zip(prompts, ours.rows, strict=True)), PLAIN_ROWS):
+    for prompt, mine in spread(list(zip(prompts, ours.leaves, strict=True)), PLAIN_ROWS):
         found = search_by_decision(subject.models["float32"], subject.sequences, prompt, num_beams)
         expected = [subject.leaf[path] for path, _ in found]
         if not same_ranking(mine, expected, [score for _, score in found]):
@@ -237,7 +237,7 @@ def equals_plain(
     return True
 
 
-def build_row(options: Speed, subject: Subject) -> dict[str, Any]:
+def build_row(options: Measurement, subject: Subject) -> dict[str, Any]:
     """The table's row of the prefix tree."""
     size = options.catalogue_sizes[-1]
     vocab_size = subject.models["float32"].config.vocab_size

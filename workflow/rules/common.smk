@@ -89,6 +89,16 @@ def table_flags(wildcards):
     return options
 
 
+def measured_data(wildcards):
+    """The folder of the data set that a table of measurements searches."""
+    return f"results/data/{study.speed[wildcards.speed].dataset}"
+
+
+def speed_flags(wildcards):
+    """How a table's measurements are made; what is measured stands in the rules."""
+    return flags(study.speed[wildcards.speed], skip=("dataset", "models"))
+
+
 def source(*modules):
     """Modules of `rere` whose edits make a cheap stage run again."""
     return [f"{workflow.basedir}/rere/{module}" for module in modules]

@@ -32,7 +32,7 @@ rule fetch:
 
 
 rule preprocess:
-    """Filter, number, window and split the interactions"""
+    """Filter, number, window and split the interactions, or check ready-made splits"""
     input:
         raw=raw_folder,
     output:
@@ -48,13 +48,14 @@ rule preprocess:
     conda:
         "../../envs/rere.yaml"
     params:
-        flags=lambda wildcards: flags(study.datasets[wildcards.dataset], skip=("folder",)),
+        source=lambda wildcards: study.datasets[wildcards.dataset].source,
+        flags=lambda wildcards: flags(study.datasets[wildcards.dataset], skip=("source", "folder")),
     shell:
         r"""
         exec &> >(tee {log:q})
         set -x
 
-        python -m rere preprocess \
+        python -m rere preprocess {params.source:q} \
             --raw {input.raw:q} \
             --output results/data/{wildcards.dataset:q} \
             {params.flags:q}
