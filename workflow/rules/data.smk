@@ -56,7 +56,7 @@ rule preprocess:
         set -x
 
         python -m rere preprocess {params.source:q} \
+            {params.flags:q} \
             --raw {input.raw:q} \
-            --output results/data/{wildcards.dataset:q} \
-            {params.flags:q}
+            --output results/data/{wildcards.dataset:q}
         """
