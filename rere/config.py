@@ -348,7 +348,9 @@ class Measurement(Options):
         [16, 50], min_length=1, description="Beams of the table's searches."
     )
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [4, 16], min_length=1, description="Rows a pass: each side takes the size it is fastest at."
+        [4, 16, 32],
+        min_length=1,
+        description="Rows a pass, ascending: each side takes the size that it is fastest at.",
     )
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],

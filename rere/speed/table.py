@@ -11,6 +11,7 @@
 """
 
 import itertools
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -143,17 +144,20 @@ def best_batch_size(
 ) -> int:
     """The batch size at which a side is fastest, on prompts of middling length.
 
-    In bfloat16 it is that of float32, so that the two compare arithmetic alone.
+    Sizes are tried in their order until one is slower than the one before. In bfloat16 it is
+    that of float32, so that the two compare arithmetic alone.
     """
     most = max(options.batch_sizes)
     first = max(0, len(prompts) - most) // 2
     search = {side: partial(subject.search, side._replace(dtype="float32"), num_beams)}
-
-    def seconds(size: int) -> float:
+    best, fastest = options.batch_sizes[0], math.inf
+    for size in options.batch_sizes if len(options.batch_sizes) > 1 else ():
         batches = batched(prompts[first : first + most], size)
-        return in_turn(search, batches, f"speed: {side.what}, batches of {size}")[side].median
-
-    return min(options.batch_sizes, key=seconds) if len(options.batch_sizes) > 1 else most
+        timed = in_turn(search, batches, f"speed: {side.what}, batches of {size}")
+        if timed[side].median >= fastest:
+            break
+        best, fastest = size, timed[side].median
+    return best
 
 
 def compare(
