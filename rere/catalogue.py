@@ -117,6 +117,12 @@ class PrefixTree:
         """The children of each node, (N,); 0 of a leaf."""
         return self.first_child.diff()
 
+    @cached_property
+    def parent(self) -> torch.Tensor:
+        """The node above each one, (N,); the root above itself."""
+        node = torch.arange(len(self.fanout), device=self.fanout.device)
+        return torch.cat([node[:1], node.repeat_interleave(self.fanout)])
+
     def children(self, node: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The children (..., most) i64 of each `node` (...), and where there is one, bool.
 

@@ -1,16 +1,28 @@
-"""Packed scoring against the naive expanded batch: the same values, the same gradients."""
+"""Packed scoring against the plain expanded batch: the same values, the same gradients.
 
+In both log-prob spaces, for every architecture, also with adapters, checkpointing and wrappers.
+"""
+
+import copy
 import dataclasses
 import math
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
+from rere.catalogue import PrefixTree
+from rere.engine.beam import beam_search
+from rere.engine.leaves import pack_leaves
 from rere.engine.masks import additive
-from rere.engine.packing import left_pad, pack, prompt_positions
+from rere.engine.noise import row_seeds
+from rere.engine.packing import pack
+from rere.engine.sampling import sample
 from rere.engine.scoring import sum_by_candidate, token_log_probs
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
@@ -19,10 +31,17 @@ CANDIDATES = [
     [[9, 1]],  # a single candidate
     [[4, 5, 1], [4, 5, 1], [10, 11, 12, 13, 14, 15, 1], [1], [2, 1]],  # five, two of them equal
 ]
+SEQUENCES = [
+    *([3, *s] for s in ([4, 1], [4, 6, 7, 8, 1], [4, 6, 7, 9, 10, 1], [4, 6, 7, 9, 11, 5, 5, 1])),
+    *([3, *s] for s in ([12, 13, 14, 15, 16, 17, 1], [12, 13, 14, 15, 16, 18, 1], [19, 20, 1])),
+]
+TREE = PrefixTree.build(SEQUENCES)
+ITEMS = [[0, 3, 2, 5], [6], [1, 1, 4, 3, 0]]  # all ways and lengths, two of them equal
 TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6)
 BATCHES = st.lists(
     st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3
 )
+SCORINGS = ("vocabulary", "catalogue")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -33,8 +52,19 @@ def model(request):
 QWEN2 = precise("qwen2", seed=1)
 
 
-def expanded(model, prompts, candidates):
-    """Each candidate's token log-probs: its prompt and itself as one right-padded row."""
+def packed_in(scoring):
+    if scoring == "vocabulary":
+        return pack(PROMPTS, CANDIDATES)
+    width = max(map(len, ITEMS))
+    leaves = [[*TREE.leaf_of_item[row].tolist(), *[-1] * (width - len(row))] for row in ITEMS]
+    return pack_leaves(PROMPTS, torch.tensor(leaves), TREE, scoring)
+
+
+def expanded(model, prompts, candidates, allowed=None, temperature=1.0):
+    """Each candidate's token log-probs: its prompt and itself as one right-padded row.
+
+    With `allowed`, which tells the tokens that may follow a path, decisions' log-probs.
+    """
     pairs = [(p, c) for p, group in zip(prompts, candidates, strict=True) for c in group]
     longest = max(len(p) + len(c) for p, c in pairs)
     ids = torch.zeros(len(pairs), longest, dtype=torch.long)
@@ -42,10 +72,36 @@ def expanded(model, prompts, candidates):
     for row, (p, c) in enumerate(pairs):
         ids[row, : len(p) + len(c)] = torch.tensor([*p, *c])
         real[row, : len(p) + len(c)] = 1
-    values = model(input_ids=ids, attention_mask=real).logits.log_softmax(-1)
-    return [
-        values[row, range(len(p) - 1, len(p) + len(c) - 1), c] for row, (p, c) in enumerate(pairs)
-    ]
+    logits = model(input_ids=ids, attention_mask=real).logits / temperature
+    found = []
+    for row, (p, c) in enumerate(pairs):
+        mine = logits[row, len(p) - 1 : len(p) + len(c) - 1]
+        if allowed is None:
+            found.append(mine.log_softmax(-1)[range(len(c)), c])
+            continue
+        choices = [sorted(allowed(c[:end])) for end in range(len(c))]
+        found.append(
+            torch.stack(
+                [
+                    mine[end, among].log_softmax(-1)[among.index(c[end])]
+                    for end, among in enumerate(choices)
+                    if len(among) > 1
+                ]
+            )
+        )
+    return found
+
+
+def expanded_in(scoring, model, **options):
+    """The plain side of `packed_in`."""
+    if scoring == "vocabulary":
+        return expanded(model, PROMPTS, CANDIDATES, **options)
+    candidates = [[SEQUENCES[item] for item in row] for row in ITEMS]
+    return expanded(model, PROMPTS, candidates, following, **options)
+
+
+def following(path):
+    return {s[len(path)] for s in SEQUENCES if s[: len(path)] == path}
 
 
 def flat(log_prob, packed):
@@ -57,10 +113,16 @@ def flat(log_prob, packed):
     return tokens
 
 
+def weighted(values):
+    """A sum with weights of either sign, none like another: no token's gradient can hide."""
+    values = torch.cat(tuple(values))
+    return (torch.linspace(-2, 3, len(values), dtype=values.dtype) * values).sum()
+
+
 def gradients(model, loss):
-    names, weights = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return dict(zip(names, found, strict=True))
+    weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return dict(zip(weights, found, strict=True))
 
 
 def assert_gradients_equal(actual, expected, tolerance=1e-5):
@@ -77,32 +139,62 @@ def assert_gradients_equal(actual, expected, tolerance=1e-5):
             )
 
 
-# ----------------------------------------------------------------------- the naive batch, equal
+def rounding(model):
+    """How far gradients may differ. An RMS norm computes in float32, whatever the model's type."""
+    rms = any("RMSNorm" in type(module).__name__ for module in model.modules())
+    return 1e-5 if rms else tolerance(model)
 
 
-def test_equals_the_expanded_batch(model):
-    packed = pack(PROMPTS, CANDIDATES)
-    actual = flat(token_log_probs(model, packed), packed)
-    expected = expanded(model, PROMPTS, CANDIDATES)
-    assert len(actual) == len(expected) == 9
+def adapted(model):
+    """A copy of the model with adapters at all its linear layers, none of them still zero."""
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.2, generator=generator)
+    return adapted.to(model.dtype)
+
+
+# ----------------------------------------------------------------------- the plain batch, equal
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_equals_the_expanded_batch(model, scoring):
+    packed = packed_in(scoring)
+    actual, expected = flat(token_log_probs(model, packed), packed), expanded_in(scoring, model)
+    assert len(actual) == len(expected) == (9 if scoring == "vocabulary" else 10)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=tolerance(model), rtol=0)
-
-
-def test_gradients_equal_those_of_the_expanded_batch(model):
-    # (An RMS norm computes in float32, whatever the model's type.)
-    rms = any("RMSNorm" in type(module).__name__ for module in model.modules())
-    packed = pack(PROMPTS, CANDIDATES)
-    actual, expected = (
-        torch.cat(flat(token_log_probs(model, packed), packed)),
-        torch.cat(expanded(model, PROMPTS, CANDIDATES)),
-    )
-    # Weights of either sign, none like another, so that no token's gradient can hide.
-    weight = torch.linspace(-2, 3, len(actual), dtype=model.dtype)
     assert_gradients_equal(
-        gradients(model, (weight * actual).sum()),
-        gradients(model, (weight * expected).sum()),
-        1e-5 if rms else tolerance(model),
+        gradients(model, weighted(actual)), gradients(model, weighted(expected)), rounding(model)
+    )
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_equals_the_expanded_batch_with_adapters(model, scoring):
+    model, packed = adapted(model), packed_in(scoring)
+    actual, expected = flat(token_log_probs(model, packed), packed), expanded_in(scoring, model)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance(model), rtol=0)
+    found = gradients(model, weighted(actual))
+    assert found and all("lora" in name for name in found)
+    assert_gradients_equal(found, gradients(model, weighted(expected)), rounding(model))
+    with model.disable_adapter(), torch.no_grad():
+        plain = torch.cat(flat(token_log_probs(model, packed), packed))
+    assert (plain - torch.cat(actual)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_temperature_divides_the_logits(scoring):
+    packed = packed_in(scoring)
+    actual = flat(token_log_probs(QWEN2, packed, temperature=0.6), packed)
+    expected = expanded_in(scoring, QWEN2, temperature=0.6)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+    assert_gradients_equal(
+        gradients(QWEN2, weighted(actual)), gradients(QWEN2, weighted(expected)), rounding(QWEN2)
     )
 
 
@@ -137,26 +229,102 @@ def test_one_candidate_gives_the_supervised_loss(model):
     assert_gradients_equal(gradients(model, actual), gradients(model, expected))
 
 
-def test_gradient_checkpointing_changes_nothing():
-    model = causal_lm("qwen2", VOCAB_SIZE, seed=1).double()
-    model.activation_checkpointing_enable()
-    model.train()
-    packed = pack(PROMPTS, CANDIDATES)
+# ---------------------------------------------------------------------------- what was searched
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_equals_the_scores_of_the_search(family, scoring):
+    model = precise(family)
+    leaf, score = beam_search(model, TREE, PROMPTS, 5, scoring)
+    packed = pack_leaves(PROMPTS, leaf, TREE, scoring)
+    actual = sum_by_candidate(token_log_probs(model, packed), packed)
+    torch.testing.assert_close(actual, score, atol=1e-9, rtol=0)
+
+
+def test_equals_the_scores_of_samples():
+    leaf, score = sample(QWEN2, TREE, PROMPTS, 6, row_seeds(0, 0, [0, 1, 2]), temperature=1.7)
+    packed = pack_leaves(PROMPTS, leaf, TREE, "catalogue")
+    log_prob = token_log_probs(QWEN2, packed, temperature=1.7)
+    torch.testing.assert_close(sum_by_candidate(log_prob, packed), score, atol=1e-9, rtol=0)
+
+
+def test_the_probabilities_of_all_leaves_sum_to_one():
+    leaves = TREE.leaf_of_item.expand(len(PROMPTS), -1)
+    packed = pack_leaves(PROMPTS, leaves, TREE, "catalogue")
+    sums = sum_by_candidate(token_log_probs(QWEN2, packed), packed)
+    assert sums.exp().sum(-1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_the_only_title_is_certain():
+    packed = pack_leaves(PROMPTS, torch.zeros(3, 2).long(), PrefixTree.build([[3, 1]]), "catalogue")
+    log_prob = token_log_probs(QWEN2, packed)
+    assert log_prob.shape == (3, 0)
+    assert all((g == 0).all() for g in gradients(QWEN2, log_prob.sum()).values())
+
+
+# ------------------------------------------------------------------------ trained as it comes
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_gradient_checkpointing_changes_nothing(scoring, with_adapters):
+    plain = adapted(QWEN2) if with_adapters else copy.deepcopy(QWEN2)
+    checkpointing = copy.deepcopy(plain)
+    checkpointing.activation_checkpointing_enable()
+    if with_adapters:
+        checkpointing.enable_input_require_grads()
+    checkpointing.train()
+    packed = packed_in(scoring)
     assert_gradients_equal(
-        gradients(model, token_log_probs(model, packed).sum()),
-        gradients(QWEN2, token_log_probs(QWEN2, packed).sum()),
+        gradients(checkpointing, weighted(token_log_probs(checkpointing, packed))),
+        gradients(plain, weighted(token_log_probs(plain, packed))),
+        1e-9,
     )
+
+
+@pytest.fixture
+def alone():
+    """A group of one process."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_distributed_model_is_called_through_its_wrapper(alone, with_adapters):
+    plain = adapted(QWEN2) if with_adapters else copy.deepcopy(QWEN2)
+    packed = packed_in("vocabulary")
+    expected = gradients(plain, weighted(token_log_probs(plain, packed)))
+    wrapped = DistributedDataParallel(plain)
+    synchronised = []
+    wrapped.register_comm_hook(
+        None,
+        lambda _, bucket: (
+            synchronised.append(len(bucket.gradients()))
+            or torch.futures.collect_all([]).then(lambda _: bucket.buffer())
+        ),
+    )
+    weighted(token_log_probs(wrapped, packed)).backward()
+    assert sum(synchronised) == len(expected)
+    actual = {name: w.grad for name, w in plain.named_parameters() if w.requires_grad}
+    assert_gradients_equal(actual, expected, 1e-9)
 
 
 # -------------------------------------------------------------------------------------- padding
 
 
-def test_padding_changes_nothing(model):
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_padding_changes_nothing(model, scoring):
     """Neither does a longer prompt beside a row nor more candidates."""
-    together = pack(PROMPTS, CANDIDATES)
+    together = packed_in(scoring)
     log_prob = token_log_probs(model, together)
     for row in range(3):
-        alone = pack(PROMPTS[row : row + 1], CANDIDATES[row : row + 1])
+        if scoring == "vocabulary":
+            alone = pack(PROMPTS[row : row + 1], CANDIDATES[row : row + 1])
+        else:
+            leaves = TREE.leaf_of_item[ITEMS[row]]
+            alone = pack_leaves(PROMPTS[row : row + 1], leaves[None], TREE, scoring)
         expected = token_log_probs(model, alone)[0]
         actual = log_prob[row, : len(expected)]
         torch.testing.assert_close(actual, expected, atol=tolerance(model), rtol=0)
@@ -166,12 +334,9 @@ def test_padding_changes_nothing(model):
 def test_what_padding_holds_does_not_matter(model):
     packed = pack(PROMPTS, CANDIDATES)
     expected = token_log_probs(model, packed)
-    _, real = left_pad(PROMPTS)
-    num_fed = packed.num_kept - 1
-    fed = torch.tensor(
-        [[i < sum(len(c) - 1 for c in row) for i in range(num_fed)] for row in CANDIDATES]
-    )
-    ids = packed.input_ids.masked_fill(~torch.cat([real, fed], dim=1), 17)
+    num_fed = [len({(*c[:end],) for c in row for end in range(len(c))}) for row in CANDIDATES]
+    fed = torch.arange(packed.ancestors.shape[1]) < torch.tensor(num_fed)[:, None]
+    ids = packed.input_ids.masked_fill(~torch.cat([packed.real, fed], dim=1), 17)
     assert (ids != packed.input_ids).any()
     actual = token_log_probs(model, dataclasses.replace(packed, input_ids=ids))
     torch.testing.assert_close(actual, expected, atol=tolerance(model), rtol=0)
@@ -180,48 +345,10 @@ def test_what_padding_holds_does_not_matter(model):
 # -------------------------------------------------------------------------------------- by hand
 
 
-def test_left_pad_and_positions_by_hand():
-    ids, real = left_pad([[5, 6, 7], [8]])
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert real.tolist() == [[True, True, True], [False, False, True]]
-    assert prompt_positions(real).tolist() == [[0, 1, 2], [0, 0, 0]]
-
-
 def test_additive_by_hand():
     mask = additive(torch.tensor([[[True, False]], [[False, True]]]), torch.float32)
     lowest = torch.finfo(torch.float32).min
     assert mask.tolist() == [[[[0.0, lowest]]], [[[lowest, 0.0]]]]
-
-
-def test_pack_by_hand():
-    packed = pack([[5, 6], [7]], [[[2, 3, 1], [4, 1]], [[1]]])
-    assert packed.num_kept == 1 + 3
-    assert packed.num_candidates == 2
-    # Prompt 5 6 (positions 0 1), then 2 3 of the first candidate and 4 of the second: each
-    # candidate continues the prompt at position 2. Last tokens are predicted, not fed.
-    assert packed.input_ids.tolist() == [[5, 6, 2, 3, 4], [0, 7, 0, 0, 0]]
-    assert packed.position_ids[0].tolist() == [0, 1, 2, 3, 2]
-    assert packed.position_ids[1, :2].tolist() == [0, 0]
-    # Of the prompt's last (0), 2 (1), 3 (2) and 4 (3): who predicts 2 3 1 and 4 1.
-    assert packed.source.tolist() == [[0, 1, 2, 0, 3], [0, 0, 0, 0, 0]]
-    assert packed.target[0].tolist() == [2, 3, 1, 4, 1]
-    assert packed.target[1, :1].tolist() == [1]
-    assert packed.candidate.tolist() == [[0, 0, 0, 1, 1], [0, 2, 2, 2, 2]]
-    assert packed.visible[0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-    assert not packed.visible[1, 1:, 0].any()
-
-
-def test_a_place_without_a_candidate_sums_to_nothing():
-    packed = pack([[3]], [[[2, 3, 1], [4, 1]]], num_candidates=4)
-    assert packed.num_candidates == 4
-    values = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
-    assert sum_by_candidate(values, packed).tolist() == [[7.0, 24.0, 0.0, 0.0]]
 
 
 def test_log_probs_by_hand():
@@ -237,18 +364,32 @@ def test_log_probs_by_hand():
     assert sums.flatten().tolist() == pytest.approx(expected)
 
 
-def test_sum_by_candidate_by_hand():
-    packed = pack([[3], [3]], [[[2, 3, 1], [4, 1]], [[5, 1]]])
-    values = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0], [32.0, 64.0, 99.0, 99.0, 99.0]])
-    assert sum_by_candidate(values, packed).tolist() == [[7.0, 24.0], [96.0, 0.0]]
+def test_log_probs_of_decisions_by_hand():
+    model = unigram_lm([1 / 16, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
+    tree = PrefixTree.build([[2, 4, 1], [2, 1], [3, 4, 4, 1]])
+    packed = pack_leaves([[3]], tree.leaf_of_item[None], tree, "catalogue")
+    # 2 against 3 is 2 : 1, 4 against 1 is 1 : 8, and what follows a 3 has no choice.
+    logs = [math.log(p) for p in (2 / 3, 1 / 9, 2 / 3, 8 / 9, 1 / 3)]
+    assert token_log_probs(model, packed)[0].tolist() == pytest.approx(logs)
 
 
-def test_half_precision_logits_are_scored_in_float32():
+# --------------------------------------------------------------------------------- half precision
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_half_precision_logits_are_scored_in_float32(scoring):
     model = causal_lm("qwen2", VOCAB_SIZE).bfloat16()
-    assert token_log_probs(model, pack(PROMPTS, CANDIDATES)).dtype == torch.float32
+    log_prob = token_log_probs(model, packed_in(scoring))
+    assert log_prob.dtype == torch.float32
+    assert all(g.isfinite().all() for g in gradients(model, log_prob.sum()).values())
 
 
-def test_to_moves_every_tensor():
-    packed = pack(PROMPTS, CANDIDATES).to("cpu")
-    assert packed.num_kept == pack(PROMPTS, CANDIDATES).num_kept
-    assert torch.equal(packed.visible, pack(PROMPTS, CANDIDATES).visible)
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_mixed_precision_is_near_full_precision(scoring):
+    model, packed = causal_lm("qwen2", VOCAB_SIZE), packed_in(scoring)
+    expected = token_log_probs(model, packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = token_log_probs(model, packed)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=0.3, rtol=0)
+    assert all(g.isfinite().all() for g in gradients(model, actual.sum()).values())

@@ -1,27 +1,56 @@
-"""Candidates laid out behind their prompt, so that the prompt is computed once.
+"""Candidates that hang from their prompt as a tree, laid out for one forward pass.
 
-A packed row reads [padding | prompt | candidate 1 | candidate 2 | ...]: every candidate token
-sees the prompt and the earlier tokens of its own candidate, and its position continues the
-prompt's, so that the model computes for it what it would in a sequence of its own.
+The prompt is fed once, and so is every prefix that candidates share. Behind the prompt 5 6 7 the
+candidates 2 3 1, 2 4 1 and 8 1 (1 ends a title) make the tree
 
-B rows, L prompt tokens (left-padded), S candidate tokens, N predicted tokens, G candidates.
+    5 - 6 - 7 -+- 2 -+- 3 - (1)
+               |     +- 4 - (1)
+               +- 8 - (1)
+
+whose tokens in parentheses are predicted but never fed. A packed row has two parts, each as wide
+as the batch needs:
+
+    [padding | 5 6]  [7 2 8 3 4 | padding]
+     the prompt       the nodes, from its last token on
+
+A node's position is that of its path, and it sees the prompt and its ancestors alone, so that the
+model computes for it what it would in a sequence of its own. Nodes that predict nothing, as there
+are where only decisions count (`rere.engine.leaves`), lie before those that do: logits are those
+of the last columns, for as many as some row needs.
+
+B rows, S columns, M of them of nodes, P of these with logits, U predicted tokens, G candidates a
+row, N tokens of all of them, repeated where candidates share them. On the host also C candidates,
+of at most T tokens.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rere.engine.masks import causal
+
+Ints = NDArray[np.int64]
 
 
 def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Prompt ids (B, L) i64, padded with 0 on the left, and where they are real (B, L) bool."""
     length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
-    real = torch.tensor([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
-    return ids, real
+    ids = [[0] * (length - len(p)) + list(p) for p in prompts]
+    real = [[False] * (length - len(p)) + [True] * len(p) for p in prompts]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(real, dtype=torch.bool)
+
+
+def right_pad(rows: list[list[int]], fill: int) -> Tensor:
+    """Rows of unequal length as one tensor (B, longest) i64."""
+    length = max(map(len, rows))
+    return torch.tensor([row + [fill] * (length - len(row)) for row in rows], dtype=torch.long)
 
 
 def prompt_positions(real: Tensor) -> Tensor:
@@ -34,30 +63,66 @@ def upcast(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+class Allowed(NamedTuple):
+    """The tokens among which predictions are normalised, those of all places one after another."""
+
+    source: Tensor  # (E,) i64, the place, in [0, B P)
+    token: Tensor  # (E,) i64
+
+
 @dataclass(frozen=True)
 class Packed:
     """A batch of prompts with their candidates, ready for one forward pass.
 
-    Of the P = 1 + S positions from the prompt's last on, `source` says which one predicts each
-    candidate token. A padded place of `candidate` holds `num_candidates`.
+    Logits are computed at B P places, row after row.
     """
 
-    input_ids: Tensor  # (B, L + S) i64
-    position_ids: Tensor  # (B, L + S) i64
-    visible: Tensor  # (B, L + S, L + S) bool
-    source: Tensor  # (B, N) i64, in [0, P)
-    target: Tensor  # (B, N) i64
-    candidate: Tensor  # (B, N) i64, in [0, G]
+    input_ids: Tensor  # (B, S) i64
+    position_ids: Tensor  # (B, S) i64
+    real: Tensor  # (B, S - M) bool, where the prompt's part is no padding
+    ancestors: Tensor  # (B, M, M) bool, which nodes are on the path to each, itself included
+    source: Tensor  # (U,) i64, the place that predicts, in [0, B P)
+    target: Tensor  # (U,) i64, the token that is predicted
+    prediction: Tensor  # (B, N) i64, in [0, U]; U is padding
+    candidate: Tensor  # (B, N) i64, in [0, G]; G is padding
+    allowed: Allowed | None  # None: the whole vocabulary
     num_kept: int  # P
     num_candidates: int  # G
 
+    @property
+    def visible(self) -> Tensor:
+        """Which tokens each one sees, (B, S, S) bool."""
+        num_nodes = self.ancestors.shape[1]
+        prompt = self.real[:, None, :].expand(-1, num_nodes, -1)
+        nodes = torch.cat([prompt, self.ancestors], dim=-1)
+        return torch.cat([pad(causal(self.real), (0, num_nodes)), nodes], dim=1)
+
     def to(self, device: torch.device | str) -> "Packed":
         """The same batch with its tensors on `device`."""
-        values = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Packed(**values)
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
+        moved = {name: move(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        allowed = self.allowed and Allowed(*map(move, self.allowed))
+        return replace(self, **moved, allowed=allowed)
+
+
+class Predictions(NamedTuple):
+    """What is predicted of candidates, one after another in their order, each from its start on."""
+
+    owner: Ints  # (X,) which candidate
+    after: Ints  # (X,) how many of its tokens come before
+    target: Ints  # (X,)
+
+
+class Trie(NamedTuple):
+    """The tree of tokens of each row, numbered level by level; the first B nodes are the roots."""
+
+    token: Ints  # (n,)
+    row: Ints  # (n,)
+    depth: Ints  # (n,)
+    path: Ints  # (C, T + 1) the nodes of each candidate; -1 where it has ended
 
 
 def pack(
@@ -67,46 +132,132 @@ def pack(
 ) -> Packed:
     """Pack each prompt with its candidates, in any number and of any length from 1 up.
 
-    `num_candidates` is G where no row may have as many; without it G is the most that one has.
+    They are scored over the whole vocabulary. `num_candidates` is G where no row may have as
+    many; without it G is the most that one has.
     """
-    prompt_ids, real = left_pad(prompts)
-    # A candidate's last token is predicted but never fed in.
-    fed = [[token for c in row for token in c[:-1]] for row in candidates]
-    owner = [[g for g, c in enumerate(row) for _ in c[:-1]] for row in candidates]
-    offset = [[t for c in row for t in range(len(c) - 1)] for row in candidates]
-    source, start = [], 0
-    for row in candidates:
-        source.append([])
-        start = 0
-        for c in row:
-            source[-1] += [0, *range(start + 1, start + len(c))]
-            start += len(c) - 1
-    target = [[token for c in row for token in c] for row in candidates]
-    candidate = [[g for g, c in enumerate(row) for _ in c] for row in candidates]
-    num_candidates = num_candidates or max(map(len, candidates))
+    count = np.fromiter(map(len, candidates), np.int64, len(candidates))
+    every = list(itertools.chain.from_iterable(candidates))
+    length = np.fromiter(map(len, every), np.int64, len(every))
+    flat = np.fromiter(itertools.chain.from_iterable(every), np.int64, length.sum())
+    row = np.arange(len(count)).repeat(count)
+    number = places(row, len(count))
+    return pack_tokens(prompts, row, number, flat, length, num_candidates or int(count.max()))
 
-    fed_ids, owners, offsets = right_pad(fed, 0), right_pad(owner, -1), right_pad(offset, 0)
-    num_prompt, num_fed = prompt_ids.shape[1], fed_ids.shape[1]
-    length = num_prompt + num_fed
-    positions = torch.cat([prompt_positions(real), real.sum(-1, keepdim=True) + offsets], dim=1)
-    visible = torch.zeros(len(prompts), length, length, dtype=torch.bool)
-    visible[:, :num_prompt, :num_prompt] = causal(real)
-    visible[:, num_prompt:, :num_prompt] = real[:, None, :]
-    visible[:, num_prompt:, num_prompt:] = owners[:, :, None] == owners[:, None, :]
-    visible &= torch.ones(length, length, dtype=torch.bool).tril()
+
+def pack_tokens(
+    prompts: Sequence[Sequence[int]],
+    row: Ints,
+    number: Ints,
+    flat: Ints,
+    length: Ints,
+    num_candidates: int,
+) -> Packed:
+    """Pack candidates whose tokens lie in `flat` one after another, `length` (C,) of each.
+
+    The row of each (C,) ascends; `number` (C,) tells those of a row apart.
+    """
+    owner = np.arange(len(length)).repeat(length)
+    after = places(owner, len(length))
+    # A candidate's last token is predicted but never fed.
+    feeds = after < length[owner] - 1
+    fed = table(owner[feeds], after[feeds], flat[feeds], len(length), fill=-1)
+    trie = merge(roots(prompts), row, fed)
+    return lay_out(prompts, number, trie, Predictions(owner, after, flat), num_candidates)
+
+
+def roots(prompts: Sequence[Sequence[int]]) -> Ints:
+    """The prompts' last tokens, (B,)."""
+    return np.array([prompt[-1] for prompt in prompts], dtype=np.int64)
+
+
+def places(row: Ints, num_rows: int) -> Ints:
+    """Each one's place among those of its row, in their order."""
+    order = row.argsort(kind="stable")
+    count = np.bincount(row, minlength=num_rows)
+    place = np.empty_like(row)
+    place[order] = np.arange(len(row)) - (count.cumsum() - count).repeat(count)
+    return place
+
+
+def table(row: Ints, column: Ints, values: Ints, num_rows: int, fill: int) -> Ints:
+    """The values at their rows and columns, (num_rows, as wide as needed), `fill` elsewhere."""
+    filled = np.full((num_rows, width(column)), fill)
+    filled[row, column] = values
+    return filled
+
+
+def width(column: Ints) -> int:
+    return 1 + int(column.max(initial=-1))
+
+
+def merge(roots: Ints, row: Ints, fed: Ints) -> Trie:
+    """The trees that the tokens `fed` (C, T), -1 where there are none, make behind `roots` (B,)."""
+    tokens, rows = [roots], [np.arange(len(roots))]
+    path = np.full((len(fed), 1 + fed.shape[1]), -1)
+    path[:, 0] = row
+    base = 1 + fed.max(initial=0)
+    num_nodes = len(roots)
+    for step, token in enumerate(fed.T):
+        goes_on = token >= 0
+        pair = path[goes_on, step] * base + token[goes_on]
+        _, first, which = np.unique(pair, return_index=True, return_inverse=True)
+        path[goes_on, step + 1] = num_nodes + which
+        tokens.append(token[goes_on][first])
+        rows.append(row[goes_on][first])
+        num_nodes += len(first)
+    depth = np.arange(len(tokens)).repeat([len(level) for level in tokens])
+    return Trie(np.concatenate(tokens), np.concatenate(rows), depth, path)
+
+
+def lay_out(
+    prompts: Sequence[Sequence[int]],
+    number: Ints,
+    trie: Trie,
+    predictions: Predictions,
+    num_candidates: int,
+) -> Packed:
+    """The packed rows of the trees behind their prompts."""
+    num_rows = len(prompts)
+    node = trie.path[predictions.owner, predictions.after]
+    predicts = np.zeros(len(trie.token), dtype=bool)
+    predicts[node] = True
+    place = np.empty_like(trie.row)
+    for block in (predicts, ~predicts):
+        place[block] = places(trie.row[block], num_rows)
+    num_inner = width(place[~predicts])
+    num_kept = max(1, width(place[predicts]))  # all of the logits would be kept if it were none
+    column = place + num_inner * predicts
+
+    num_nodes = num_inner + num_kept
+    ids, depth = np.zeros((2, num_rows, num_nodes), dtype=np.int64)
+    ids[trie.row, column] = trie.token
+    depth[trie.row, column] = trie.depth
+    # Padding sees itself, since attention to nothing is not a number in some models.
+    ancestors = np.eye(num_nodes, dtype=bool)[None].repeat(num_rows, axis=0)
+    for parent, child in itertools.pairwise(trie.path.T):
+        parent, child = parent[child >= 0], child[child >= 0]
+        row = trie.row[child]
+        ancestors[row, column[child]] |= ancestors[row, column[parent]]
+
+    base = 1 + predictions.target.max(initial=0)
+    row = trie.row[node]
+    source = row * num_kept + place[node]
+    pair, which = np.unique(source * base + predictions.target, return_inverse=True)
+    at = places(row, num_rows)
+    candidate = table(row, at, number[predictions.owner], num_rows, num_candidates)
+
+    prompt_ids, real = left_pad([prompt[:-1] for prompt in prompts])
+    before = real.sum(-1, keepdim=True)
     return Packed(
-        input_ids=torch.cat([prompt_ids, fed_ids], dim=1),
-        position_ids=positions,
-        visible=visible,
-        source=right_pad(source, 0),
-        target=right_pad(target, 0),
-        candidate=right_pad(candidate, num_candidates),
-        num_kept=1 + num_fed,
+        input_ids=torch.cat([prompt_ids, torch.from_numpy(ids)], dim=1),
+        position_ids=torch.cat([prompt_positions(real), before + torch.from_numpy(depth)], dim=1),
+        real=real,
+        ancestors=torch.from_numpy(ancestors),
+        source=torch.from_numpy(pair // base),
+        target=torch.from_numpy(pair % base),
+        prediction=torch.from_numpy(table(row, at, which, num_rows, len(pair))),
+        candidate=torch.from_numpy(candidate),
+        allowed=None,
+        num_kept=num_kept,
         num_candidates=num_candidates,
     )
-
-
-def right_pad(rows: list[list[int]], fill: int) -> Tensor:
-    """Rows of unequal length as one tensor (B, longest) i64."""
-    length = max(map(len, rows))
-    return torch.tensor([row + [fill] * (length - len(row)) for row in rows], dtype=torch.long)
