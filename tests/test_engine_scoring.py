@@ -17,13 +17,14 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from rere.catalogue import PrefixTree
+from rere.engine import scoring as engine_scoring
 from rere.engine.beam import beam_search
 from rere.engine.leaves import pack_leaves
 from rere.engine.masks import additive
 from rere.engine.noise import row_seeds
 from rere.engine.packing import pack
 from rere.engine.sampling import sample
-from rere.engine.scoring import sum_by_candidate, token_log_probs
+from rere.engine.scoring import LogSoftmaxAt, sum_by_candidate, token_log_probs, token_scores
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 CANDIDATES = [
@@ -60,7 +61,15 @@ def packed_in(scoring):
     return pack_leaves(PROMPTS, torch.tensor(leaves), TREE, scoring)
 
 
-def expanded(model, prompts, candidates, allowed=None, temperature=1.0):
+def log_prob_of(log_probs, token):
+    return log_probs[token]
+
+
+def entropy_of(log_probs, token):
+    return -(log_probs.exp() * log_probs).sum()
+
+
+def expanded(model, prompts, candidates, allowed=None, temperature=1.0, value=log_prob_of):
     """Each candidate's token log-probs: its prompt and itself as one right-padded row.
 
     With `allowed`, which tells the tokens that may follow a path, decisions' log-probs.
@@ -75,21 +84,13 @@ def expanded(model, prompts, candidates, allowed=None, temperature=1.0):
     logits = model(input_ids=ids, attention_mask=real).logits / temperature
     found = []
     for row, (p, c) in enumerate(pairs):
-        mine = logits[row, len(p) - 1 : len(p) + len(c) - 1]
-        if allowed is None:
-            found.append(mine.log_softmax(-1)[range(len(c)), c])
-            continue
-        choices = [sorted(allowed(c[:end])) for end in range(len(c))]
-        found.append(
-            torch.stack(
-                [
-                    mine[end, among].log_softmax(-1)[among.index(c[end])]
-                    for end, among in enumerate(choices)
-                    if len(among) > 1
-                ]
-            )
-        )
-    return found
+        found.append([])
+        for end, token in enumerate(c):
+            among = range(VOCAB_SIZE) if allowed is None else sorted(allowed(c[:end]))
+            if len(among) > 1:
+                log_probs = logits[row, len(p) + end - 1, list(among)].log_softmax(-1)
+                found[-1].append(value(log_probs, among.index(token)))
+    return [torch.stack(values) for values in found]
 
 
 def expanded_in(scoring, model, **options):
@@ -227,6 +228,46 @@ def test_one_candidate_gives_the_supervised_loss(model):
     # (The library's loss takes its log-softmax in float32.)
     torch.testing.assert_close(actual.float(), expected.float(), atol=1e-5, rtol=1e-6)
     assert_gradients_equal(gradients(model, actual), gradients(model, expected))
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_entropy_is_the_expanded_batchs(scoring):
+    packed = packed_in(scoring)
+    scores = token_scores(QWEN2, packed, temperature=0.6)
+    assert torch.equal(scores.log_prob, token_log_probs(QWEN2, packed, temperature=0.6))
+    assert scores.log_prob.requires_grad and not scores.entropy.requires_grad
+    expected = expanded_in(scoring, QWEN2, temperature=0.6, value=entropy_of)
+    for one, other in zip(flat(scores.entropy, packed), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 100])
+def test_the_gradient_of_some_rows_at_a_time(monkeypatch, rows_at_once):
+    monkeypatch.setitem(engine_scoring.AT_ONCE, "cpu", 7 * rows_at_once)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64, generator=generator, requires_grad=True)
+    source, target = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([1, 2, 0, 4, 6, 5])
+    log_prob, entropy = LogSoftmaxAt.apply(logits, source, target, 0.7)
+    expected = (logits / 0.7).log_softmax(-1)
+    torch.testing.assert_close(log_prob, expected[source, target])
+    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
+    assert torch.autograd.gradcheck(lambda x: LogSoftmaxAt.apply(x, source, target, 0.7)[0], logits)
+
+
+def test_a_token_that_is_ruled_out_counts_for_nothing():
+    logits = torch.tensor([[1.0, -torch.inf, 1.0]], requires_grad=True)
+    log_prob, entropy = LogSoftmaxAt.apply(logits, torch.tensor([0]), torch.tensor([2]), 1.0)
+    log_prob.sum().backward()
+    assert (log_prob.item(), entropy.item()) == pytest.approx((-math.log(2), math.log(2)))
+    assert logits.grad.tolist() == [[-0.5, 0.0, 0.5]]
+
+
+def test_what_remains_of_a_sure_token_is_not_rounded_away():
+    # p = 1 / (1 + e^-8): half precision would know 1 - p = 3.4e-4 as 1 - 1.
+    logits = torch.tensor([[0.0, 8.0]], dtype=torch.bfloat16, requires_grad=True)
+    LogSoftmaxAt.apply(logits, torch.tensor([0]), torch.tensor([1]), 1.0)[0].sum().backward()
+    rest = 1 / (1 + math.exp(8))
+    assert logits.grad[0].tolist() == pytest.approx([-rest, rest], rel=2**-8)
 
 
 # ---------------------------------------------------------------------------- what was searched

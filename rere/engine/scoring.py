@@ -1,4 +1,10 @@
-"""Log-probabilities of given candidates, with gradient, what they share computed once."""
+"""Log-probabilities of given candidates, with gradient, what they share computed once.
+
+B rows, P places with logits each, U predicted tokens, N tokens of all candidates of a row, G
+candidates, V vocabulary, E allowed tokens of all places.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -9,34 +15,124 @@ from transformers import PreTrainedModel
 from rere.engine.masks import attention_mask
 from rere.engine.packing import Packed, upcast
 
+AT_ONCE = {"cpu": 2**20}
+"""Logits whose exponentials are held at a time, by device: as many as its cache holds."""
+AT_ONCE_ELSEWHERE = 2**26
+
+
+class Scores(NamedTuple):
+    """What the model says of each candidate's tokens; 0 where `packed.candidate` is padding."""
+
+    log_prob: Tensor  # (B, N) f32
+    entropy: Tensor  # (B, N) f32, of the distribution that the token is drawn from; no gradient
+
 
 def token_log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> Tensor:
-    inner = extract_model_from_parallel(model)
+    """The log-probabilities of `token_scores`, (B, N) f32."""
+    return token_scores(model, packed, temperature).log_prob
+
+
+def token_scores(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> Scores:
+    """log p(token | prompt, earlier tokens) and the entropy there, at a temperature.
+
+    Over the whole vocabulary, or among the tokens that `packed` allows. The model may be wrapped
+    for several devices or carry adapters.
+    """
+    unwrapped = extract_model_from_parallel(model)
     logits = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         attention_mask=attention_mask(
-            inner.config, packed.visible, packed.position_ids, packed.position_ids, inner.dtype
+            unwrapped.config,
+            packed.visible,
+            packed.position_ids,
+            packed.position_ids,
+            unwrapped.dtype,
         ),
         logits_to_keep=packed.num_kept,
         use_cache=False,
     ).logits.flatten(0, 1)  # (B P, V)
-    logits = upcast(logits) / temperature
-    chosen = logits.flatten()[packed.source * logits.shape[-1] + packed.target]
     if packed.allowed is None:
-        norm = logits.logsumexp(-1)[packed.source]
+        log_prob, entropy = LogSoftmaxAt.apply(logits, packed.source, packed.target, temperature)
     else:
-        norm = logits.new_zeros(len(logits))
-        a = packed.allowed
-        x = logits.flatten()[a.source * logits.shape[-1] + a.token]
-        m = torch.full_like(norm, -torch.inf).scatter_reduce(0, a.source, x.detach(), "amax")
-        norm = norm.index_add(0, a.source, (x - m[a.source]).exp()).log() + m
-        norm = norm[packed.source]
-    log_prob = chosen - norm
-    return pad(log_prob, (0, 1))[packed.prediction]
+        log_prob, entropy = among_allowed(logits, packed, temperature)
+    scores = (log_prob, entropy[packed.source])
+    return Scores(*(pad(x, (0, 1))[packed.prediction] for x in scores))
 
 
 def sum_by_candidate(values: Tensor, packed: Packed) -> Tensor:
     """Token values (B, N) added up candidate by candidate, (B, G)."""
     sums = values.new_zeros(len(values), packed.num_candidates + 1)
     return sums.scatter_add(1, packed.candidate, values)[:, :-1]
+
+
+def among_allowed(logits: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (U,) of targets among the allowed tokens, and each place's entropy (B P,).
+
+    Only these tokens' logits are looked at; no place has room for more of them than it has.
+    """
+    source, token = packed.allowed
+    chosen, among = (
+        upcast(logits.flatten()[at * logits.shape[-1] + token]) / temperature
+        for at, token in ((packed.source, packed.target), (source, token))
+    )
+    lowest = among.new_full(logits.shape[:1], -torch.inf)
+    highest = lowest.scatter_reduce(0, source, among.detach(), "amax")
+    relative = among - highest[source]
+    total = torch.zeros_like(highest).index_add(0, source, relative.exp())
+    norm = highest[packed.source] + total[packed.source].log()
+    with torch.no_grad():
+        total = total.clamp(min=1)  # of no tokens, where nothing is predicted
+        weighted = torch.zeros_like(total).index_add(0, source, relative * relative.exp())
+        entropy = total.log() - weighted / total
+    return chosen - norm, entropy
+
+
+class LogSoftmaxAt(torch.autograd.Function):
+    """The log-softmax of logits at some places, and the entropy of each row, in float32.
+
+    Rows are taken some at a time, so that beside the logits only their gradient is as large, in
+    their own type. The pairs of source and target differ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, source: Tensor, target: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """logits (R, V), source and target (U,) -> (U,) and (R,), the latter without gradient."""
+        norms, entropies = [], []
+        for part in logits.split(rows_at_once(logits)):
+            scaled = upcast(part) / temperature
+            highest = scaled.amax(-1, keepdim=True)
+            relative = scaled.sub_(highest)
+            weight = relative.exp()
+            total = weight.sum(-1)
+            # A token that is ruled out has weight 0 and counts for nothing, not 0 times infinity.
+            entropies.append(total.log() - weight.mul_(relative).nansum(-1) / total)
+            norms.append(highest[:, 0] + total.log())
+        norm, entropy = torch.cat(norms), torch.cat(entropies)
+        log_prob = upcast(logits[source, target]) / temperature - norm[source]
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits, norm, source, target, log_prob)
+        ctx.mark_non_differentiable(entropy)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, norm, source, target, log_prob = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        weight = torch.zeros_like(norm).index_add_(0, source, gradient)
+        result = torch.empty_like(logits)
+        size = rows_at_once(logits)
+        parts = (x.split(size) for x in (result, logits, norm[:, None], weight[:, None]))
+        for out, part, part_norm, part_weight in zip(*parts, strict=True):
+            probability = (upcast(part) / ctx.temperature).sub_(part_norm).exp_()
+            out.copy_(probability.mul_(-part_weight))
+        # At a target two numbers that may be almost equal are subtracted: before rounding.
+        at_target = gradient - weight[source] * log_prob.exp()
+        result[source, target] = at_target.to(result.dtype)
+        return result, None, None, None
+
+
+def rows_at_once(logits: Tensor) -> int:
+    return max(1, AT_ONCE.get(logits.device.type, AT_ONCE_ELSEWHERE) // logits.shape[-1])
