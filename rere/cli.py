@@ -97,8 +97,7 @@ class Sft(config.SftOptions):
     def run(self) -> None:
         from rere.training.sft import sft
 
-        with provenance(self.output / "run.json", self, self.seed, [self.init, self.data]):
-            sft(self, self.init, self.data, self.seed, self.output)
+        sft(self, self.init, self.data, self.seed, self.output)
 
 
 class Rl(config.RlOptions):
@@ -112,8 +111,7 @@ class Rl(config.RlOptions):
     def run(self) -> None:
         from rere.training.rl import rl
 
-        with provenance(self.output / "run.json", self, self.seed, [self.init, self.data]):
-            rl(self, self.init, self.data, self.seed, self.output)
+        rl(self, self.init, self.data, self.seed, self.output)
 
 
 class Baseline(config.Evaluation):

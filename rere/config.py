@@ -171,6 +171,9 @@ class Training(Options):
     valid_rows: int = Field(
         1000, ge=1, description="Seeded sample of the validation split that selects checkpoints."
     )
+    checkpoint_seconds: float = Field(
+        300.0, ge=0, description="Time between checkpoints, from which a killed run goes on."
+    )
 
 
 class SftOptions(Training):

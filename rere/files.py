@@ -44,8 +44,16 @@ def flush(path: Path) -> None:
     """Have the system write a file, or each file of a folder, to the disk."""
     for file in [path, *path.rglob("*")]:
         if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            sync(file)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,24 +16,41 @@ from rere.files import SNAKEMAKE, sha256, write_json
 PACKAGES = ("numpy", "polars", "torch", "transformers")
 
 
+@dataclass
+class Run:
+    """A run while it goes on; one that was killed adds the parts before to its seconds."""
+
+    inputs_sha256: dict[str, str]
+    started: float  # of time.perf_counter
+    seconds_before: float = 0.0
+    resumed: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+
 @contextmanager
-def provenance(path: Path, options: Options, seed: int, inputs: Sequence[Path]) -> Iterator[None]:
+def provenance(path: Path, options: Options, seed: int, inputs: Sequence[Path]) -> Iterator[Run]:
     """Write `path` (run.json) when the block ends well.
 
     It holds versions, commit, options, the sha256 of every input file (those of a folder one by
-    one), seed, wall-clock seconds and peak memory in MB.
+    one), seed, wall-clock seconds, how often the run was killed and resumed (its seconds are then
+    those up to each checkpoint that it went on from, and the last part's), and peak memory in MB.
     """
     started = time.perf_counter()
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
+    run = Run(hashes, started)
     path.parent.mkdir(parents=True, exist_ok=True)
-    yield
+    yield run
     write_json(
         path,
         {
             "command": sys.argv,
             "options": options.model_dump(mode="json"),
             "seed": seed,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(run.seconds, 3),
+            "resumed": run.resumed,
             **peak_memory(),
             "commit": commit(),
             "python": sys.version.split()[0],

@@ -1,10 +1,13 @@
 """The whole graph, run by Snakemake on a cut-down study, and what runs again when."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,19 @@ def snakemake(
     folder: Path, configs: list[Path], *arguments: str, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
     """Snakemake in a folder on one core; `changes` are sections laid over the configs."""
+    process = start(folder, configs, *arguments, **changes)
+    output, _ = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start(
+    folder: Path,
+    configs: list[Path],
+    *arguments: str,
+    start_new_session: bool = False,
+    **changes: Any,
+) -> subprocess.Popen[str]:
+    """The same while it runs."""
     if changes:
         overlay = folder / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(changes))
@@ -44,7 +60,13 @@ def snakemake(
     command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "1"]
     command += arguments
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
+    )
 
 
 def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:
@@ -183,6 +205,37 @@ def test_a_stage_that_fails_shows_why_and_leaves_no_output(tmp_path):
     assert list((tmp_path / "results").rglob("*.*")) == []
 
 
+# --------------------------------------------------------------------------------------- killed
+
+
+@slow
+def test_a_killed_study_goes_on_from_its_checkpoints(tmp_path):
+    """With the lock taken away, the same command: the job that was cut off is not begun anew."""
+    write_raw(tmp_path / "raw")
+    run = tmp_path / "results" / "runs" / "small" / "small" / "sft" / "seed0"
+    often = {"methods": {"sft": {"sft": {"epochs": 5.0, "checkpoint_seconds": 0.0}}}}
+    target = str((run / "log.jsonl").relative_to(tmp_path))
+    with start(tmp_path, SMALL, target, start_new_session=True, **often) as study:
+        while not (run / "checkpoints" / "checkpoint-3").exists():
+            assert study.poll() is None
+            time.sleep(0.01)
+        os.killpg(study.pid, signal.SIGKILL)
+
+    locked = snakemake(tmp_path, SMALL, target, **often)
+    assert locked.returncode != 0
+    assert "Directory cannot be locked" in locked.stdout
+    unlocked = snakemake(tmp_path, SMALL, "--unlock")
+    assert unlocked.returncode == 0, unlocked.stdout
+
+    done = snakemake(tmp_path, SMALL, target, **often)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"checkpoint-\d+: the run goes on from here", done.stdout)
+    assert json.loads((run / "run.json").read_text())["resumed"] == 1
+    assert not (run / "checkpoints").exists()
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, steps[-1] + 1))
+
+
 # -------------------------------------------------------------------------------------- results
 
 
@@ -248,8 +301,8 @@ def test_a_run_says_where_it_came_from(study):
         run = study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
         provenance = json.loads((run / "run.json").read_text())
         assert provenance.keys() == {
-            *("command", "options", "seed", "seconds", "peak_memory_mb", "commit", "python"),
-            *("packages", "inputs_sha256"),
+            *("command", "options", "seed", "seconds", "resumed", "peak_memory_mb", "commit"),
+            *("python", "packages", "inputs_sha256"),
         }
         assert provenance["seed"] == seed
         assert "results/data/small/train.parquet" in provenance["inputs_sha256"]

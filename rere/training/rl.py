@@ -22,51 +22,53 @@ from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.prompts import PromptEncoder
 from rere.training import advantages, objectives
+from rere.training.checkpoints import resumable
 from rere.training.rewards import total_reward
 from rere.training.trainer import Trainer, encode, load, read_rows, save, training_arguments
 
 
 def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> None:
-    """Train the model in the folder `init` with ReRe; writes model/ and log.jsonl below `output`.
+    """Train the model in the folder `init`; writes model/, log.jsonl and run.json to `output`.
 
-    NDCG@10 on a fixed sample of the validation split chooses the checkpoint; the test split is
-    never read.
+    NDCG@10 on a fixed sample of the validation split chooses the weights; the test split is never
+    read. A run that was killed goes on from its last checkpoint.
     """
-    set_seed(seed)
-    tokenizer, model = load(init)
-    encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-    responses = encoder.responses()
-    catalogue = Catalogue.build(encoder, responses)
-    train = read_rows(data, "train")
-    if len(train) < options.prompts:
-        raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
+    with resumable(output, options, seed, [init, data]) as checkpoints:
+        set_seed(seed)
+        tokenizer, model = load(init)
+        encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
+        responses = encoder.responses()
+        catalogue = Catalogue.build(encoder, responses)
+        train = read_rows(data, "train")
+        if len(train) < options.prompts:
+            raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        targets = torch.tensor([row["target"] for row in rows])
-        return {"prompts": encode(encoder, rows, seed), "target": targets}
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            targets = torch.tensor([row["target"] for row in rows])
+            return {"prompts": encode(encoder, rows, seed), "target": targets}
 
-    trainer = RlTrainer(
-        options=options,
-        tree=catalogue.tree,
-        responses=responses,
-        log=output / "log.jsonl",
-        label="rl",
-        model=model,
-        data_collator=collate,
-        train_dataset=train,
-        eval_dataset=read_rows(data, "valid", options.valid_rows),
-        args=training_arguments(
-            options,
-            seed,
-            output / "checkpoints",
-            options.steps,
-            options.prompts,
-            metric_for_best_model="eval_ndcg@10",
-            greater_is_better=True,
-        ),
-    )
-    trainer.train()
-    save(model, encoder, catalogue, trainer, output)
+        trainer = RlTrainer(
+            options=options,
+            tree=catalogue.tree,
+            responses=responses,
+            checkpoints=checkpoints,
+            label="rl",
+            model=model,
+            data_collator=collate,
+            train_dataset=train,
+            eval_dataset=read_rows(data, "valid", options.valid_rows),
+            args=training_arguments(
+                options,
+                seed,
+                checkpoints.folder,
+                options.steps,
+                options.prompts,
+                metric_for_best_model="eval_ndcg@10",
+                greater_is_better=True,
+            ),
+        )
+        trainer.train(resume_from_checkpoint=checkpoints.latest)
+        save(model, encoder, catalogue, trainer, output)
 
 
 class RlTrainer(Trainer):
@@ -74,14 +76,12 @@ class RlTrainer(Trainer):
 
     loss_is_scaled_for_ga = False  # each pass is a mean over as many prompts
 
-    def __init__(
-        self, options: RlOptions, tree: PrefixTree, responses: list[list[int]], **more: Any
-    ) -> None:
+    def __init__(self, tree: PrefixTree, responses: list[list[int]], **more: Any) -> None:
         super().__init__(**more)
-        self.options, self.responses = options, responses
+        self.responses = responses
         self.tree = tree.to(self.args.device)
         self.reference = None
-        if options.beta > 0:
+        if self.options.beta > 0:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def compute_loss(

@@ -16,53 +16,67 @@ from rere.data.splits import read_items
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
+from rere.training.checkpoints import resumable
 from rere.training.trainer import Trainer, encode, load, read_rows, save, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
-    """Fine-tune the model in the folder `init`; writes model/ and log.jsonl below `output`.
+    """Fine-tune the model in the folder `init`; writes model/, log.jsonl and run.json to `output`.
 
     The loss covers the response alone. The validation split stops the run and chooses the
-    checkpoint; the test split is never read.
+    weights; the test split is never read. A run that was killed goes on from its last checkpoint.
     """
-    set_seed(seed)
-    tokenizer, model = load(init)
-    encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-    responses = encoder.responses()
-    catalogue = Catalogue.build(encoder, responses)
+    with resumable(output, options, seed, [init, data]) as checkpoints:
+        set_seed(seed)
+        tokenizer, model = load(init)
+        encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
+        responses = encoder.responses()
+        catalogue = Catalogue.build(encoder, responses)
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        targets = [responses[row["target"]] for row in rows]
-        return {
-            "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
-            # The trainer counts these over all passes of a step, but for the first, which no
-            # causal model predicts.
-            "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
-        }
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            targets = [responses[row["target"]] for row in rows]
+            return {
+                "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
+                # The trainer counts these over all passes of a step, but for the first, which no
+                # causal model predicts.
+                "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
+            }
 
-    train = read_rows(data, "train")
-    steps = math.ceil(options.epochs * len(train) / options.batch_size)
-    trainer = SftTrainer(
-        lengths=[sum(len(responses[item]) for item in row["history"]) for row in train],
-        log=output / "log.jsonl",
-        label="sft",
-        model=model,
-        data_collator=collate,
-        train_dataset=train,
-        eval_dataset=read_rows(data, "valid", options.valid_rows),
-        callbacks=[EarlyStoppingCallback(options.patience)],
-        args=training_arguments(
-            options,
-            seed,
-            output / "checkpoints",
-            steps,
-            options.batch_size,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-        ),
-    )
-    trainer.train()
-    save(model, encoder, catalogue, trainer, output)
+        train = read_rows(data, "train")
+        steps = math.ceil(options.epochs * len(train) / options.batch_size)
+        trainer = SftTrainer(
+            lengths=[sum(len(responses[item]) for item in row["history"]) for row in train],
+            options=options,
+            checkpoints=checkpoints,
+            label="sft",
+            model=model,
+            data_collator=collate,
+            train_dataset=train,
+            eval_dataset=read_rows(data, "valid", options.valid_rows),
+            callbacks=[EarlyStoppingCallback(options.patience)],
+            args=training_arguments(
+                options,
+                seed,
+                checkpoints.folder,
+                steps,
+                options.batch_size,
+                metric_for_best_model="eval_loss",
+                greater_is_better=False,
+            ),
+        )
+        trainer.train(resume_from_checkpoint=checkpoints.latest)
+        save(model, encoder, catalogue, trainer, output)
+
+
+class SeededByEpoch(LengthGroupedSampler):
+    """An order of rows that is a function of seed and epoch, wherever in it a run goes on."""
+
+    def __init__(self, seed: int, rows: int, lengths: list[int]) -> None:
+        super().__init__(rows, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class SftTrainer(Trainer):
@@ -77,7 +91,7 @@ class SftTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """Rows of like length share a pass, so that little of it is padding."""
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(rows, lengths=self.lengths)
+        return SeededByEpoch(self.args.seed, rows, self.lengths)
 
     def compute_loss(
         self,

@@ -5,7 +5,6 @@ The loop itself (schedules, clipping, accumulation, checkpoints, several devices
 """
 
 import json
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,31 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.config import RlOptions, SftOptions
+from rere.config import RlOptions, SftOptions, Training
 from rere.data.splits import read_split
 from rere.engine.decoder import shares_prompts
 from rere.errors import InputError
-from rere.files import replacing
+from rere.files import flush, replacing
 from rere.progress import progress
 from rere.prompts import PromptEncoder
+from rere.training.checkpoints import LOG, Checkpoints
 
 
 class Trainer(transformers.Trainer):
-    """`transformers.Trainer` with validation as one method and a plain step log."""
+    """`transformers.Trainer` with validation as one method, a plain step log and checkpoints."""
 
-    def __init__(self, log: Path, label: str, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, options: Training, checkpoints: Checkpoints, label: str, **more: Any
+    ) -> None:
+        super().__init__(**more)
+        self.options, self.checkpoints = options, checkpoints
         self.remove_callback(PrinterCallback)
-        self.add_callback(StepLog(log, label))
+        self.add_callback(StepLog(checkpoints.log, label))
         self.step_metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def validate(self) -> dict[str, float]:
@@ -51,10 +56,13 @@ class Trainer(transformers.Trainer):
             self.step_metrics[name].append(value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            return  # a summary of what ran after the last interruption; run.json has all of it
         if "loss" in logs:
             logs |= {k: torch.stack(v).mean().item() for k, v in self.step_metrics.items()}
             self.step_metrics.clear()
         super().log(logs, start_time)
+        self.state.log_history.clear()  # the step log has it, and checkpoints would grow with it
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
@@ -64,6 +72,36 @@ class Trainer(transformers.Trainer):
         )
         return metrics
 
+    def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **more)  # a new best is saved at once
+        saved = self.checkpoints.path(self.state.global_step).exists()
+        if self.checkpoints.due(self.options.checkpoint_seconds) and not saved:
+            self._save_checkpoint(self.model_wrapped)
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """All that the rest of the run depends on; nothing does at its end."""
+        if self.control.should_training_stop:
+            return
+        state = self.state
+        with self.checkpoints.adding(state.global_step, state.best_global_step) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            for part in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(part, ExportableState):
+                    state.stateful_callbacks[type(part).__name__] = part.state()
+            state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # transformers' own adds a pickle of the arguments.
+        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        best = self.state.best_global_step
+        if best is not None and best < self.state.global_step:
+            self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+        return super()._finalize_training(*args)  # loads it
+
 
 class StepLog(TrainerCallback):
     """One JSON line a step in `path`, and progress with rate and remaining time on the screen."""
@@ -72,8 +110,8 @@ class StepLog(TrainerCallback):
         self.path, self.label = path, label
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = progress(state.max_steps, self.label, "step")
-        self.path.write_text("")
+        self.bar = progress(state.max_steps, self.label, "step", state.global_step)
+        self.path.touch()
 
     def on_log(self, args, state, control, logs, **_):
         with self.path.open("a") as file:
@@ -91,17 +129,17 @@ class StepLog(TrainerCallback):
 def training_arguments(
     options: SftOptions | RlOptions,
     seed: int,
-    checkpoints: Path,
+    folder: Path,
     total_steps: int,
     rows: int,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments that SFT and RL agree on, for steps of `rows` rows.
+    """The arguments that SFT and RL agree on, for steps of `rows` rows; checkpoints in `folder`.
 
-    The checkpoint with the best validation is loaded at the end.
+    The weights with the best validation end the run.
     """
     return TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(folder),
         seed=seed,
         data_seed=seed,
         learning_rate=options.learning_rate,
@@ -118,9 +156,8 @@ def training_arguments(
         bf16=options.dtype == "bfloat16",
         eval_strategy="steps",
         save_strategy="best",
-        save_total_limit=1,
-        save_only_model=True,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,
         logging_steps=1,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -162,7 +199,7 @@ def save(
     trainer: Trainer,
     output: Path,
 ) -> None:
-    """Write `output`/model (safetensors and JSON only) and remove the run's checkpoints.
+    """Write `output`/model (safetensors and JSON only) and `output`/log.jsonl.
 
     The folder is all that recommending takes: weights, tokenizer and catalogue.
     """
@@ -170,4 +207,5 @@ def save(
         model.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
         catalogue.save(folder / CATALOGUE)
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    flush(trainer.checkpoints.log)
+    trainer.checkpoints.log.replace(output / LOG)

@@ -11,6 +11,10 @@ OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
     model/          weights and tokenizer
     log.jsonl       one line a step
     run.json        versions, commit, options, hashes, seconds, memory
+
+Not declared, since Snakemake deletes the outputs of a job that failed before it runs again:
+
+    checkpoints/    what a killed run goes on from; gone at its end
 """
 
 
