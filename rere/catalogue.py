@@ -133,6 +133,19 @@ class PrefixTree:
         return (self.first_child[node][..., None] + number).where(exists, 0), exists
 
     @cached_property
+    def num_levels(self) -> int:
+        """How many nodes the longest way from the root to a leaf has, both included."""
+        levels, end = 1, 1
+        while end < len(self.fanout):
+            levels, end = levels + 1, int(self.first_child[end])
+        return levels
+
+    @cached_property
+    def eos(self) -> int:
+        """The token that ends every sequence; the last node is a leaf."""
+        return int(self.token[-1])
+
+    @cached_property
     def opening(self) -> int:
         """How many tokens all sequences begin with: those on the root's edge."""
         return int(self.edge[1])

@@ -36,17 +36,19 @@ def beam_search(
     num_beams: int,
     scoring: Scoring = "vocabulary",
     length_penalty: float = 0.0,
+    temperature: float = 1.0,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
     `tree` lies on the model's device. Final scores are divided by length ** `length_penalty`,
-    the length in tokens including the end of sequence. Raises ValueError for num_beams below 1,
-    InputError for a prompt beyond the model's positions and for logits that are not numbers.
+    the length in tokens including the end of sequence. Raises ValueError for num_beams below 1
+    and a temperature that is not above 0, InputError for a prompt beyond the model's positions
+    and for logits that are not numbers.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     with evaluating(model):
-        frontier = Frontier(model, tree, prompts, scoring, num_beams)
+        frontier = Frontier(model, tree, prompts, scoring, num_beams, temperature)
         beams, known, num_steps = frontier.start()
         results = no_results(beams.score, num_beams)
         while True:

@@ -50,6 +50,12 @@ def decoder(
 
     Raises InputError where they do not fit the model's positions.
     """
+    check_positions(model, prompts, longest)
+    return SharedPrompt(model, prompts) if shares_prompts(model) else Plain(model, prompts)
+
+
+def check_positions(model: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: int) -> None:
+    """Raises InputError where prompts that `longest` tokens follow exceed the model's positions."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompt_length = max(map(len, prompts))
     # The end of sequence is predicted, never fed.
@@ -58,7 +64,6 @@ def decoder(
             f"a prompt of {prompt_length} tokens and titles of up to {longest} exceed the model's "
             f"{limit} positions; shorten the histories or take another model"
         )
-    return SharedPrompt(model, prompts) if shares_prompts(model) else Plain(model, prompts)
 
 
 class SharedPrompt:

@@ -90,8 +90,9 @@ class Layout(NamedTuple):
 class Frontier:
     """A model's view of the paths through a tree behind a batch of prompts.
 
-    `temperature` is that of `catalogue` scores; `max_chain` is as many tokens of an edge as a pass
-    feeds under `vocabulary`, instead of what `chain_length` finds best for `max_paths` a row.
+    Log-probabilities are those at `temperature`, above 0. `max_chain` is as many tokens of an edge
+    as a pass feeds under `vocabulary`, instead of what `chain_length` finds best for `max_paths` a
+    row. Raises ValueError for another temperature.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Frontier:
         temperature: float = 1.0,
         max_chain: int | None = None,
     ) -> None:
+        check_temperature(temperature)
         self.tree, self.by_decision = tree, scoring == "catalogue"
         self.temperature = temperature
         self.decoder = decoder(model, prompts, tree.longest)
@@ -122,10 +124,11 @@ class Frontier:
         forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
         norm = None
         if not self.by_decision:
-            norm = log_sum(logits)
+            norm = log_sum(logits, self.temperature)
             predicted = logits[:, : len(opening)]
             token = opening.expand(len(logits), -1)[..., None]
-            forced[:, 0, :-1] = predicted.gather(-1, token)[..., 0] - norm[:, : len(opening)]
+            scores = predicted.gather(-1, token)[..., 0] / self.temperature
+            forced[:, 0, :-1] = scores - norm[:, : len(opening)]
         known = Known(
             children=self._children(logits, norm, zero, max(1, self.tree.first_fanout)),
             forced=forced,
@@ -189,7 +192,7 @@ class Frontier:
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
         norm, forced = None, known.forced
         if not self.by_decision:
-            norm = log_sum(logits)
+            norm = log_sum(logits, self.temperature)
             forced = self._forced(logits, norm, node, fed, layout)
             forced = renew(known.forced, forced, feeds, rank)
         children = self._children(logits, norm, node, plan.fanout)
@@ -219,9 +222,8 @@ class Frontier:
         """
         child, exists = self.tree.children(node, fanout)
         token = self.tree.token[self.tree.edge[child]]
-        scores = logits[:, -node.shape[1] :].gather(-1, token)
+        scores = logits[:, -node.shape[1] :].gather(-1, token) / self.temperature
         if norm is None:
-            scores = scores / self.temperature
             total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
         else:
             total = norm[:, -node.shape[1] :]
@@ -240,7 +242,7 @@ class Frontier:
         at = torch.minimum(fed[..., None] + 1 + step, self.tree.length[node][..., None] - 1)
         token = self.tree.token[self.tree.edge[node][..., None] + at]
         rows = torch.arange(len(node), device=node.device)[:, None, None]
-        return logits[rows, column, token] - norm[rows, column]
+        return logits[rows, column, token] / self.temperature - norm[rows, column]
 
 
 def lay_out(count: Tensor, num_inner: int) -> Layout:
@@ -266,9 +268,17 @@ def own_edge(layout: Layout) -> Tensor:
     return (owner[:, :, None] == owner[:, None, :]) & follows & exists[:, None, :]
 
 
-def log_sum(logits: Tensor) -> Tensor:
+def log_sum(logits: Tensor, temperature: float) -> Tensor:
     """The logarithm of the vocabulary's sum, (B, N), of some N at a time: each takes a copy."""
-    return torch.cat([part.logsumexp(-1) for part in logits.split(16, dim=1)], dim=1)
+    parts = logits.split(16, dim=1)
+    if temperature != 1:
+        parts = (part / temperature for part in parts)
+    return torch.cat([part.logsumexp(-1) for part in parts], dim=1)
+
+
+def check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def sample(
     `tree` and `seeds` (B,) i64 (`rere.engine.noise.row_seeds`) lie on the model's device. Raises
     ValueError for a number of samples below 1 and a temperature that is not above 0.
     """
-    check(num_samples, temperature)
+    check(num_samples)
     with evaluating(model):
         frontier = Frontier(model, tree, prompts, "catalogue", num_samples, temperature)
         paths, known, _ = frontier.start()
@@ -148,7 +148,7 @@ def stochastic_beam_search(
     whose log-probability plus Gumbel noise is highest, found top down. Finished leaves compete
     with what goes on. `seeds` and errors as in `sample`.
     """
-    check(num_beams, temperature)
+    check(num_beams)
     with evaluating(model):
         # One more beam tells the threshold.
         frontier = Frontier(model, tree, prompts, "catalogue", num_beams + 1, temperature)
@@ -220,8 +220,6 @@ def log1m_exp(x: Tensor) -> Tensor:
     return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
 
 
-def check(number: int, temperature: float) -> None:
+def check(number: int) -> None:
     if number < 1:
         raise ValueError(f"at least 1 candidate must be drawn, not {number}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")

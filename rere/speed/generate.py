@@ -13,20 +13,9 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-)
+from transformers import LogitsProcessor, PreTrainedModel
 
-from rere.engine.packing import left_pad
-
-FILLER = -1e8
-"""`generate` scores what stands for missing hypotheses -1e9."""
-
-BEAM_SEARCH = {"length_penalty": 0.0, "early_stopping": False}
-"""What greedy decoding, one beam, would warn about."""
+from rere.engine.generate import FILLER, generate_tokens
 
 
 @dataclass(frozen=True)
@@ -124,30 +113,16 @@ def generate(
     costs, and rows may hold filler; with them filler is left out. Greedy decoding, one beam,
     has none.
     """
-    ids, real = (tensor.to(model.device) for tensor in left_pad(prompts))
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=real.long(),
-        logits_processor=LogitsProcessorList([TreeProcessor(tree, ids.shape[1])]),
-        # A fresh one: what a checkpoint asks for has no say.
-        generation_config=GenerationConfig(
-            num_beams=num_beams,
-            num_return_sequences=num_beams,
-            **(BEAM_SEARCH if num_beams > 1 else {}),
-            do_sample=False,
-            max_new_tokens=tree.longest,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            return_dict_in_generate=scored,
-            output_scores=scored,
-        ),
+    length = max(map(len, prompts))
+    found, scores = generate_tokens(
+        model, prompts, eos, tree.longest, [TreeProcessor(tree, length)], num_beams, scored
     )
-    found = (output.sequences if scored else output)[:, ids.shape[1] :].tolist()
+    found = found.tolist()
     found = [tokens[: tokens.index(eos) + 1] if eos in tokens else [] for tokens in found]
     rows = [found[start : start + num_beams] for start in range(0, len(found), num_beams)]
     if not scored:
         return rows, None
-    scores = output.sequences_scores.view(len(prompts), num_beams).tolist()
+    scores = scores.view(len(prompts), num_beams).tolist()
     kept = [sum(score > FILLER for score in row) for row in scores]
     return (
         [row[:count] for row, count in zip(rows, kept, strict=True)],
