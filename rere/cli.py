@@ -258,6 +258,31 @@ class SpeedFigure(config.Options):
         figure(self.curves, self.output)
 
 
+class Search(config.Candidates):
+    """Measure the ways to get candidates, and what beam search misses of the true top 10."""
+
+    model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
+    data: Data
+    output: Path = Field(description="The .csv to write; the .md lies beside it.")
+
+    def run(self) -> None:
+        from rere.candidates.table import search
+
+        search(self, self.model, self.data, self.output)
+
+
+class SearchFigure(config.Options):
+    """Draw distinct candidates and hits against group size, and the error of beam search."""
+
+    table: Path = Field(description="The .csv that `rere search` wrote.")
+    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+
+    def run(self) -> None:
+        from rere.candidates.figure import figure
+
+        figure(self.table, self.output)
+
+
 class Schema(config.Options):
     """Print the JSON schema of a study's config, for editors."""
 
@@ -284,6 +309,8 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "speed": Speed,
     "speed-curves": SpeedCurves,
     "speed-figure": SpeedFigure,
+    "search": Search,
+    "search-figure": SearchFigure,
     "schema": Schema,
 }
 

@@ -390,6 +390,23 @@ class Speed(Measurement):
         return [model.folder(self.dataset) for model in self.models]
 
 
+class Candidates(Measured):
+    """Measurements of the ways to get candidates, and of what beam search misses."""
+
+    dataset: str = Field(description="Data set that is searched.")
+    seed: int = Field(0, ge=0, description="Seed of the run, and of prompts and draws.")
+    rows: int = Field(400, ge=1, description="Test rows, all of them timed.")
+    group_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [8, 16, 32], min_length=1, description="Candidates a prompt."
+    )
+    beams: list[Annotated[int, Field(ge=10)]] = Field(
+        [16, 50, 200], min_length=1, description="Beams that are held against the true top 10."
+    )
+    max_nodes: int = Field(
+        1024, ge=1, description="Nodes that the proof of a row's top 10 may expand."
+    )
+
+
 class Study(Options):
     """A study: mappings that define, tables that select."""
 
@@ -399,6 +416,7 @@ class Study(Options):
     evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
     tables: dict[Name, Table] = Field(description="Tables by name.")
     speed: dict[Name, Speed] = Field({}, description="Tables of measurements by name.")
+    search: dict[Name, Candidates] = Field({}, description="Tables of candidates by name.")
 
     def runs(self, table: str) -> list[Run]:
         """The runs of a table, row after row; those without a backbone once a data set."""

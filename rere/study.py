@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rere.config import NO_BACKBONE, STAGES, Study, TinyBackbone
+from rere.config import NO_BACKBONE, STAGES, Measured, Study, TinyBackbone
 from rere.errors import InputError, remedy, unknown
 
 
@@ -64,8 +64,9 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if init == name:
             yield f"{where}: {' starts from '.join([*ancestors, name])}"
     for name, table in study.tables.items():
-        if name in study.speed:
-            yield f"tables.{name}: speed has a table of that name; choose another name"
+        for key in ("speed", "search"):
+            if name in getattr(study, key):
+                yield f"tables.{name}: {key} has a table of that name; choose another name"
         for axis in ("datasets", "backbones", "methods"):
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
@@ -76,15 +77,25 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if speed.dataset not in study.datasets:
             yield f"speed.{name}.dataset: {unknown(speed.dataset, study.datasets)}"
         for model in speed.models:
-            for axis in ("backbone", "method"):
-                value, names = getattr(model, axis), getattr(study, f"{axis}s")
-                if value is None:
-                    continue
-                where = f"speed.{name}.models.{axis}"
-                if value not in names:
-                    yield f"{where}: {unknown(value, names)}"
-                elif axis == "method" and names[value].stage == "baseline":
-                    yield f"{where}: {value} is a baseline, which leaves no model to measure"
+            yield from wrong_model(study, model, f"speed.{name}.models")
+    for name, search in study.search.items():
+        if name in study.speed:
+            yield f"search.{name}: speed has a table of that name; choose another name"
+        if search.dataset not in study.datasets:
+            yield f"search.{name}.dataset: {unknown(search.dataset, study.datasets)}"
+        yield from wrong_model(study, search, f"search.{name}")
+
+
+def wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
+    """A line for each name of a measured model that is wrong."""
+    for axis in ("backbone", "method"):
+        value, names = getattr(model, axis), getattr(study, f"{axis}s")
+        if value is None:
+            continue
+        if value not in names:
+            yield f"{where}.{axis}: {unknown(value, names)}"
+        elif axis == "method" and names[value].stage == "baseline":
+            yield f"{where}.{axis}: {value} is a baseline, which leaves no model to measure"
 
 
 def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
