@@ -402,6 +402,11 @@ class Candidates(Measured):
     beams: list[Annotated[int, Field(ge=10)]] = Field(
         [16, 50, 200], min_length=1, description="Beams that are held against the true top 10."
     )
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [2, 8, 32],
+        min_length=1,
+        description="Rows a pass, ascending: each way takes the size that it is fastest at.",
+    )
     max_nodes: int = Field(
         1024, ge=1, description="Nodes that the proof of a row's top 10 may expand."
     )

@@ -17,7 +17,7 @@ from rere.backbones import load_tokenizer, tiny_model
 from rere.catalogue import PrefixTree
 from rere.config import Measurement, Tiny
 from rere.engine.beam import beam_search
-from rere.speed import table
+from rere.speed import measure, table
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
 from rere.speed.curves import PANELS, of_length, speed_curves, synthetic_titles, with_titles
 from rere.speed.figure import figure, short
@@ -396,7 +396,7 @@ def test_batches_are_of_the_size_that_suits_a_side(monkeypatch, seconds, best, t
         sizes.append(len(batches[0]))
         return {side: Timed([seconds[len(sizes) - 1]], []) for side in sides}
 
-    monkeypatch.setattr(table, "in_turn", timed)
+    monkeypatch.setattr(measure, "in_turn", timed)
     options = OPTIONS.model_copy(update={"batch_sizes": [2, 3, 8]})
     prompts = [[n] for n in range(20)]
     subject = Subject("none", {}, [], EOS)

@@ -91,9 +91,9 @@ def choose(children: Tensor, fanout: Tensor, u: Tensor) -> tuple[Tensor, Tensor]
     By the inverse of the distribution function; `children` (B, G, F) are log-probabilities.
     """
     cumulative = children.exp().cumsum(-1)
-    below = cumulative <= u[..., None] * cumulative[..., -1:]
+    below = torch.searchsorted(cumulative, u[..., None] * cumulative[..., -1:], right=True)
     # What rounding leaves at the end belongs to the last child.
-    chosen = torch.minimum(below.sum(-1), (fanout - 1).clamp(min=0))
+    chosen = torch.minimum(below[..., 0], (fanout - 1).clamp(min=0))
     return chosen, children.gather(-1, chosen[..., None])[..., 0]
 
 

@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -66,6 +68,30 @@ def in_turn(
                     timed[side].results.append(result)
                 bar.update()
     return timed
+
+
+def in_batches(search: Callable[[Prompts], list], size: int, prompts: Prompts) -> list:
+    """What a search finds for each prompt, `size` of them at a time."""
+    return list(itertools.chain.from_iterable(map(search, batched(prompts, size))))
+
+
+def fastest_size(
+    search: Callable[[Prompts], Any], prompts: Prompts, sizes: Sequence[int], label: str
+) -> int:
+    """Which of the batch sizes a search is fastest at, on prompts of middling length.
+
+    Sizes are tried in their order until one is slower than the one before.
+    """
+    most = max(sizes)
+    first = max(0, len(prompts) - most) // 2
+    best, fastest = sizes[0], math.inf
+    for size in sizes if len(sizes) > 1 else ():
+        batches = batched(prompts[first : first + most], size)
+        timed = in_turn({size: search}, batches, f"{label}, batches of {size}")
+        if timed[size].median >= fastest:
+            break
+        best, fastest = size, timed[size].median
+    return best
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,7 +11,6 @@
 """
 
 import itertools
-import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,6 +33,8 @@ from rere.speed.measure import (
     Prompts,
     Timed,
     batched,
+    fastest_size,
+    in_batches,
     in_fresh_process,
     in_turn,
     peak_memory,
@@ -134,30 +135,15 @@ def measure(
     return measured
 
 
-def in_batches(search: Callable[[Prompts], list], size: int, prompts: Prompts) -> list:
-    """What a search finds for each prompt, `size` of them at a time."""
-    return list(itertools.chain.from_iterable(map(search, batched(prompts, size))))
-
-
 def best_batch_size(
     options: Measurement, subject: Subject, side: Side, num_beams: int, prompts: Prompts
 ) -> int:
-    """The batch size at which a side is fastest, on prompts of middling length.
+    """The batch size at which a side is fastest.
 
-    Sizes are tried in their order until one is slower than the one before. In bfloat16 it is
-    that of float32, so that the two compare arithmetic alone.
+    In bfloat16 it is that of float32, so that the two compare arithmetic alone.
     """
-    most = max(options.batch_sizes)
-    first = max(0, len(prompts) - most) // 2
-    search = {side: partial(subject.search, side._replace(dtype="float32"), num_beams)}
-    best, fastest = options.batch_sizes[0], math.inf
-    for size in options.batch_sizes if len(options.batch_sizes) > 1 else ():
-        batches = batched(prompts[first : first + most], size)
-        timed = in_turn(search, batches, f"speed: {side.what}, batches of {size}")
-        if timed[side].median >= fastest:
-            break
-        best, fastest = size, timed[side].median
-    return best
+    search = partial(subject.search, side._replace(dtype="float32"), num_beams)
+    return fastest_size(search, prompts, options.batch_sizes, f"speed: {side.what}")
 
 
 def compare(

@@ -99,6 +99,11 @@ def speed_flags(wildcards):
     return flags(study.speed[wildcards.speed], skip=("dataset", "models"))
 
 
+def searched_data(wildcards):
+    """The folder of the data set that a table of candidates searches."""
+    return f"results/data/{study.search[wildcards.search].dataset}"
+
+
 def source(*modules):
     """Modules of `rere` whose edits make a cheap stage run again."""
     return [f"{workflow.basedir}/rere/{module}" for module in modules]
