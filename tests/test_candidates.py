@@ -8,12 +8,14 @@ from test_engine_beam import brute_force
 from test_workflow import SMALL, planned, snakemake, write_raw
 from tiny_models import CYCLE, write_data, write_fixed_model
 
+from rere.backbones import load_tokenizer
 from rere.candidates import table
 from rere.candidates.figure import figure
 from rere.candidates.subject import CERTIFIED, Found, Side, load
 from rere.config import Candidates
 from rere.engine.noise import row_seeds
 from rere.engine.rollout import roll_out
+from rere.prompts import PromptEncoder
 from rere.study import load_study
 
 OPTIONS = Candidates(
@@ -98,15 +100,14 @@ def test_the_table_has_a_row_a_way_and_size(measured):
     assert set(free["distinct"]) == set(free["hit_rate"]) == {0}
     is_compared = (pl.col("what") == "beam") & (pl.col("candidates") >= 10)
     assert rows.select((pl.col("missed_top10").is_not_null() == is_compared).all()).item()
-    assert rows.select(
-        (pl.col("nodes").is_not_null() == (pl.col("what") == CERTIFIED)).all()
-    ).item()
-    assert set(rows.filter(is_compared | (pl.col("what") == CERTIFIED))["proved_rows"]) == {5}
+    is_proof = pl.col("what") == CERTIFIED
+    assert rows.select((pl.col("nodes").is_not_null() == is_proof).all()).item()
+    assert set(rows.filter(is_compared | is_proof)["proved_rows"]) == {5}
 
 
 def test_misses_are_those_of_brute_force(inputs):
     subject = load(OPTIONS, *inputs)
-    sequences = [list(ids) for ids in _sequences(inputs)]
+    sequences = PromptEncoder(load_tokenizer(inputs[0]), MANY).responses()
     rows = range(len(subject.prompts))
     for scoring in table.SCORINGS:
         true = subject.find(Side(CERTIFIED, scoring, 10), rows)
@@ -115,13 +116,6 @@ def test_misses_are_those_of_brute_force(inputs):
             leaves = subject.tree.leaf_of_item[[sequences.index([*s]) for s, _ in ranked]]
             assert found.proved
             assert found.leaves == leaves.tolist()
-
-
-def _sequences(inputs):
-    from rere.backbones import load_tokenizer
-    from rere.prompts import PromptEncoder
-
-    return PromptEncoder(load_tokenizer(inputs[0]), MANY).responses()
 
 
 def test_a_budget_leaves_rows_unproved(inputs):
@@ -144,9 +138,8 @@ def test_a_small_catalogue_is_proved_as_a_whole(tmp_path):
 def test_candidates_are_those_of_the_rows_seeds(inputs):
     subject = load(OPTIONS, *inputs)
     side = Side("common", "catalogue", 3)
-    rows = pl.read_parquet(inputs[1] / "test.parquet")["row_id"].to_list()
-    seeds = {int(seed): row for seed, row in zip(row_seeds(0, 0, rows), rows, strict=True)}
-    assert len({seeds[seed] for seed in subject.seeds.tolist()}) == 5
+    every = row_seeds(OPTIONS.seed, 0, range(8)).tolist()
+    assert len(set(subject.seeds.tolist()) & set(every)) == 5
     expected = roll_out(
         subject.model, subject.tree, subject.prompts, "common", 3, subject.seeds
     ).leaf.tolist()
