@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 from rere.catalogue import PrefixTree
 from rere.engine.beam import beam_search
 from rere.engine.generate import generate_tokens
-from rere.engine.tokens import leaf_of, token_ids
 from rere.engine.noise import row_seeds
 from rere.engine.rollout import roll_out
 from rere.engine.sampling import keep_distinct, sample, stochastic_beam_search
+from rere.engine.tokens import leaf_of, token_ids
 from rere.errors import InputError
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]

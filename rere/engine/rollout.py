@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from rere.catalogue import PrefixTree
 from rere.engine.beam import beam_search
 from rere.engine.frontier import Scoring
-from rere.engine.tokens import leaf_of, token_ids
 from rere.engine.sampling import keep_distinct, sample, stochastic_beam_search
+from rere.engine.tokens import leaf_of, token_ids
 from rere.engine.unconstrained import write_beams, write_samples
 
 Rollout = Literal[
