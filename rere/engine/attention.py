@@ -2,7 +2,9 @@
 
 Where there is a mask, and a search always has one, transformers' scaled dot-product attention
 copies keys and values for every head that shares them (grouped-query attention, arXiv
-2305.13245). Laid out as further queries of their group, the heads need no copies.
+2305.13245). Laid out as further queries of their group, the heads need no copies. Scoring with
+gradient stays with transformers' own: on CPUs it was 0-6 % faster, and smaller, in all of four
+models and lengths.
 
 B rows, H heads in G groups, Q query tokens, S seen tokens, D wide.
 """

@@ -41,10 +41,12 @@ Ints = NDArray[np.int64]
 
 def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Prompt ids (B, L) i64, padded with 0 on the left, and where they are real (B, L) bool."""
-    length = max(map(len, prompts))
-    ids = [[0] * (length - len(p)) + list(p) for p in prompts]
-    real = [[False] * (length - len(p)) + [True] * len(p) for p in prompts]
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(real, dtype=torch.bool)
+    length = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(length.max())
+    real = torch.arange(longest) >= longest - length[:, None]
+    ids = torch.zeros(real.shape, dtype=torch.long)
+    flat = np.fromiter(itertools.chain.from_iterable(prompts), np.int64)
+    return ids.masked_scatter(real, torch.from_numpy(flat)), real
 
 
 def right_pad(rows: list[list[int]], fill: int) -> Tensor:

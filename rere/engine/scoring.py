@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from rere.engine.masks import attention_mask
 from rere.engine.packing import Packed, upcast
 
-AT_ONCE = {"cpu": 2**20}
-"""Logits whose exponentials are held at a time, by device: as many as its cache holds."""
+AT_ONCE = {"cpu": 2**19}
+"""Logits whose probabilities are held at a time, by device: as many as its cache holds."""
 AT_ONCE_ELSEWHERE = 2**26
 
 
@@ -73,7 +73,7 @@ def among_allowed(logits: Tensor, packed: Packed, temperature: float) -> tuple[T
     """
     source, token = packed.allowed
     chosen, among = (
-        upcast(logits.flatten()[at * logits.shape[-1] + token]) / temperature
+        heated(logits.flatten()[at * logits.shape[-1] + token], temperature)
         for at, token in ((packed.source, packed.target), (source, token))
     )
     lowest = among.new_full(logits.shape[:1], -torch.inf)
@@ -102,36 +102,37 @@ class LogSoftmaxAt(torch.autograd.Function):
         """logits (R, V), source and target (U,) -> (U,) and (R,), the latter without gradient."""
         norms, entropies = [], []
         for part in logits.split(rows_at_once(logits)):
-            scaled = upcast(part) / temperature
-            highest = scaled.amax(-1, keepdim=True)
-            relative = scaled.sub_(highest)
-            weight = relative.exp()
-            total = weight.sum(-1)
-            # A token that is ruled out has weight 0 and counts for nothing, not 0 times infinity.
-            entropies.append(total.log() - weight.mul_(relative).nansum(-1) / total)
-            norms.append(highest[:, 0] + total.log())
+            scaled = heated(part, temperature)
+            probability = scaled.softmax(-1)
+            norms.append(scaled.amax(-1) - probability.amax(-1).log())
+            # A token that is ruled out counts for nothing: its 0 times infinity is no number.
+            entropies.append(norms[-1] - probability.mul_(scaled).nansum(-1))
         norm, entropy = torch.cat(norms), torch.cat(entropies)
-        log_prob = upcast(logits[source, target]) / temperature - norm[source]
+        log_prob = heated(logits[source, target], temperature) - norm[source]
         ctx.temperature = temperature
-        ctx.save_for_backward(logits, norm, source, target, log_prob)
+        ctx.save_for_backward(logits, source, target, log_prob)
         ctx.mark_non_differentiable(entropy)
         return log_prob, entropy
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, norm, source, target, log_prob = ctx.saved_tensors
+        logits, source, target, log_prob = ctx.saved_tensors
         gradient = gradient / ctx.temperature
-        weight = torch.zeros_like(norm).index_add_(0, source, gradient)
+        weight = gradient.new_zeros(len(logits)).index_add_(0, source, gradient)
         result = torch.empty_like(logits)
-        size = rows_at_once(logits)
-        parts = (x.split(size) for x in (result, logits, norm[:, None], weight[:, None]))
-        for out, part, part_norm, part_weight in zip(*parts, strict=True):
-            probability = (upcast(part) / ctx.temperature).sub_(part_norm).exp_()
-            out.copy_(probability.mul_(-part_weight))
+        parts = (x.split(rows_at_once(logits)) for x in (logits, weight[:, None], result))
+        for part, part_weight, out in zip(*parts, strict=True):
+            probability = heated(part, ctx.temperature).softmax(-1)
+            torch.mul(probability, -part_weight, out=out)
         # At a target two numbers that may be almost equal are subtracted: before rounding.
         at_target = gradient - weight[source] * log_prob.exp()
         result[source, target] = at_target.to(result.dtype)
         return result, None, None, None
+
+
+def heated(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature, in float32 at least; no copy where there is nothing to do."""
+    return upcast(logits) if temperature == 1 else upcast(logits) / temperature
 
 
 def rows_at_once(logits: Tensor) -> int:
