@@ -406,12 +406,19 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
             config.flag(name),
             dest=name,
             metavar=placeholder(field.annotation),
-            nargs="+" if get_origin(field.annotation) is list else None,
+            nargs=number_of_words(field),
             default=argparse.SUPPRESS,
             help=f"{field.description}{default}",
         )
     optional.add_argument("-h", "--help", action="help", help="show this message")
     return made
+
+
+def number_of_words(field: FieldInfo) -> str | None:
+    """How many words argparse takes for an option."""
+    if get_origin(field.annotation) is not list:
+        return None
+    return "*" if field.default == [] else "+"
 
 
 def placeholder(annotation: Any) -> str:

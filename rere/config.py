@@ -171,8 +171,20 @@ class Training(Options):
     valid_rows: int = Field(
         1000, ge=1, description="Seeded sample of the validation split that selects checkpoints."
     )
+    lora_rank: int | None = Field(
+        None, ge=1, description="Rank of low-rank adapters in all linear layers; None trains all."
+    )
+    lora_alpha: float = Field(
+        32.0, gt=0, description="What adapters add is multiplied by this over their rank."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute layers again in the backward pass: less memory, more time."
+    )
     checkpoint_seconds: float = Field(
         300.0, ge=0, description="Time between checkpoints, from which a killed run goes on."
+    )
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="Where the step log goes, too: run folder/tensorboard, Weights & Biases."
     )
 
 
@@ -203,16 +215,51 @@ class RlOptions(Training):
         8, ge=1, description="Prompts a pass; divides a step's. Memory and speed, not results."
     )
     group_size: int = Field(16, ge=2, description="Candidates a prompt (G), beams of the rollout.")
+    scoring: Literal["catalogue", "vocabulary"] = Field(
+        "vocabulary",
+        description="Probabilities of rollout, update and validation: over the tokens that the "
+        "catalogue allows, or over all.",
+    )
     reward: list[Literal["rule", "ranking"]] = Field(
         ["rule", "ranking"], min_length=1, description="Rewards, added up."
     )
-    beta: float = Field(1e-3, ge=0, description="Weight of the KL to the reference model.")
+    beta: float = Field(
+        1e-3, ge=0, description="Weight of the KL to the reference model; without one at 0."
+    )
+    sync_interval: int | None = Field(
+        None, ge=1, description="Steps after which the reference moves to the policy; None: never."
+    )
+    sync_mix: float = Field(
+        0.6, gt=0, le=1, description="The policy's share in the reference when it moves."
+    )
+    skip_silent: Literal["exact", "approximate", "never"] = Field(
+        "exact",
+        description="Leave groups without any advantage out of the update: where it changes "
+        "nothing (beta = 0), or always, their KL included.",
+    )
+    collapse_steps: int | None = Field(
+        20,
+        ge=1,
+        description="Stop after so many steps without a hit and with one item a group; None: "
+        "never.",
+    )
     evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
 
     @model_validator(mode="after")
     def passes_fill_the_step(self):
         if self.prompts % self.rows_per_pass:
             raise ValueError("prompts must be a multiple of rows_per_pass")
+        return self
+
+    @model_validator(mode="after")
+    def the_reference_can_move(self):
+        if self.sync_interval is not None and self.beta == 0:
+            raise ValueError("sync_interval moves the reference, and beta = 0 has none")
+        if self.sync_interval is not None and self.lora_rank is not None:
+            raise ValueError(
+                "sync_interval needs lora_rank: null; with adapters the reference is the model "
+                "without them"
+            )
         return self
 
 

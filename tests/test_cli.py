@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TITLES, tokenizer, write_fixed_model
@@ -116,6 +116,7 @@ SHARED = {
     "models": st.just([Path(__file__).parent] * 2),
     "names": st.just(["wide", "tiny sft"]),
     "test_rows": st.just([48, 200]),
+    "sync_interval": st.none(),
 }
 
 
@@ -130,7 +131,8 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
         inner, *metadata = get_args(annotation)
         return values(name, inner, tuple(m for field in metadata for m in field.metadata))
     if get_origin(annotation) is list:
-        return st.lists(values(name, get_args(annotation)[0], ()), min_size=1, max_size=3)
+        least = found[MinLen].min_length if MinLen in found else 0
+        return st.lists(values(name, get_args(annotation)[0], ()), min_size=least, max_size=3)
     if type(None) in get_args(annotation):
         inner = values(name, get_args(annotation)[0], limits)
         return st.none() | inner.filter(lambda value: value != "None")
@@ -146,6 +148,8 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
             allow_infinity=False,
             allow_nan=False,
         )
+    if annotation is bool:
+        return st.booleans()
     if annotation is Path:
         return st.just(Path(__file__).parent)
     assert annotation is str, annotation

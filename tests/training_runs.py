@@ -10,10 +10,14 @@ from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.prompts import PromptEncoder
 
+TIMES = {"candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
+"""What a line of the log says of the machine and not of the run."""
+
 
 def records(output: Path) -> list[dict]:
-    """Every line of the run's log."""
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    """Every line of the run's log, without what only tells of the machine."""
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def steps(output: Path) -> list[dict]:

@@ -15,3 +15,8 @@ def grpo(reward: Tensor, exists: Tensor) -> Tensor:
     deviation = (reward - mean) * exists
     variance = deviation.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     return deviation / (variance.sqrt() + 1e-4)
+
+
+def silent(advantage: Tensor) -> Tensor:
+    """Groups that teach nothing, every advantage being exactly 0: (B, G) -> (B,) bool."""
+    return (advantage == 0).all(-1)

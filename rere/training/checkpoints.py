@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FACTS = "checkpoint.json"
 LOG = "log.jsonl"
 
-NO_RESULT = {"init", "data", "output", "checkpoint_seconds"}
+NO_RESULT = {"init", "data", "output", "checkpoint_seconds", "report_to"}
 """Options that say where and how often, not what: a run goes on under other values of theirs."""
 
 
@@ -36,15 +36,18 @@ NO_RESULT = {"init", "data", "output", "checkpoint_seconds"}
 def resumable(
     output: Path, options: Training, seed: int, inputs: Sequence[Path]
 ) -> Iterator["Checkpoints"]:
-    """The checkpoints of the training run in `output`, whose run.json is written at the end.
+    """The checkpoints of the training run in `output`; log.jsonl and run.json when it ends well.
 
-    They go when the block ends well, and stay when it fails or is killed. Raises InputError
-    where another process trains in the same folder.
+    They go then, and stay when the run fails or is killed. Raises InputError where another
+    process trains in the same folder.
     """
     folder = output / "checkpoints"
     with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:
-            yield Checkpoints(folder, run, fingerprint(options, seed, run))
+            checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run))
+            yield checkpoints
+            flush(checkpoints.log)
+            checkpoints.log.replace(output / LOG)
         shutil.rmtree(folder)
 
 
@@ -149,7 +152,11 @@ class Checkpoints:
             best=best,
             seconds=self.run.seconds,
             resumed=self.run.resumed,
-            files={path.name: path.stat().st_size for path in half.iterdir()},
+            files={
+                str(path.relative_to(half)): path.stat().st_size
+                for path in half.rglob("*")
+                if path.is_file()
+            },
         )
         (half / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
         flush(half)

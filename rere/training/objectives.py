@@ -17,13 +17,19 @@ def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
 
 
 def grpo(
-    log_prob: Tensor, advantage: Tensor, kl: Tensor | None, beta: float, packed: Packed
+    log_prob: Tensor,
+    advantage: Tensor,
+    kl: Tensor | None,
+    beta: float,
+    packed: Packed,
+    count: Tensor | None = None,
 ) -> Tensor:
     """The on-policy GRPO loss: mean over sequences of the mean over their tokens, a scalar.
 
     Every token adds -(exp(lp - stopgrad lp) * A - beta * KL): one update a rollout, so that the
-    ratio is 1 and clipping never acts. log_prob (B, N), advantage (B, G), kl (B, N) or None.
-    Shao et al. 2024 (arXiv 2402.03300), equation 3.
+    ratio is 1 and clipping never acts. log_prob (B, N), advantage (B, G), kl (B, N) or None;
+    `count` is the sequences of a whole step, for a pass that is part of it. Shao et al. 2024
+    (arXiv 2402.03300), equation 3.
     """
     per_token = torch.cat([advantage, advantage.new_zeros(len(advantage), 1)], dim=1)
     per_token = per_token.gather(1, packed.candidate)  # (B, N)
@@ -32,4 +38,4 @@ def grpo(
         loss = loss + beta * kl
     length = sum_by_candidate(torch.ones_like(loss), packed)  # (B, G)
     mean = sum_by_candidate(loss, packed) / length.clamp(min=1)
-    return mean.sum() / (length > 0).sum()
+    return mean.sum() / ((length > 0).sum() if count is None else count)

@@ -17,7 +17,8 @@ from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
 from rere.training.checkpoints import resumable
-from rere.training.trainer import Trainer, encode, load, read_rows, save, training_arguments
+from rere.training.models import load, save
+from rere.training.trainer import Trainer, encode, read_rows, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -28,7 +29,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     """
     with resumable(output, options, seed, [init, data]) as checkpoints:
         set_seed(seed)
-        tokenizer, model = load(init)
+        tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         responses = encoder.responses()
         catalogue = Catalogue.build(encoder, responses)
@@ -60,12 +61,13 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
                 checkpoints.folder,
                 steps,
                 options.batch_size,
+                passes=options.batch_size // options.rows_per_pass,
                 metric_for_best_model="eval_loss",
                 greater_is_better=False,
             ),
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
-        save(model, encoder, catalogue, trainer, output)
+        save(model, encoder, catalogue, output / "model")
 
 
 class SeededByEpoch(LengthGroupedSampler):
@@ -109,7 +111,7 @@ class SftTrainer(Trainer):
         self.model.eval()
         sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, tokens
         for inputs in self.get_eval_dataloader():
-            with self.accelerator.autocast():
+            with self.autocast():
                 log_probs = token_log_probs(self.model, inputs["packed"])
             sums += torch.stack([-log_probs.sum(), (inputs["labels"] >= 0).sum()])
         total, count = self.accelerator.reduce(sums).tolist()

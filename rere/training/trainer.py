@@ -1,37 +1,38 @@
-"""What SFT and RL share: the arguments, the step log, and the model they leave behind.
+"""What SFT and RL share: the frame of the loop, the step log, the arguments and the data.
 
-The loop itself (schedules, clipping, accumulation, checkpoints, several devices) is
-`transformers.Trainer`; a method adds its loss and its validation.
+The loop itself (schedules, clipping, several devices, resuming) is `transformers.Trainer`; a
+method adds its loss and its validation.
 """
 
+import importlib.util
 import json
-from collections import defaultdict
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue
 from rere.config import RlOptions, SftOptions, Training
 from rere.data.splits import read_split
-from rere.engine.decoder import shares_prompts
 from rere.errors import InputError
-from rere.files import flush, replacing
 from rere.progress import progress
 from rere.prompts import PromptEncoder
-from rere.training.checkpoints import LOG, Checkpoints
+from rere.provenance import peak_memory
+from rere.training.checkpoints import Checkpoints
 
 
 class Trainer(transformers.Trainer):
@@ -43,26 +44,63 @@ class Trainer(transformers.Trainer):
         super().__init__(**more)
         self.options, self.checkpoints = options, checkpoints
         self.remove_callback(PrinterCallback)
+        for callback in trackers(options.report_to, checkpoints.folder.parent):
+            self.add_callback(callback)
         self.add_callback(StepLog(checkpoints.log, label))
-        self.step_metrics: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self.step_metrics: dict[str, Tensor] = {}
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The model as a search takes it: with its adapters, without a wrapper."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def autocast(self) -> AbstractContextManager:
+        """The arithmetic of the options, for search, reference, update and validation alike.
+
+        Not entered around a search and an update together: a weight that the search, which
+        takes no gradients, has cast would be used again, and get none.
+        """
+        bfloat16 = self.options.dtype == "bfloat16"
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bfloat16)
+
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        return self.autocast()
+
+    # ---------------------------------------------------------------------- log and validation
 
     def validate(self) -> dict[str, float]:
-        """Metrics on the validation sample, by which checkpoints are chosen."""
+        """Metrics on the validation sample, by which the weights that end the run are chosen."""
         raise NotImplementedError
 
     def record(self, **metrics: Tensor) -> None:
-        """Keep scalars of a pass for the step's line in the log; they stay on the device."""
-        for name, value in metrics.items():
-            self.step_metrics[name].append(value.detach())
+        """Keep scalars for the step's line in the log; they stay on the device until then."""
+        self.step_metrics |= {name: value.detach().float() for name, value in metrics.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:
-            return  # a summary of what ran after the last interruption; run.json has all of it
+            return  # a summary of the time since the last interruption; run.json has all of it
         if "loss" in logs:
-            logs |= {k: torch.stack(v).mean().item() for k, v in self.step_metrics.items()}
-            self.step_metrics.clear()
+            self.stop_if_not_finite(logs)
+            logs |= self.step_values() | peak_memory()
         super().log(logs, start_time)
-        self.state.log_history.clear()  # the step log has it, and checkpoints would grow with it
+        self.state.log_history.clear()  # the step log has it; checkpoints would grow with it
+
+    def step_values(self) -> dict[str, float]:
+        """What the step recorded, read from the device at once, the mean over devices."""
+        if not self.step_metrics:
+            return {}
+        values = self.accelerator.reduce(torch.stack([*self.step_metrics.values()]), "mean")
+        return dict(zip(self.step_metrics, values.tolist(), strict=True))
+
+    def stop_if_not_finite(self, logs: dict[str, float]) -> None:
+        """Raise InputError before a checkpoint of such weights can be written."""
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs[name]):
+                raise InputError(
+                    f"{name} is {logs[name]} at step {self.state.global_step}; lower learning_rate "
+                    f"(checkpoints before it are in {self.checkpoints.folder})"
+                )
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
@@ -71,6 +109,8 @@ class Trainer(transformers.Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    # ----------------------------------------------------------------------------- checkpoints
 
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)  # a new best is saved at once
@@ -85,12 +125,16 @@ class Trainer(transformers.Trainer):
         state = self.state
         with self.checkpoints.adding(state.global_step, state.best_global_step) as folder:
             self.save_model(str(folder), _internal_call=True)
+            self.save_more(folder)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
             for part in [*self.callback_handler.callbacks, self.control]:
                 if isinstance(part, ExportableState):
                     state.stateful_callbacks[type(part).__name__] = part.state()
             state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def save_more(self, folder: Path) -> None:
+        """Models beside the trained one; `_load_from_checkpoint` loads them."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # transformers' own adds a pickle of the arguments.
@@ -126,20 +170,37 @@ class StepLog(TrainerCallback):
         self.bar.close()
 
 
+def trackers(names: Sequence[str], output: Path) -> list[TrainerCallback]:
+    """The callbacks that send the step log elsewhere; InputError where a package is missing."""
+    callbacks = []
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"report_to: {name} is not installed; pip install {name}")
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(output / "tensorboard"))))
+        if name == "wandb":
+            callbacks.append(WandbCallback())
+    return callbacks
+
+
 def training_arguments(
     options: SftOptions | RlOptions,
     seed: int,
     folder: Path,
     total_steps: int,
     rows: int,
+    passes: int = 1,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments that SFT and RL agree on, for steps of `rows` rows; checkpoints in `folder`.
+    """The arguments that SFT and RL agree on, for steps of `rows` rows in so many `passes`.
 
-    The weights with the best validation end the run.
+    Checkpoints lie in `folder`; the weights with the best validation end the run.
     """
     return TrainingArguments(
         output_dir=str(folder),
+        run_name=str(folder.parent),
         seed=seed,
         data_seed=seed,
         learning_rate=options.learning_rate,
@@ -148,12 +209,11 @@ def training_arguments(
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         max_steps=total_steps,
-        per_device_train_batch_size=options.rows_per_pass,
+        per_device_train_batch_size=rows // passes,
         per_device_eval_batch_size=options.rows_per_pass,
-        gradient_accumulation_steps=rows // options.rows_per_pass,
+        gradient_accumulation_steps=passes,
         eval_steps=max(1, total_steps // options.evaluations),
-        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused
-        bf16=options.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
         save_strategy="best",
         load_best_model_at_end=True,
@@ -168,20 +228,6 @@ def training_arguments(
     )
 
 
-def load(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and model that training starts from.
-
-    Raises InputError for an architecture whose candidates cannot share their prompt.
-    """
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
-    if not shares_prompts(model):
-        raise InputError(
-            f"{folder}: {type(model).__name__} cannot be trained, since its attention does not "
-            "follow a mask by position; take another architecture"
-        )
-    return tokenizer, model
-
-
 def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
     """A split, or the seeded sample of it, as rows {"row_id", "history", "target"}."""
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
@@ -190,22 +236,3 @@ def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str,
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
     """The prompt ids of a batch of rows."""
     return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
-
-
-def save(
-    model: PreTrainedModel,
-    encoder: PromptEncoder,
-    catalogue: Catalogue,
-    trainer: Trainer,
-    output: Path,
-) -> None:
-    """Write `output`/model (safetensors and JSON only) and `output`/log.jsonl.
-
-    The folder is all that recommending takes: weights, tokenizer and catalogue.
-    """
-    with replacing(output / "model") as folder:
-        model.save_pretrained(folder)
-        encoder.tokenizer.save_pretrained(folder)
-        catalogue.save(folder / CATALOGUE)
-    flush(trainer.checkpoints.log)
-    trainer.checkpoints.log.replace(output / LOG)
