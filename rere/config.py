@@ -6,12 +6,14 @@ that editors use. Nothing heavy is imported: Snakemake reads this module to plan
 """
 
 import itertools
+import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from rere.errors import hint
+from rere.errors import InputError, hint, unknown
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
@@ -151,6 +153,31 @@ class Sasrec(Options):
         if self.hidden_size % self.num_heads:
             raise ValueError("hidden_size must be a multiple of num_heads")
         return self
+
+
+REWARDS = ("rule", "ranking", "ranking_literal", "semantic", "collaborative")
+
+
+def reward_weights(rewards: list[str]) -> dict[str, float]:
+    """Names and weights of rewards written `name` (a weight of 1) or `name=weight`, in order.
+
+    A name is one of REWARDS or the user's own `module:function`. Raises InputError for any other,
+    one that comes twice, and a weight that is no number.
+    """
+    weights: dict[str, float] = {}
+    for text in rewards:
+        name, equals, weight = text.partition("=")
+        if name not in REWARDS and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+            raise InputError(f"{unknown(name, REWARDS)} (your own is module:function)")
+        if name in weights:
+            raise InputError(f"{name} comes twice")
+        try:
+            weights[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise InputError(f"{text}: {weight!r} is not a weight; write {name}=0.5") from None
+        if not math.isfinite(weights[name]):
+            raise InputError(f"{text}: a weight must be finite")
+    return weights
 
 
 class Training(Options):

@@ -18,8 +18,9 @@ def baseline(
 ) -> None:
     """Rank the catalogue for the test rows of the data set in folder `data`.
 
-    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it. Items
-    of a row's history stay in the ranking. Training reads the splits train and valid, never test.
+    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it and
+    factors.safetensors, by which the collaborative reward scores candidates. Items of a row's
+    history stay in the ranking. Training reads the splits train and valid, never test.
     Raises InputError for malformed data or fewer than two items.
     """
     items = read_items(data)
@@ -30,12 +31,14 @@ def baseline(
         )
     if isinstance(options, Sasrec):
         # Imported here, for torch takes seconds to import and the other two do without it.
-        from rere.baselines.sequential import fit, top_items
+        from rere.baselines.sequential import factors, fit, top_items
+        from rere.data.factors import FACTORS
 
         train, valid = read_split(data, "train"), read_split(data, "valid")
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.with_name("log.jsonl").open("w", encoding="utf-8") as log:
             model = fit(options, len(items), train, valid, seed, log)
+        factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)
         ranked, scores = top_items(model, rows["history"], evaluation.list_length)
         write_predictions(output, rows, ranked.tolist(), scores.tolist())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from rere.baselines.sasrec import SasrecModel
 from rere.config import Sasrec
+from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.progress import progress
@@ -128,15 +129,32 @@ def top_items(
     Of a history the model reads its latest items, as many as it was trained with. Returns arrays
     (rows, min(length, items)) of int64 and float32.
     """
-    model.eval()
-    device = next(model.parameters()).device
     best = []
-    for batch in padded(histories, model.max_history, model.padding).split(ROWS_A_PASS):
-        scores = model.scores(model(batch.to(device))[:, -1])  # (B, N)
+    for states in last_states(model, histories).split(ROWS_A_PASS):
+        scores = model.scores(states)  # (B, N)
         best.append(scores.topk(min(length, scores.shape[1])))
     items = torch.cat([batch.indices for batch in best])
     scores = torch.cat([batch.values for batch in best])
     return items.cpu().numpy(), scores.cpu().numpy()
+
+
+@torch.inference_mode()
+def last_states(model: SasrecModel, histories: pl.Series) -> torch.Tensor:
+    """The state after each history, (rows, D) on the model's device."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = padded(histories, model.max_history, model.padding).split(ROWS_A_PASS)
+    return torch.cat([model(batch.to(device))[:, -1] for batch in batches])
+
+
+def factors(model: SasrecModel, rows: pl.DataFrame) -> Factors:
+    """What `model.scores` multiplies, for the histories of `rows`, in the order of row_id."""
+    rows = rows.sort("row_id")
+    return Factors(
+        row_id=torch.from_numpy(rows["row_id"].to_numpy(writable=True)),
+        state=last_states(model, rows["history"]),
+        item=model.items.weight[: model.padding].detach(),
+    ).to("cpu")
 
 
 def padded(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
