@@ -7,9 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from rere.baselines.baseline import baseline
 from rere.config import Evaluation, Popularity, RepeatLast, Sasrec
+from rere.data.factors import FACTORS, Factors
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
@@ -74,6 +76,16 @@ def test_the_test_split_changes_no_training(data, tmp_path):
     assert (tmp_path / "b" / "log.jsonl").read_bytes() == log
     assert [json.loads(line)["epoch"] for line in log.splitlines()] == [1, 2, 3]
     assert after.drop("target").equals(before.drop("target"))
+
+
+def test_a_trained_model_leaves_its_factors_for_the_training_split(data, tmp_path):
+    predictions = run(SASREC, data, tmp_path / "predictions.parquet")
+    train = pl.read_parquet(data / "train.parquet")
+    factors = Factors.load(tmp_path / FACTORS, train["row_id"].to_numpy(), NUM_ITEMS)
+    # The fixture's splits are the same rows: what ranks the test rows ranks those of training.
+    logits = factors.states(torch.tensor(predictions["row_id"].to_list())) @ factors.item.T
+    for row, ranked, scores in zip(logits, *predictions["items", "scores"], strict=True):
+        assert row[ranked.to_list()].tolist() == pytest.approx(scores.to_list(), abs=1e-5)
 
 
 def test_training_never_opens_the_test_split(data, tmp_path):
