@@ -12,7 +12,7 @@ from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, metrics
 from rere.evaluation.predictions import write_predictions
-from rere.evaluation.significance import holm, paired_permutation
+from rere.evaluation.significance import crossed_test, holm, paired_permutation
 from rere.files import write_json
 from rere.reporting.figures import facets, figure
 from rere.reporting.markup import escape
@@ -135,18 +135,17 @@ def test_p_values_compare_with_the_reference_of_the_backbone(study, summary):
         raw = []
         for backbone in BACKBONES:
             values = {
-                method: np.mean(
+                method: np.array(
                     [
                         ndcg_10(root / run.folder, test, root / "data" / dataset)
                         for run in plan()
                         if (run.dataset, run.backbone, run.method) == (dataset, backbone, method)
-                    ],
-                    axis=0,
+                    ]
                 )
                 for method in ("sft", "rere_0.1")
             }
-            differences = values["rere_0.1"] - values["sft"]
-            raw.append(paired_permutation(differences, test["user_id"].to_numpy()))
+            differences = values["rere_0.1"] - values["sft"]  # (seeds, rows)
+            raw.append(crossed_test(differences, test["user_id"].to_numpy()).p_value)
         p_values = tested.filter(dataset=dataset)["NDCG@10_p"]
         assert p_values.to_list() == pytest.approx(holm(raw).tolist(), abs=1e-6)
 
@@ -160,6 +159,25 @@ def ndcg_10(run: Path, test: pl.DataFrame, data: Path) -> list[float]:
         hit = titles[target] in shown
         values.append(1 / np.log2(shown.index(titles[target]) + 2) if hit else 0.0)
     return values
+
+
+def test_without_seeds_to_pair_users_alone_are_tested(study, tmp_path):
+    root, _, _ = study
+    test = pl.read_parquet(root / "data" / "toys_" / "test.parquet")
+
+    def of(method, *seeds):
+        runs = [Run(dataset="toys_", backbone="tiny", method=method, seed=seed) for seed in seeds]
+        return [root / run.folder for run in runs]
+
+    for seeds, others in [((1,), (1,)), ((0, 1), (1, 2))]:
+        chosen = of("sft", *seeds), of("rere_0.1", *others)
+        table([*chosen[0], *chosen[1]], [root / "data" / "toys_"], tmp_path / "t.csv", "sft")
+        sft, rere = (
+            np.mean([ndcg_10(run, test, root / "data" / "toys_") for run in runs], axis=0)
+            for runs in chosen
+        )
+        p_value = paired_permutation(rere - sft, test["user_id"].to_numpy())
+        assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(p_value, abs=1e-6)
 
 
 def test_a_reference_without_a_backbone_serves_all(study, tmp_path):

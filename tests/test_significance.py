@@ -4,9 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rere.evaluation import significance
-from rere.evaluation.significance import bootstrap_interval, holm, paired_permutation
+from rere.evaluation.significance import (
+    bootstrap_interval,
+    crossed_test,
+    holm,
+    paired_permutation,
+    user_sums,
+)
 
 
 def clustered(rng, users, mean=0.0):
@@ -63,11 +70,98 @@ def test_permutation_equals_all_sign_flips():
     assert paired_permutation(differences, users, resamples=40000) == pytest.approx(exact, abs=0.01)
 
 
+def test_permutation_is_scipys_on_the_sums_of_users():
+    differences, users = clustered(np.random.default_rng(3), users=30, mean=0.3)
+    theirs = stats.permutation_test(
+        (user_sums(differences, users),),
+        lambda sums, axis: np.abs(sums.sum(axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=20000,
+        rng=0,
+    )
+    ours = paired_permutation(differences, users, resamples=20000)
+    assert 0.01 < ours < 0.9
+    # Two samples of 20,000: standard deviations of at most .0035.
+    assert ours == pytest.approx(theirs.pvalue, abs=0.015)
+
+
 def test_permutation_is_two_sided_and_never_zero():
     users = np.arange(40)
     better = paired_permutation(np.full(40, 0.1), users, resamples=999)
     assert better == paired_permutation(np.full(40, -0.1), users, resamples=999) == 1 / 1000
     assert paired_permutation(np.zeros(40), users) == 1
+
+
+def test_crossed_test_by_hand():
+    # Two seeds, two users of one row each: mean 2. Seeds have 1 and 3, users 1.5 and 2.5, and the
+    # cells left over are 1 - 1 - 1.5 + 2 = .5 and its like: .5, -.5, -.5, .5. Of the mean's
+    # variance the seeds have 2 * (1 + 1) / 1 / 4 = 1, the users 2 * (.25 + .25) / 4 = .25 and the
+    # pairs 4 * .25 / 4 = .25: 1 + .25 - .25 = 1, of 1 / (1 + .0625 + .0625) = .8889 degrees.
+    result = crossed_test(np.array([[1.0, 1.0], [2.0, 4.0]]), np.array([5, 8]))
+    assert result.mean == pytest.approx(2.0)
+    assert result.p_value == pytest.approx(2 * stats.t.sf(2 / 1, 1 / 1.125))
+    half = stats.t.ppf(0.975, 1 / 1.125)
+    assert (result.low, result.high) == pytest.approx((2 - half, 2 + half))
+
+
+def test_crossed_test_of_users_alone_is_a_t_test():
+    """Where seeds agree, the users' variance is left, and their degrees of freedom."""
+    values = np.random.default_rng(0).normal(0.3, 1.0, size=20)
+    result = crossed_test(np.stack([values] * 4), np.arange(20))
+    expected = stats.ttest_1samp(values, 0.0)
+    assert result.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_crossed_test_weighs_users_by_their_rows():
+    users = np.array([0, 0, 0, 1])
+    result = crossed_test(np.array([[1.0, 1.0, 1.0, 5.0], [1.0, 1.0, 1.0, 5.0]]), users)
+    assert result.mean == pytest.approx((3 * 1 + 5) / 4)
+
+
+def test_crossed_test_without_any_spread():
+    users = np.array([0, 1, 1])
+    assert crossed_test(np.zeros((2, 3)), users) == (0.0, 0.0, 0.0, 1.0)
+    assert crossed_test(np.full((2, 3), 0.5), users) == (0.5, 0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1)])
+def test_crossed_test_needs_two_of_each(shape):
+    with pytest.raises(ValueError, match="two seeds and two users"):
+        crossed_test(np.ones(shape), np.arange(shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("of_user", "of_seed"), [(1.0, 0.0), (1.0, 0.1), (1.0, 0.3), (0.3, 0.3), (0.0, 0.3)]
+)
+def test_crossed_test_rejects_a_true_null_about_5_times_in_100(of_user, of_seed):
+    """Three seeds and 100 users, each with a part of the difference, that is 0 over all of them."""
+    rng = np.random.default_rng(0)
+    rejected, covered, over_users = 0, 0, 0
+    for _ in range(400):
+        users = np.repeat(np.arange(100), rng.integers(1, 6, 100))
+        differences = of_user * rng.normal(size=100)[users] + rng.normal(size=(3, len(users)))
+        differences += of_seed * rng.normal(size=(3, 1))
+        result = crossed_test(differences, users)
+        rejected += result.p_value <= 0.05
+        covered += result.low <= 0 <= result.high
+        over_users += paired_permutation(differences.mean(axis=0), users, resamples=199) <= 0.05
+    # Binomial(400, .05) has a standard deviation of 1.1 %.
+    assert 0.005 <= rejected / 400 <= 0.085
+    assert rejected + covered == 400
+    # Users alone do where seeds agree, and do not where they differ.
+    if of_seed == 0:
+        assert over_users / 400 <= 0.085
+    if of_seed == 0.3:
+        assert over_users / 400 > 0.15
+
+
+def test_crossed_test_finds_what_is_there():
+    users = np.arange(200)
+    rng = np.random.default_rng(1)
+    differences = 0.2 + 0.02 * rng.normal(size=(3, 1)) + rng.normal(size=200)[users] * 0.5
+    assert crossed_test(differences, users).p_value < 0.01
 
 
 def test_permutation_rejects_a_true_null_about_5_times_in_100():

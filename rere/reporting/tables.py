@@ -16,7 +16,12 @@ import polars as pl
 
 from rere.errors import InputError
 from rere.evaluation.metrics import ITEM_METRICS, METRICS
-from rere.evaluation.significance import bootstrap_interval, holm, paired_permutation
+from rere.evaluation.significance import (
+    bootstrap_interval,
+    crossed_test,
+    holm,
+    paired_permutation,
+)
 from rere.files import replacing
 from rere.reporting.markup import latex, markdown
 from rere.reporting.runs import Scored, check_comparable, read_run
@@ -25,15 +30,19 @@ TESTED = "NDCG@10"
 
 
 class Method(NamedTuple):
-    """A row of the table: a method's runs, and their metrics averaged over seeds.
+    """A row of the table: a method's runs, one a seed, and the metrics of their rows.
 
-    values (rows, metrics) and users (rows,), rows in the order of row_id.
+    values (seeds, rows, metrics) and users (rows,), rows in the order of row_id.
     """
 
     key: tuple[str, str, str]
     runs: list[Scored]
     values: np.ndarray
     users: np.ndarray
+
+    @property
+    def seeds(self) -> list[int]:
+        return [each.run.seed for each in self.runs]
 
 
 def table(runs: list[Path], data: list[Path], output: Path, reference: str | None) -> None:
@@ -77,7 +86,7 @@ def by_method(scored: list[Scored]) -> list[Method]:
         Method(
             key,
             runs,
-            np.mean([run.rows.select(METRICS + ITEM_METRICS).to_numpy() for run in runs], axis=0),
+            np.stack([run.rows.select(METRICS + ITEM_METRICS).to_numpy() for run in runs]),
             runs[0].rows["user_id"].to_numpy(),
         )
         for key, runs in groups.items()
@@ -88,11 +97,12 @@ def summarise(method: Method, p_value: float | None) -> dict[str, Any]:
     """A method's row of {table}.csv."""
     dataset, backbone, name = method.key
     row = {"dataset": dataset, "backbone": backbone, "method": name}
-    row |= {"seeds": len(method.runs), "rows": len(method.values)}
-    row |= dict(zip(METRICS + ITEM_METRICS, method.values.mean(axis=0).tolist(), strict=True))
+    values = method.values.mean(axis=0)  # over seeds
+    row |= {"seeds": len(method.runs), "rows": len(values)}
+    row |= dict(zip(METRICS + ITEM_METRICS, values.mean(axis=0).tolist(), strict=True))
     seeds = pl.concat([run.rows.select(METRICS).mean() for run in method.runs])
     row |= seeds.std(ddof=1).rename(lambda metric: f"{metric}_sd").row(0, named=True)
-    low, high = bootstrap_interval(method.values[:, : len(METRICS)], method.users)
+    low, high = bootstrap_interval(values[:, : len(METRICS)], method.users)
     row |= dict(zip(suffixed("_low"), low.tolist(), strict=True))
     row |= dict(zip(suffixed("_high"), high.tolist(), strict=True))
     return row | {f"{TESTED}_p": p_value}
@@ -103,7 +113,7 @@ def suffixed(suffix: str) -> list[str]:
 
 
 def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, str, str], float]:
-    """Paired permutation p of NDCG@10 against the reference, Holm-adjusted in each data set.
+    """Paired p of NDCG@10 against the reference, Holm-adjusted in each data set.
 
     A method's reference has its data set and backbone, or else is the data set's only row of
     that name; a method without one is not tested.
@@ -115,11 +125,20 @@ def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, 
         same = [other for other in same if other.key[1] == backbone] or same
         if name == reference or len(same) != 1:
             continue
-        column = METRICS.index(TESTED)
-        differences = method.values[:, column] - same[0].values[:, column]
-        p_value = paired_permutation(differences, method.users)
-        tested.setdefault(dataset, {})[method.key] = p_value
+        tested.setdefault(dataset, {})[method.key] = paired_p(method, same[0])
     adjusted = {}
     for p_values in tested.values():
         adjusted |= dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
     return adjusted
+
+
+def paired_p(method: Method, reference: Method) -> float:
+    """p that two methods' NDCG@10 is the same: over seeds and users, or users alone.
+
+    The latter where there is one seed, or where seeds differ and so cannot be paired.
+    """
+    column = METRICS.index(TESTED)
+    values, others = method.values[..., column], reference.values[..., column]
+    if len(method.runs) > 1 and method.seeds == reference.seeds:
+        return crossed_test(values - others, method.users).p_value
+    return paired_permutation(values.mean(axis=0) - others.mean(axis=0), method.users)
