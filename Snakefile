@@ -24,8 +24,9 @@ include: "workflow/rules/search.smk"
 
 
 rule all:
-    """Every table of the study, and its figure"""
+    """Every table of the study, and its figures"""
     default_target: True
     input:
         expand("results/tables/{table}.csv", table=study.tables),
         expand("results/figures/{table}.pdf", table=study.tables),
+        expand("results/figures/{table}.curves.pdf", table=filter(rl_runs, study.tables)),

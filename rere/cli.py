@@ -212,6 +212,18 @@ class Figure(config.Options):
         figure(self.table, self.output)
 
 
+class Curves(config.Options):
+    """Draw how RL runs trained: validation, reward, hits, distinct items and KL."""
+
+    runs: list[Path] = Field(min_length=1, description="Run folders with log.jsonl.")
+    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+
+    def run(self) -> None:
+        from rere.reporting.curves import curves
+
+        curves(self.runs, self.output)
+
+
 class Speed(config.Measurement):
     """Measure the search's time, memory and results beside transformers' `generate`."""
 
@@ -306,6 +318,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "metrics": Metrics,
     "table": Table,
     "figure": Figure,
+    "curves": Curves,
     "speed": Speed,
     "speed-curves": SpeedCurves,
     "speed-figure": SpeedFigure,

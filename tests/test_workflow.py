@@ -31,6 +31,7 @@ RUNS = [
     for method in METHODS[backbone]
     for seed in SEEDS
 ]
+FORMATS = ("pdf", "png")
 RERE = "results/runs/small/small/rere/seed0"
 
 slow = pytest.mark.slow
@@ -118,13 +119,15 @@ def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, 
         "fetch": 1,
         "preprocess": 1,
         "backbone": 1,
-        "baseline": 3 * seeds,
+        "baseline": 2 * seeds,
+        "sequential": seeds,
         "sft": 2 * seeds,
         "rl": seeds,
         "recommend": 3 * seeds,
         "metrics": 6 * seeds,
         "table": 1,
         "figure": 1,
+        "curves": 1,
     }
 
 
@@ -245,10 +248,11 @@ def test_the_path_is_the_experiment(study):
     expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
     expected |= {"data/small/stats.json", *(f"backbones/small/{name}" for name in model)}
     expected |= {f"tables/main.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
-    expected |= {"figures/main.pdf", "figures/main.png"}
+    expected |= {f"figures/main{which}.{kind}" for which in ("", ".curves") for kind in FORMATS}
     for backbone, method, seed in RUNS:
         files = ["predictions.parquet", "metrics.json", "run.json"]
         files += ["log.jsonl"] if method not in ("popularity", "repeat_last") else []
+        files += ["factors.safetensors"] if method == "sasrec" else []
         trained = [*model, "catalogue.safetensors"]
         files += [f"model/{name}" for name in trained] if backbone == "small" else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
@@ -321,7 +325,7 @@ def test_every_job_has_a_log_and_a_benchmark(study):
         path.relative_to(study / "benchmarks").with_suffix("")
         for path in study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 34
+    assert len(jobs) == 35
 
 
 @slow
@@ -374,6 +378,7 @@ def test_the_report_gathers_table_and_figure(study, tmp_path):
     text = report.read_text()
     assert "main.csv" in text
     assert "main.png" in text
+    assert "main.curves.png" in text
 
 
 # ------------------------------------------------------------------------------ what runs again
@@ -395,20 +400,20 @@ REPORTED = {"table": 1, "figure": 1}
     [
         (
             {"methods": {"rere": {"rl": {"beta": 0.1}}}},
-            {"rl": 2, "recommend": 2, "metrics": 2, **REPORTED},
+            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1, **REPORTED},
         ),
         (
             {"methods": {"sft": {"sft": {"patience": 9}}}},
-            {"sft": 4, "rl": 2, "recommend": 6, "metrics": 6, **REPORTED},
+            {"sft": 4, "rl": 2, "recommend": 6, "metrics": 6, "curves": 1, **REPORTED},
         ),
         (
             {"methods": {"sasrec": {"baseline": {"dropout": 0.5}}}},
-            {"baseline": 2, "metrics": 2, **REPORTED},
+            {"sequential": 2, "metrics": 2, **REPORTED},
         ),
         ({"evaluation": {"num_beams": 30}}, {"recommend": 6, "metrics": 6, **REPORTED}),
         (
             {"evaluation": {"rows": 30}},
-            {"baseline": 6, "recommend": 6, "metrics": 12, **REPORTED},
+            {"baseline": 4, "sequential": 2, "recommend": 6, "metrics": 12, **REPORTED},
         ),
         ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
         ({"methods": {"unused": {"init": "sft", "rl": {}}}}, {}),
@@ -423,11 +428,11 @@ def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
 @pytest.mark.parametrize(
     ("method", "jobs"),
     [
-        ({"baseline": {"model": "sasrec", "epochs": 3}}, {"baseline": 2, "metrics": 2}),
-        ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2}),
+        ({"baseline": {"model": "sasrec", "epochs": 3}}, {"sequential": 2, "metrics": 2}),
+        ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1}),
         (
             {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
-            {"rl": 4, "recommend": 4, "metrics": 4},
+            {"rl": 4, "recommend": 4, "metrics": 4, "curves": 1},
         ),
     ],
     ids=["baseline", "rl", "grid"],
@@ -436,6 +441,13 @@ def test_an_added_method_runs_alone(study, method, jobs):
     methods = [*METHODS["none"], *METHODS["small"], "added"]
     changes = {"methods": {"added": method}, "tables": {"main": {"methods": methods}}}
     assert planned(study, SMALL, **changes) == {**jobs, **REPORTED}
+
+
+def test_without_rl_there_are_no_curves(tmp_path):
+    tables = {"main": {"methods": ["popularity", "sft"]}}
+    assert "curves" not in planned(tmp_path, QUICK, tables=tables)
+    done = snakemake(tmp_path, QUICK, "-n", "results/figures/main.curves.pdf", tables=tables)
+    assert "MissingRuleException" in done.stdout
 
 
 @slow

@@ -9,11 +9,12 @@ OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores
     run.json                versions, commit, options, hashes, seconds, memory
+    factors.safetensors     (sequential models) what the collaborative reward scores with
 """
 
 
 rule baseline:
-    """Rank the test rows by popularity, by repetition, or with a sequential model"""
+    """Rank the test rows by popularity or by repetition"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
@@ -27,7 +28,7 @@ rule baseline:
     benchmark:
         "benchmarks/baseline/{dataset}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=methods("baseline"),
+        method=baselines("popularity", "repeat_last"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -46,3 +47,13 @@ rule baseline:
             --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q} \
             {params.flags:q}
         """
+
+
+use rule baseline as sequential with:
+    # Rank the test rows with a sequential model, trained before
+    output:
+        predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
+        factors="results/runs/{dataset}/none/{method}/seed{seed}/factors.safetensors",
+    wildcard_constraints:
+        method=baselines("sasrec"),

@@ -37,6 +37,12 @@ def methods(*stages):
     return one_of(name for name, method in study.methods.items() if method.stage in stages)
 
 
+def baselines(*models):
+    """A pattern for the baselines with these models."""
+    options = {name: method.baseline for name, method in study.methods.items() if method.baseline}
+    return one_of(name for name, baseline in options.items() if baseline.model in models)
+
+
 wildcard_constraints:
     dataset=one_of(study.datasets),
     backbone=one_of(study.backbones),
@@ -99,9 +105,9 @@ def speed_flags(wildcards):
     return flags(study.speed[wildcards.speed], skip=("dataset", "models"))
 
 
-def searched_data(wildcards):
-    """The folder of the data set that a table of candidates searches."""
-    return f"results/data/{study.search[wildcards.search].dataset}"
+def rl_runs(table):
+    """The run folders of a table's RL methods."""
+    return [run.folder for run in study.runs(table) if study.methods[run.method].stage == "rl"]
 
 
 def source(*modules):

@@ -4,11 +4,13 @@ Tables and figures.
 REQUIRED INPUTS:
 
     metrics.json and predictions.parquet of every run of the table
+    log.jsonl of its RL runs
 
 OUTPUTS:
 
     results/tables/{table}.csv, .runs.csv, .md, .tex
     results/figures/{table}.pdf, .png
+    results/figures/{table}.curves.pdf, .png, for tables with RL methods
 """
 
 
@@ -67,5 +69,38 @@ rule figure:
 
         python -m rere figure \
             --table {input.table:q} \
+            --output {output.pdf:q} {output.png:q}
+        """
+
+
+rule curves:
+    """Draw how a table's RL methods trained, by step and by seconds"""
+    input:
+        logs=lambda wildcards: [f"{folder}/log.jsonl" for folder in rl_runs(wildcards.table)],
+        src=source("reporting/curves.py", "reporting/figures.py"),
+    output:
+        pdf="results/figures/{table}.curves.pdf",
+        png=report(
+            "results/figures/{table}.curves.png",
+            caption="../report/curves.rst",
+            category="Figures",
+        ),
+    log:
+        "logs/curves/{table}.log",
+    benchmark:
+        "benchmarks/curves/{table}.tsv"
+    wildcard_constraints:
+        table=one_of(filter(rl_runs, study.tables)),
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        runs=lambda wildcards: rl_runs(wildcards.table),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        python -m rere curves \
+            --runs {params.runs:q} \
             --output {output.pdf:q} {output.png:q}
         """

@@ -1,0 +1,156 @@
+"""Training curves of small logs."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from matplotlib.colors import to_rgb
+
+from rere.errors import InputError
+from rere.reporting.curves import (
+    COLOURS,
+    PANELS,
+    Curve,
+    curves,
+    draw,
+    labels,
+    look,
+    panels,
+    read_log,
+)
+
+
+def write_log(folder: Path, lines: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def training(steps: int = 4, **more: float) -> list[dict]:
+    """A line a step, and a validation after each second one, as `rere rl` writes them."""
+    lines = []
+    for step in range(1, steps + 1):
+        fields = {"loss": 0.1, "reward": 0.1 * step, "hit_rate": 0.5, "distinct": 16.0, **more}
+        lines.append({"step": step, "seconds": 2.0 * step, **fields})
+        if step % 2 == 0:
+            lines.append({"step": step, "eval_ndcg@10": 0.01 * step})
+    return lines
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    """Two methods, one of them with a KL, of two seeds each."""
+    folders = [("rere", 0), ("rere", 1), ("rule", 0), ("rule", 1)]
+    return [
+        write_log(
+            tmp_path / "d" / "tiny" / method / f"seed{seed}",
+            training(**({"kl": 0.01} if method == "rere" else {})),
+        )
+        for method, seed in folders
+    ]
+
+
+NONE = pl.lit(None, pl.Float64)
+
+
+def read(runs: list[Path]) -> list[Curve]:
+    return [Curve(label, read_log(run / "log.jsonl")) for run, label in
+            zip(runs, labels(runs), strict=True)]  # fmt: skip
+
+
+def test_a_log_becomes_columns_and_a_validation_has_its_steps_time(runs):
+    points = read_log(runs[0] / "log.jsonl")
+    assert points.columns == ["step", "seconds", *PANELS]
+    assert points["step"].to_list() == [1, 2, 2, 3, 4, 4]
+    assert points["seconds"].to_list() == [2, 4, 4, 6, 8, 8]
+    assert points["eval_ndcg@10"].to_list() == [None, None, 0.02, None, None, 0.04]
+    assert points["reward"].drop_nulls().to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_what_differs_is_told(tmp_path):
+    def told(*names):
+        return labels([Path("results/runs", *name, "seed0") for name in names])
+
+    assert told(("d", "tiny", "a"), ("d", "tiny", "b")) == ["a", "b"]
+    assert told(("d", "tiny", "a"), ("d", "large", "a")) == ["tiny", "large"]
+    assert told(("d", "tiny", "a"), ("e", "tiny", "b")) == ["d, a", "e, b"]
+    assert told(("d", "tiny", "a"), ("d", "tiny", "a")) == ["a", "a"]
+
+
+def test_panels_hold_the_lines_of_the_runs_that_have_them(runs):
+    drawn = read(runs)
+    assert panels(drawn) == list(PANELS)
+    axes = draw(drawn).axes
+    assert len(axes) == 2 * 5
+    ndcg, reward, kl = axes[0], axes[2], axes[8]
+    assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 4
+    assert axes[1].lines[0].get_xdata().tolist() == [4, 8]  # in seconds
+    assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [len(line.get_xdata()) for line in kl.lines] == [4, 4, 0, 0]
+    # The seeds of a method look alike, and the methods do not.
+    looks = [(line.get_color(), line.get_linestyle()) for line in reward.lines]
+    assert looks[0] == looks[1] != looks[2] == looks[3]
+
+
+def test_steps_are_smoothed_and_validations_are_not(tmp_path):
+    lines = training(36)
+    for line in lines:
+        line |= {"reward": float(line["step"] % 3)} if "reward" in line else {}
+    (drawn,) = read([write_log(tmp_path / "d" / "b" / "m" / "seed0", lines)])
+    axes = draw([drawn]).axes
+    # A window of 36 / 12 = 3 steps: any three in a row are 0, 1 and 2.
+    assert axes[2].lines[0].get_ydata()[1:-1].tolist() == pytest.approx([1.0] * 34)
+    assert len(axes[0].lines[0].get_xdata()) == 18
+
+
+def test_twelve_methods_look_different():
+    looks = [look(number) for number in range(13)]
+    assert all(looks.count(each) == 1 for each in looks[1:12])
+    assert looks[12] == looks[0]
+
+
+def test_a_field_that_no_log_has_is_left_out(runs):
+    drawn = [Curve(label, points.with_columns(kl=NONE)) for label, points in read(runs)]
+    assert panels(drawn) == [name for name in PANELS if name != "kl"]
+    assert len(draw(drawn).axes) == 2 * 4
+
+
+def test_colours_are_apart_in_grey():
+    grey = sorted(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in map(to_rgb, COLOURS))
+    assert len(grey) == 4
+    assert grey[1] - grey[0] > 0.3
+    assert grey[2] - grey[1] > 0.2
+
+
+def test_logs_without_seconds_have_no_such_column(runs):
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in training()]
+    write_log(runs[0], lines)
+    assert len(draw(read(runs[:1])).axes) == 4
+
+
+def test_the_figure_is_written_in_each_format_and_the_same_twice(runs, tmp_path):
+    for name in ("first", "second"):
+        curves(runs, [tmp_path / name / f"main.{suffix}" for suffix in ("pdf", "png")])
+    for name, magic in {"main.pdf": b"%PDF", "main.png": b"\x89PNG"}.items():
+        content = (tmp_path / "first" / name).read_bytes()
+        assert content.startswith(magic)
+        assert content == (tmp_path / "second" / name).read_bytes()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"step": "x"}'])
+def test_a_malformed_log_is_named(runs, tmp_path, text):
+    (runs[1] / "log.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"seed1/log\.jsonl: not a readable log") as error:
+        curves(runs, [tmp_path / "c.png"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_a_missing_log_and_one_of_no_rl_are_refused(tmp_path):
+    run = tmp_path / "d" / "b" / "sft" / "seed0"
+    with pytest.raises(InputError, match=r"log\.jsonl: not a readable log"):
+        curves([run], [tmp_path / "c.png"])
+    write_log(run, [{"step": 1, "loss": 0.5}, {"step": 1, "eval_loss": 0.4}])
+    with pytest.raises(InputError, match=r"holds none of eval_ndcg@10, .*; train with rl"):
+        curves([run], [tmp_path / "c.png"])
