@@ -169,6 +169,14 @@ class PrefixTree:
             leaves.setdefault(leaf, []).append(item)
         return leaves
 
+    @cached_property
+    def first_item(self) -> torch.Tensor:
+        """Each leaf's first item, (N,) i64 on the tree's device; -1 at nodes that are no leaf."""
+        items = torch.arange(len(self.leaf_of_item), device=self.leaf_of_item.device)
+        none = torch.full_like(self.depth, len(items))
+        first = none.scatter_reduce(0, self.leaf_of_item, items, "amin")
+        return first.masked_fill(first == len(items), -1)
+
 
 @dataclass(frozen=True)
 class Catalogue:

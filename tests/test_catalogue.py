@@ -137,6 +137,7 @@ def test_by_hand():
     assert tree.depth.tolist() == [1, 2, 3, 3, 5]
     assert tree.leaf_of_item.tolist() == [2, 4, 3, 2]
     assert tree.leaf_items == {2: [0, 3], 4: [1], 3: [2]}
+    assert tree.first_item.tolist() == [-1, -1, 0, 2, 1]
     assert tree.longest == 5
     assert {getattr(tree, name).dtype for name in TREE} == {torch.int64}
 

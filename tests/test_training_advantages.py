@@ -20,6 +20,25 @@ def mask(rows):
     return torch.tensor(rows, dtype=torch.bool)
 
 
+def test_grpo_advantage_by_hand():
+    # Mean 1/4, deviations 3/4 and -1/4: variance (9/16 + 3/16) / 3 = 1/4, deviation 1/2.
+    advantage = grpo(tensor([[1.0, 0.0, 0.0, 0.0]]), mask([[1, 1, 1, 1]]))
+    expected = [0.75 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001]
+    assert advantage[0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_empty_places_do_not_count():
+    # Of 2, 0 and two empty places: mean 1, variance (1 + 1) / 1 = 2.
+    advantage = grpo(tensor([[2.0, 0.0, 7.0, 7.0]]), mask([[1, 1, 0, 0]]))
+    unit = 1 / (math.sqrt(2) + 1e-4)
+    assert advantage[0].tolist() == pytest.approx([unit, -unit, 0.0, 0.0], abs=1e-12)
+
+
+def test_one_candidate_alone_has_no_advantage():
+    advantage = grpo(tensor([[1.0, 0.0, 0.0]]), mask([[1, 0, 0]]))
+    assert advantage.tolist() == [[0.0] * 3]
+
+
 def test_dr_grpo_by_hand():
     # Mean of 1, 0, 0 and an empty place: 1/3.
     advantage = dr_grpo(tensor([[1.0, 0.0, 0.0, 9.0]]), mask([[1, 1, 1, 0]]))

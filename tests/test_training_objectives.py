@@ -240,6 +240,31 @@ def test_the_released_sequence_mean_is_on_policy_grpo():
     torch.testing.assert_close(*results, atol=1e-14, rtol=0)
 
 
+def test_the_gradient_is_that_of_reinforce():
+    log_prob, _, _, advantage = made_up(seed=1)
+    weights = log_prob.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(objectives.grpo(weights, advantage, None, 0.0, PACKED), weights)
+    weights = log_prob.clone().requires_grad_()
+    per_sequence = [
+        -advantage[row, g] * weights[row][PACKED.candidate[row] == g].mean()
+        for row, group in enumerate(CANDIDATES)
+        for g in range(len(group))
+    ]
+    (expected,) = torch.autograd.grad(sum(per_sequence) / len(per_sequence), weights)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+    assert (actual[PACKED.candidate == PACKED.num_candidates] == 0).all()
+
+
+def test_empty_places_of_the_advantage_do_not_matter():
+    """A group of four over a catalogue of three: the fourth place is empty in every row."""
+    log_prob, _, _, advantage = made_up(seed=3)
+    wider = torch.cat([advantage, advantage.new_zeros(3, 1)], dim=1)
+    torch.testing.assert_close(
+        objectives.grpo(log_prob, wider, None, 0.0, PACKED),
+        objectives.grpo(log_prob, advantage, None, 0.0, PACKED),
+    )
+
+
 # ------------------------------------------------------------------------ passes and padding
 
 
@@ -313,7 +338,7 @@ def test_what_padding_holds_does_not_matter(name):
 
 
 def test_all_objectives_are_called_alike():
-    common = ["log_prob", "advantage", "kl", "beta", "packed", "old", "count"]
+    common = ["log_prob", "advantage", "kl", "beta", "packed", "count", "old"]
     for objective in OBJECTIVES.values():
         names = list(inspect.signature(objective.loss).parameters)
         assert names[: len(common)] == common

@@ -25,12 +25,22 @@ from rere.training.rewards import (
     ranking_literal,
     rule,
     semantic,
+    total_reward,
     weighted_sum,
 )
 
 NONE = -torch.inf
-# 1 / log2(rank + 1) for ranks 1 .. 4.
+# 1 / log2(rank + 1) for ranks 1 .. 4, and their sum.
 DISCOUNTS = [1.0, 0.6309298, 0.5, 0.4306766]
+TOTAL = 2.5616064
+
+
+def tensor(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def hits(rows):
+    return torch.tensor(rows, dtype=torch.bool)
 
 
 def groups(item=((3, 1, -1),), target=(1,), row_id=(7,)) -> Groups:
@@ -47,7 +57,56 @@ def groups(item=((3, 1, -1),), target=(1,), row_id=(7,)) -> Groups:
     )
 
 
-# -------------------------------------------------------------------------------------- ranking
+# -------------------------------------------------------------------------------- rule, ranking
+
+
+def test_rule_is_one_for_the_target():
+    reward = rule(hits([[0, 1, 0], [0, 0, 0]]), tensor([[-1, -2, -3], [-1, -2, NONE]]))
+    assert reward.tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_ranking_by_hand():
+    log_prob = tensor([[-1.0, -2.0, -3.0, -4.0]])
+    for place in range(4):
+        hit = torch.arange(4)[None] == place
+        expected = [-discount / TOTAL for discount in DISCOUNTS]
+        expected[place] = 0.0
+        assert ranking(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ranking_divides_by_all_sixteen_places():
+    total = sum(1 / math.log2(rank + 1) for rank in range(1, 17))
+    assert total == pytest.approx(6.106, abs=5e-4)
+    reward = ranking(torch.arange(16)[None] == 2, -torch.arange(16.0)[None])[0]
+    # The best wrong candidate: -1 / 6.106. The target, third, gives up its 1 / log2(4) = 1/2:
+    # the group's penalties add up to -(6.106 - 0.5) / 6.106.
+    assert reward[0].item() == pytest.approx(-1 / total)
+    assert reward[2].item() == 0.0
+    assert reward[15].item() == pytest.approx(-1 / math.log2(17) / total)
+    assert reward.sum().item() == pytest.approx(-(total - 0.5) / total)
+
+
+def test_ranking_is_zero_in_a_group_without_the_target():
+    reward = ranking(hits([[0, 0, 0], [1, 0, 0]]), tensor([[-1, -2, -3], [-1, -2, -3]]))
+    assert reward[0].tolist() == [0.0, 0.0, 0.0]
+    assert (reward[1, 1:] < 0).all()
+
+
+def test_ranking_ranks_by_log_probability():
+    # -2 is rank 2, -4 rank 4, -1 rank 1 (the target), -3 rank 3.
+    reward = ranking(hits([[0, 0, 1, 0]]), tensor([[-2.0, -4.0, -1.0, -3.0]]))[0]
+    expected = [-DISCOUNTS[1] / TOTAL, -DISCOUNTS[3] / TOTAL, 0.0, -DISCOUNTS[2] / TOTAL]
+    assert reward.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_empty_place_has_no_reward_and_keeps_its_share():
+    hit, log_prob = hits([[0, 1, 0, 0]]), tensor([[-1.0, -2.0, NONE, NONE]])
+    # Two empty places rank last; the sum is still over all four.
+    expected = [-1 / TOTAL, 0.0, 0.0, 0.0]
+    assert ranking(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert total_reward(["rule", "ranking"], hit, log_prob)[0].tolist() == pytest.approx(
+        [-1 / TOTAL, 1.0, 0.0, 0.0], abs=1e-6
+    )
 
 
 def test_the_sixteen_discounts_add_up_to_the_published_constant():
@@ -112,6 +171,37 @@ def test_both_rankings_equal_a_loop(group):
     assert ranking(hit, log_prob)[0].tolist() == pytest.approx(released, abs=1e-6)
     assert ranking_literal(hit, log_prob)[0].tolist() == pytest.approx(literal, abs=1e-6)
     assert sum(literal) == pytest.approx(-1.0 if wrong else 0.0)
+
+
+GROUPS = st.integers(2, 16).flatmap(
+    lambda size: st.tuples(
+        st.permutations(range(size)),
+        st.integers(0, size),
+        st.lists(st.integers(-500, 0), min_size=size, max_size=size, unique=True),
+    )
+)
+
+
+@given(GROUPS)
+@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_order_of_candidates_is_irrelevant(name, group):
+    order, place, log_probs = group
+    hit = torch.arange(len(order))[None] == place  # none where `place` is one past the last
+    log_prob = tensor([log_probs])
+    reward = REWARDS[name](hit, log_prob)
+    shuffled = REWARDS[name](hit[:, order], log_prob[:, order])
+    torch.testing.assert_close(shuffled, reward[:, order], atol=1e-6, rtol=0)
+
+
+def test_the_total_adds_the_named_rewards():
+    hit, log_prob = hits([[0, 1, 0]]), tensor([[-1.0, -2.0, -3.0]])
+    assert torch.equal(total_reward(["rule"], hit, log_prob), rule(hit, log_prob))
+    assert torch.equal(total_reward(["ranking"], hit, log_prob), ranking(hit, log_prob))
+    assert torch.equal(
+        total_reward(["ranking", "rule"], hit, log_prob),
+        rule(hit, log_prob) + ranking(hit, log_prob),
+    )
 
 
 # --------------------------------------------------------------------- semantic, collaborative

@@ -5,11 +5,11 @@ B prompts of a pass, G candidates each, N candidate tokens a row. All objectives
     log_prob   (B, N) of the candidates' tokens under the policy, with gradient
     advantage  (B, G)
     kl         (B, N), a token's estimate of KL(policy || reference), or None; beta its weight
+    count      what the loss is divided by, a scalar; None for the candidates or tokens of the
+               pass. Losses of several passes add up to that of one pass with all their prompts
+               if each is given the count of the whole step, which `Objective.count` tells
     old        (B, N), log_prob of the policy that rolled out, without gradient; None for the
                policy itself, whose ratio is 1 (one update a rollout, clipping never acts)
-    count      what the loss is divided by, a scalar; None for the candidates or tokens of the
-               pass. Where a step takes several passes, or devices, the mean over all of them is
-               that of one pass if each is given the count of the whole step, `Objective.count`
     clip       how far the ratio may fall below 1, and rise above it, and still have a gradient
 
 and return a scalar. Padded places of (B, N) count for nothing, whatever they hold.
@@ -67,8 +67,8 @@ def grpo(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
     count: Tensor | None = None,
+    old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.2),
 ) -> Tensor:
     """The mean over sequences of the mean over their tokens.
@@ -86,8 +86,8 @@ def dapo(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
     count: Tensor | None = None,
+    old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.28),
 ) -> Tensor:
     """The mean over tokens, whichever sequence they are of; the ratio may rise further than fall.
@@ -106,8 +106,8 @@ def gspo(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
     count: Tensor | None = None,
+    old: Tensor | None = None,
     clip: tuple[float, float] = (3e-4, 4e-4),
 ) -> Tensor:
     """The mean over sequences, each with one ratio.
@@ -126,9 +126,8 @@ def dr_grpo(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
-    *,
     count: Tensor,
+    old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.2),
 ) -> Tensor:
     """The sum over tokens divided by a constant: a token weighs the same in long and short titles.
@@ -147,8 +146,8 @@ def released_token_mean(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
     count: Tensor | None = None,
+    old: Tensor | None = None,
 ) -> Tensor:
     """What ReRe's released code calls DAPO: `grpo` without clipping, the mean over tokens.
 
@@ -164,8 +163,8 @@ def released_sequence_mean(
     kl: Tensor | None,
     beta: float,
     packed: Packed,
-    old: Tensor | None = None,
     count: Tensor | None = None,
+    old: Tensor | None = None,
 ) -> Tensor:
     """What ReRe's released code calls GSPO: one ratio a sequence, without clipping.
 
