@@ -105,6 +105,11 @@ def speed_flags(wildcards):
     return flags(study.speed[wildcards.speed], skip=("dataset", "models"))
 
 
+def searched_data(wildcards):
+    """The folder of the data set that a table of candidates searches."""
+    return f"results/data/{study.search[wildcards.search].dataset}"
+
+
 def rl_runs(table):
     """The run folders of a table's RL methods."""
     return [run.folder for run in study.runs(table) if study.methods[run.method].stage == "rl"]
