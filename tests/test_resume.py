@@ -22,7 +22,7 @@ from rere.training.rl import rl
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
 
-STAGES = {"sft": sft, "rl": rl}
+STAGES = {"sft": sft, "rl": rl, "rl_lora": rl, "rl_moving": rl}
 OPTIONS = {
     # Two epochs of six steps; one of twelve and two steps of another.
     "sft": SftOptions(
@@ -38,6 +38,8 @@ OPTIONS = {
         evaluations=5,
     ),
 }
+OPTIONS["rl_lora"] = OPTIONS["rl"].model_copy(update={"lora_rank": 4})
+OPTIONS["rl_moving"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
 EVERY_STEP = {"checkpoint_seconds": 0.0}
 
 
@@ -99,7 +101,7 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
     output = tmp_path / "run"
     options = flags(OPTIONS[stage].model_copy(update=EVERY_STEP))
@@ -161,8 +163,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callab
     return run
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("step", [2, 7, 8])
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [("sft", 2), ("sft", 7), ("sft", 8), ("rl", 6), ("rl", 13), ("rl_lora", 6), ("rl_moving", 8)],
+)
 def test_interrupted_in_an_epoch_and_between(
     stage, step, tmp_path, init, data, unkilled, interrupt
 ):

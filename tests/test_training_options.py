@@ -1,0 +1,360 @@
+"""Options of SFT and RL, each held against the run without it or a plain way to the same."""
+
+import importlib.util
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data, write_fixed_model
+from training_runs import TIMES, assert_weights_close, records, steps, weights
+from transformers import TrainerState
+
+from rere.backbones import load_model
+from rere.config import RlOptions, SftOptions
+from rere.data.splits import read_split
+from rere.engine.beam import Beams, beam_search
+from rere.engine.packing import Packed
+from rere.engine.scoring import Scores, sum_by_candidate, token_scores
+from rere.errors import InputError
+from rere.training import models
+from rere.training import rl as loop
+from rere.training.advantages import silent
+from rere.training.rl import CollapseStop, num_distinct, rl
+from rere.training.sft import sft
+
+STAGES = {"sft": sft, "rl": rl}
+SFT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5, evaluations=1)
+RL = RlOptions(
+    learning_rate=1e-3,
+    steps=4,
+    prompts=8,
+    rows_per_pass=8,
+    group_size=4,
+    beta=0.1,
+    evaluations=1,
+)
+OPTIONS = {"sft": SFT, "rl": RL}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cycle(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fixed_model(tmp_path_factory.mktemp("init"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, init: Path, data: Path):
+    """Run a stage with options changed; returns its folder."""
+
+    def run(stage: str, name: str, **changes: Any) -> Path:
+        options = OPTIONS[stage].model_copy(update=changes)
+        type(options).model_validate(options.model_dump())
+        STAGES[stage](options, init, data, 0, tmp_path / name)
+        return tmp_path / name
+
+    return run
+
+
+def values(folder: Path, name: str) -> list[float]:
+    return [line[name] for line in steps(folder)]
+
+
+def same_bits(actual: Path, expected: Path) -> bool:
+    one, other = weights(actual), weights(expected)
+    return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+# ------------------------------------------------------------------------------------------ LoRA
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_adapters_are_merged_into_a_model_like_any_other(stage, run, init):
+    folder = run(stage, "lora", lora_rank=4, learning_rate=1e-2, group_size=8)
+    names = {path.name for path in (folder / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "catalogue.safetensors"} <= names
+    assert not any("adapter" in name for name in names)
+    model, before = load_model(folder / "model"), load_model(init)
+    changed = {
+        name
+        for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    # All linear layers, and they alone: a change of rank 4.
+    linear = {
+        f"{name}.weight"
+        for name, module in before.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    }
+    assert changed == linear
+    for name in linear:
+        update = model.get_parameter(name) - before.get_parameter(name)
+        assert torch.linalg.matrix_rank(update, rtol=1e-3) <= 4
+
+
+def test_without_adapters_the_model_is_the_reference(run):
+    folder = run("rl", "lora", lora_rank=4, learning_rate=1e-2)
+    kl = values(folder, "kl")
+    assert kl[0] == 0.0
+    assert kl[-1] > 1e-4
+
+
+def test_the_model_that_was_validated_is_the_one_that_is_left(run, data):
+    folder = run("sft", "lora", lora_rank=4, learning_rate=1e-2)
+    (logged,) = [line["eval_loss"] for line in records(folder) if "eval_loss" in line]
+    options = SFT.model_copy(update={"learning_rate": 1e-12, "epochs": 1 / 12})
+    sft(options, folder / "model", data, 0, folder / "again")
+    (loss,) = [line["eval_loss"] for line in records(folder / "again") if "eval_loss" in line]
+    assert loss == pytest.approx(logged, rel=1e-5)
+
+
+# ---------------------------------------------------------- checkpointing, arithmetic and dropout
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_gradient_checkpointing_changes_nothing(stage, lora_rank, run, monkeypatch):
+    called = []
+    original = models.checkpoint
+
+    def counted(*args, **more):
+        called.append(torch.is_grad_enabled())
+        return original(*args, **more)
+
+    monkeypatch.setattr(models, "checkpoint", counted)
+    plain = run(stage, "plain", lora_rank=lora_rank)
+    assert called == []
+    assert_weights_close(
+        run(stage, "less", lora_rank=lora_rank, gradient_checkpointing=True), plain, 1e-6
+    )
+    assert True in called
+
+
+def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
+    """What the search says of a group is what the update's pass says, to bfloat16's rounding."""
+    searched, scored = [], []
+
+    def search(*args: Any) -> Beams:
+        searched.append(beam_search(*args))
+        return searched[-1]
+
+    def score(model: Any, packed: Packed) -> Scores:
+        scores = token_scores(model, packed)
+        scored.append(sum_by_candidate(scores.log_prob.detach(), packed))
+        return scores
+
+    monkeypatch.setattr(loop, "beam_search", search)
+    monkeypatch.setattr(loop, "token_scores", score)
+    folder = run("rl", "bfloat16", dtype="bfloat16", steps=2)
+    assert {weight.dtype for weight in weights(folder).values()} == {torch.float32}
+    for beams, again in zip(searched, scored, strict=False):
+        # Sums of up to 14 log-probabilities of logits that keep 8 bits each.
+        difference = (beams.score - again).abs().max()
+        assert 0 < difference < 0.02 * again.abs().max()
+    # The reference computes as the policy does: no KL before the first update.
+    assert values(folder, "kl")[0] == 0.0
+
+
+def test_bfloat16_is_close_to_float32(run):
+    exact, rough = run("rl", "float32"), run("rl", "bfloat16", dtype="bfloat16")
+    assert values(rough, "entropy") == pytest.approx(values(exact, "entropy"), rel=0.02)
+    assert not same_bits(rough, exact)
+
+
+def test_rl_leaves_dropout_out(tmp_path, data):
+    """A model with dropout takes the very steps of the same one without."""
+    for name, rate in [("with", 0.5), ("without", 0.0)]:
+        model = causal_lm("gpt2", len(tokenizer("gpt2")), resid_pdrop=rate, attn_pdrop=rate)
+        model.save_pretrained(tmp_path / "init" / name)
+        tokenizer("gpt2").save_pretrained(tmp_path / "init" / name)
+        rl(RL, tmp_path / "init" / name, data, 0, tmp_path / name)
+    assert same_bits(tmp_path / "with", tmp_path / "without")
+    config = json.loads((tmp_path / "with" / "model" / "config.json").read_text())
+    assert config["resid_pdrop"] == 0.5
+
+
+# --------------------------------------------------------------------------------- silent groups
+
+
+def test_silent_groups_by_hand():
+    advantage = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [-1.0, 1.0]])
+    assert silent(advantage).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("rows_per_pass", [1, 2, 8])
+def test_skipping_silent_groups_changes_no_bit(run, rows_per_pass):
+    changes = {"beta": 0.0, "steps": 6, "rows_per_pass": rows_per_pass, "weight_decay": 0.1}
+    never = run("rl", "never", skip_silent="never", **changes)
+    exact = run("rl", "exact", skip_silent="exact", **changes)
+    assert same_bits(exact, never)
+    for name in ("loss", "grad_norm", "reward", "hit_rate", "learning_rate"):
+        assert values(exact, name) == values(never, name)
+    assert values(never, "skipped") == [0.0] * 6
+    # A group of rule and ranking rewards is silent where it holds no hit.
+    missed = [1 - rate for rate in values(exact, "hit_rate")]
+    assert values(exact, "skipped") == pytest.approx(missed)
+    assert 0 < min(missed) < max(missed)
+
+
+def test_steps_without_any_advantage_are_steps_of_the_optimiser(run):
+    """With one prompt a step most of them are silent as a whole; momentum carries on."""
+    changes = {"beta": 0.0, "steps": 12, "prompts": 1, "rows_per_pass": 1}
+    never = run("rl", "never", skip_silent="never", **changes)
+    exact = run("rl", "exact", skip_silent="exact", **changes)
+    assert same_bits(exact, never)
+    rates = values(exact, "hit_rate")
+    quiet = [norm for norm, rate in zip(values(exact, "grad_norm"), rates, strict=True) if not rate]
+    assert 0 < len(quiet) < 12
+    assert set(quiet) == {0.0}
+
+
+def test_with_a_kl_only_the_named_approximation_skips(run):
+    never, exact, approximate = (
+        run("rl", name, skip_silent=name, beta=0.1, learning_rate=1e-2)
+        for name in ("never", "exact", "approximate")
+    )
+    assert same_bits(exact, never)
+    assert values(exact, "skipped") == [0.0] * 4
+    assert max(values(approximate, "skipped")) > 0
+    assert not same_bits(approximate, never)
+
+
+# ------------------------------------------------------------------------- passes and references
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.0}, {"scoring": "catalogue"}])
+def test_eight_passes_of_a_row_are_one_of_eight(run, changes):
+    one = run("rl", "one", rows_per_pass=8, **changes)
+    eight = run("rl", "eight", rows_per_pass=1, **changes)
+    for name in ("loss", "grad_norm", "reward", "hit_rate", "entropy", "distinct"):
+        assert values(eight, name) == pytest.approx(values(one, name), rel=1e-4, abs=1e-6), name
+    # (Adam blows a rounding error up where a gradient is next to 0; a step is 1e-3 long.)
+    assert_weights_close(eight, one, 1e-4)
+
+
+def test_a_last_step_of_fewer_rows_in_any_passes(tmp_path, init, data):
+    """21 rows make steps of 8, 8 and 5; five rows in passes of two, two and one."""
+    few = tmp_path / "few"
+    shutil.copytree(data, few)
+    read_split(few, "train").head(21).write_parquet(few / "train.parquet")
+    for name, rows in [("one", 8), ("many", 2)]:
+        options = RL.model_copy(update={"rows_per_pass": rows, "steps": 3})
+        rl(options, init, few, 0, tmp_path / name)
+    assert values(tmp_path / "many", "loss") == pytest.approx(
+        values(tmp_path / "one", "loss"), rel=1e-4, abs=1e-6
+    )
+    assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
+
+
+def test_a_reference_that_is_the_policy_at_each_step(run):
+    moving = run("rl", "moving", sync_interval=1, sync_mix=1.0)
+    assert values(moving, "kl") == [0.0] * 4
+    assert min(values(run("rl", "fixed"), "kl")[1:]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sync_interval": 64, "beta": 0.0}, "beta = 0 has none"),
+        ({"sync_interval": 64, "lora_rank": 8}, "sync_interval needs lora_rank: null"),
+    ],
+)
+def test_a_reference_that_cannot_move_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RlOptions(**changes)
+
+
+def test_the_scoring_is_that_of_rollout_update_and_validation(run):
+    """Under `catalogue` forced tokens count for nothing: other entropies, other beams, a run."""
+    vocabulary, catalogue = run("rl", "vocabulary"), run("rl", "catalogue", scoring="catalogue")
+    assert max(values(catalogue, "entropy")) < min(values(vocabulary, "entropy"))
+    # Among eight titles no decision has more than eight ways.
+    assert max(values(catalogue, "entropy")) <= math.log(8)
+
+
+# ---------------------------------------------------------------------------- the log and its ends
+
+
+def test_a_line_tells_rewards_by_part_and_more(run):
+    folder = run("rl", "run")
+    for line in steps(folder):
+        assert line["reward"] == pytest.approx(line["reward_rule"] + line["reward_ranking"])
+        assert line["reward_rule"] == line["hit_rate"]
+        assert line["distinct"] == 4.0
+        assert 0 < line["entropy"] < math.log(512)
+    raw = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(line["candidates_per_second"] > 0 for line in raw if "loss" in line)
+    assert all(line.keys() & TIMES >= {"peak_memory_mb"} for line in raw if "loss" in line)
+
+
+def test_distinct_leaves_by_hand():
+    leaf = torch.tensor([[3, 5, 3, 3], [7, 7, 7, 7], [-1, 4, -1, 4], [-1, -1, -1, -1]])
+    assert num_distinct(leaf).tolist() == [2, 1, 1, 0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_no_number_ends_the_run(stage, run, tmp_path):
+    with pytest.raises(InputError) as stopped:
+        run(stage, "run", learning_rate=1e30, warmup=0.0, checkpoint_seconds=0.0)
+    assert "\n" not in str(stopped.value)
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert kept == {"checkpoints"}
+    for folder in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"):
+        assert all(weight.isfinite().all() for weight in load_model(folder).parameters())
+
+
+def test_groups_that_collapse_end_the_run(tmp_path, init, monkeypatch):
+    def search(model, tree, prompts, num_beams, scoring) -> Beams:
+        leaf = tree.leaf_of_item[7].expand(len(prompts), num_beams)
+        return Beams(leaf, torch.zeros(leaf.shape))
+
+    monkeypatch.setattr(loop, "beam_search", search)
+    data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 8, valid=[([0], 1)])
+    options = RL.model_copy(update={"collapse_steps": 2})
+    with pytest.raises(InputError, match="for 2 steps up to 2 no group had a hit or a second item"):
+        rl(options, init, data, 0, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints"}
+
+
+def test_steps_of_collapse_are_counted_in_a_row_and_kept():
+    stop = CollapseStop(3)
+    state = TrainerState(global_step=7)
+
+    def log(**logs: float) -> None:
+        stop.on_log(None, state, None, logs)
+
+    log(hit_rate=0.0, distinct=1.0)
+    log(**{"eval_ndcg@10": 0.0})
+    log(hit_rate=0.0, distinct=1.0)
+    assert CollapseStop.from_state(stop.state()).steps == 2
+    log(hit_rate=0.0, distinct=1.1)
+    assert stop.steps == 0
+    log(hit_rate=0.1, distinct=1.0)
+    assert stop.steps == 0
+
+
+# ---------------------------------------------------------------------------------------- trackers
+
+
+def test_a_missing_tracker_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^report_to: wandb is not installed; pip install wandb$"):
+        run("sft", "run", report_to=["wandb"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_the_step_log(run):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    folder = run("sft", "run", report_to=["tensorboard"])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx(values(folder, "loss"), rel=1e-6)
