@@ -49,6 +49,11 @@ class Subject:
         return PrefixTree.build(self.sequences).to(self.device)
 
     @cached_property
+    def host_tree(self) -> PrefixTree:
+        """The tree where batches are packed."""
+        return self.tree.to("cpu")
+
+    @cached_property
     def token_tree(self) -> TokenTree:
         vocab_size = next(iter(self.models.values())).config.vocab_size
         return TokenTree.build(self.sequences, vocab_size).to(self.device)

@@ -1,0 +1,225 @@
+"""One RL step, from rollout to weights, against a plain one.
+
+Ours: the engine's search, then packed candidates scored by the reference and the policy. The plain
+step: transformers' beam search, held to the catalogue, then expanded batches. Rewards, advantages,
+loss, clipping and optimiser are the same. The learning rate is 0, so that all steps start from the
+same weights, and their candidates, losses and gradients compare.
+
+A row of data is a prompt with the leaf of its target.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rere.engine.beam import beam_search
+from rere.engine.leaves import pack_leaves
+from rere.engine.scoring import token_log_probs
+from rere.speed import plain
+from rere.speed.generate import generate
+from rere.speed.measure import Prompts, batched, in_turn
+from rere.speed.scoring import TOLERANCE, fastest
+from rere.speed.subject import SCORINGS, Subject
+from rere.training import advantages, objectives, rewards
+
+STEP = "RL step"
+PLAIN = "plain step"
+PROMPTS, GROUP_SIZE, MAX_NORM = 4, 16, 0.3
+AT_ONCE = (1, 2, 4)
+"""Prompts of a search, and of a training pass: every side takes what it is fastest with."""
+EVERY = 4
+"""One prompt in so many has its target among the candidates."""
+
+
+class Row(NamedTuple):
+    """A row of data."""
+
+    prompt: Sequence[int]
+    target: int
+
+
+class Result(NamedTuple):
+    """What tells whether two steps are the same."""
+
+    leaves: list[list[int]]
+    loss: float
+    norm: float  # of the gradient
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to make a step, with a subject's model, and a reference unless `beta` is 0."""
+
+    subject: Subject
+    reference: PreTrainedModel | None
+    optimizer: torch.optim.Optimizer
+    side: str  # vocabulary, catalogue or PLAIN
+    beta: float
+    skip: bool = False  # groups whose advantages are all zero
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.subject.models["float32"]
+
+    def __call__(self, at_once: tuple[int, int], batch: Sequence[Row]) -> Result:
+        prompts = [row.prompt for row in batch]
+        search, update = (
+            (self.search_plainly, self.update_plainly)
+            if self.side == PLAIN
+            else (self.search, self.update)
+        )
+        found = [search(part) for part in batched(prompts, at_once[0])]
+        leaves = list(itertools.chain.from_iterable(found))
+        advantage = advantage_of(leaves, [row.target for row in batch])
+        self.optimizer.zero_grad()
+        loss = update(prompts, leaves, advantage, at_once[1])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.optimizer.step()
+        return Result(leaves, loss, float(norm))
+
+    def search(self, prompts: Prompts) -> list[list[int]]:
+        found = beam_search(self.model, self.subject.tree, prompts, GROUP_SIZE, self.side)
+        return found.leaf.tolist()
+
+    def search_plainly(self, prompts: Prompts) -> list[list[int]]:
+        subject = self.subject
+        found, _ = generate(self.model, subject.token_tree, subject.eos, prompts, GROUP_SIZE)
+        return subject.leaves(found)
+
+    def update(
+        self, prompts: Prompts, leaves: list[list[int]], advantage: Tensor, at_once: int
+    ) -> float:
+        """Add the gradient of the loss, a mean over all groups, skipped or not; its value."""
+        kept = advantage.any(-1) if self.skip else torch.ones(len(prompts), dtype=torch.bool)
+        total = 0.0
+        for part in kept.nonzero()[:, 0].split(at_once):
+            chosen = torch.tensor(leaves)[part]
+            tree, device = self.subject.host_tree, self.subject.device
+            some = [prompts[row] for row in part.tolist()]
+            packed = pack_leaves(some, chosen, tree, self.side).to(device)
+            log_prob, kl = token_log_probs(self.model, packed), None
+            if self.reference is not None:
+                with torch.no_grad():
+                    kl = objectives.k3(log_prob, token_log_probs(self.reference, packed))
+            each = advantage[part].to(device)
+            loss = objectives.grpo(log_prob, each, kl, self.beta, packed)
+            loss = loss * len(part) / len(prompts)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def update_plainly(
+        self, prompts: Prompts, leaves: list[list[int]], advantage: Tensor, at_once: int
+    ) -> float:
+        items, sequences = self.subject.tree.leaf_items, self.subject.sequences
+        pairs = [
+            (prompt, sequences[items[leaf][0]])
+            for prompt, row in zip(prompts, leaves, strict=True)
+            for leaf in row
+        ]
+        return plain.update(
+            self.model,
+            self.reference,
+            plain.Sequences(*zip(*pairs, strict=True)),
+            advantage.flatten(),
+            self.beta,
+            at_once * GROUP_SIZE,
+        )
+
+
+def advantage_of(leaves: list[list[int]], targets: Sequence[int]) -> Tensor:
+    """GRPO's advantages (B, G) under ReRe's rewards, candidates ranked as the search found them."""
+    leaf = torch.tensor(leaves)
+    hit = leaf == torch.tensor(targets)[:, None]
+    falling = -torch.arange(leaf.shape[1]).expand_as(leaf).float()
+    reward = rewards.rule(hit, falling) + rewards.ranking(hit, falling)
+    return advantages.grpo(reward, torch.ones_like(hit))
+
+
+def with_targets(subject: Subject, prompts: Prompts) -> list[Row]:
+    """The prompts, one in EVERY with a target that the search finds in the middle of its list.
+
+    The others' is none that it finds. So every model has the same hits to learn from.
+    """
+    leaves = beam_search(subject.models["float32"], subject.tree, prompts, GROUP_SIZE).leaf.tolist()
+    every = subject.tree.leaf_of_item.tolist()
+    return [
+        Row(prompt, found[GROUP_SIZE // 2] if number % EVERY == 0 else missing(every, found))
+        for number, (prompt, found) in enumerate(zip(prompts, leaves, strict=True))
+    ]
+
+
+def missing(every: Sequence[int], found: Sequence[int]) -> int:
+    return next(leaf for leaf in every if leaf not in found)
+
+
+def rows(subject: Subject, dataset: str, prompts: Prompts) -> Iterator[dict[str, Any]]:
+    """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
+
+    With a reference, under either scoring, against the plain step with one; and without, groups
+    that teach nothing skipped, against the plain step without.
+    """
+    batches = [with_targets(subject, batch) for batch in batched(prompts, PROMPTS)]
+    steps = {(side, 1e-3): make(subject, side, 1e-3) for side in (*SCORINGS, PLAIN)}
+    steps |= {(side, 0.0): make(subject, side, 0.0) for side in (*SCORINGS, PLAIN)}
+    label = f"speed: {subject.name}, {STEP}"
+    at_once = {key: tuned(step, batches[len(batches) // 2], label) for key, step in steps.items()}
+    calls = {key: partial(step, at_once[key]) for key, step in steps.items()}
+    timed = in_turn(calls, batches, label)
+    for (side, beta), ours in timed.items():
+        if side == PLAIN:
+            continue
+        theirs = timed[PLAIN, beta]
+        words = [subject.name, dataset, f"{PROMPTS} prompts x {GROUP_SIZE} candidates", side]
+        words += ["with reference"] if beta else [f"silent groups skipped, hit rate {1 / EVERY}"]
+        words += [
+            "{} and {} prompts at a time (theirs {} and {})".format(
+                *at_once[side, beta], *at_once[PLAIN, beta]
+            )
+        ]
+        words += [f"{torch.get_num_threads()} threads", "float32"]
+        yield {
+            "what": STEP,
+            "against": PLAIN,
+            "setting": ", ".join(words),
+            "ours_seconds": ours.median,
+            "theirs_seconds": theirs.median,
+            "ratio": theirs.median / ours.median,
+            # Under `catalogue` scores another loss is minimised.
+            "equal": all(map(same, ours.results, theirs.results)) if side == "vocabulary" else None,
+        }
+
+
+def make(subject: Subject, side: str, beta: float) -> Step:
+    """A step that skips silent groups where that is exact, without a reference."""
+    model = subject.models["float32"]
+    return Step(
+        subject,
+        copy.deepcopy(model).requires_grad_(False) if beta else None,
+        torch.optim.AdamW(model.parameters(), lr=0.0),
+        side,
+        beta,
+        skip=not beta and side != PLAIN,
+    )
+
+
+def tuned(step: Step, batch: Sequence[Row], label: str) -> tuple[int, int]:
+    """How many prompts a step is fastest with, in its searches and in its training passes."""
+    search = fastest(lambda number, rows: step((number, PROMPTS), rows), batch, AT_ONCE, label)
+    return search, fastest(lambda number, rows: step((search, number), rows), batch, AT_ONCE, label)
+
+
+def same(ours: Result, theirs: Result) -> bool:
+    """Whether two steps found the same candidates, loss and gradient."""
+    return ours.leaves == theirs.leaves and all(
+        math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE * theirs.norm)
+        for a, b in ((ours.loss, theirs.loss), (ours.norm, theirs.norm))
+    )
