@@ -429,6 +429,9 @@ class Measurement(Options):
         min_length=1,
         description="Rows a pass, ascending: each side takes the size that it is fastest at.",
     )
+    training_rows: int = Field(
+        24, ge=0, description="Test rows that scoring and steps of RL are measured on; 0: none is."
+    )
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],
         min_length=1,

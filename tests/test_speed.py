@@ -36,6 +36,7 @@ MODELS = {family: causal_lm(family, VOCAB, seed=1).double() for family in ("qwen
 OPTIONS = Measurement(
     beams=[2, 4],
     batch_sizes=[2],
+    training_rows=0,
     catalogue_sizes=[20, 50],
     sweep_beams=[1, 3],
     prompt_lengths=[8, 16],

@@ -10,6 +10,7 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,11 @@ import transformers
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, TrainingArguments
 
+from rere.backbones import load_tokenizer
+from rere.data.splits import read_items, read_split
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
+from rere.prompts import PromptEncoder
 from rere.speed.measure import in_turn
 from rere.speed.scoring import close, fastest
 from rere.speed.subject import Subject
@@ -27,7 +31,7 @@ from rere.training.sft import SftTrainer
 SFT = "supervised fine-tuning"
 STOCK = "transformers Trainer"
 OURS = "rere"
-BATCH_SIZE = 32
+NUM_ROWS, BATCH_SIZE = 256, 32
 ROWS_AT_ONCE = (8, 16, 32)
 """Rows a pass, of the step's BATCH_SIZE: each side takes what it is fastest with."""
 
@@ -51,10 +55,9 @@ class PackedTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
 
 
-def rows(
-    subject: Subject, tokenizer: PreTrainedTokenizerBase, dataset: str, data: Sequence[Row]
-) -> Iterator[dict[str, Any]]:
-    """The row of the table (`rere.speed.table`); `data` holds a few hundred rows."""
+def rows(subject: Subject, model: Path, folder: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """The row of the table (`rere.speed.table`) on rows of a data set's training split."""
+    tokenizer, data = load_tokenizer(model), sample(model, folder, seed)
     label = f"speed: {subject.name}, {SFT}"
     trains = {OURS: partial(train, subject), STOCK: partial(train_stock, subject, tokenizer)}
     at_once = {side: fastest(call, data, ROWS_AT_ONCE, label) for side, call in trains.items()}
@@ -62,7 +65,7 @@ def rows(
     timed = in_turn(calls, [data] * 5, label)
     ours, theirs = timed[OURS].median, timed[STOCK].median
     tokens = sum(len(row.prompt) + len(row.response) for row in data) / len(data)
-    words = [subject.name, dataset, f"{tokens:.0f} tokens a row", f"{BATCH_SIZE} rows a step"]
+    words = [subject.name, folder.name, f"{tokens:.0f} tokens a row", f"{BATCH_SIZE} rows a step"]
     words += [f"{at_once[OURS]} rows a pass (theirs {at_once[STOCK]})"]
     words += [f"{torch.get_num_threads()} threads", "float32"]
     yield {
@@ -74,6 +77,15 @@ def rows(
         "ratio": theirs / ours,
         "equal": equals_stock(subject, tokenizer, data[: max(ROWS_AT_ONCE)]),
     }
+
+
+def sample(model: Path, folder: Path, seed: int) -> list[Row]:
+    """Rows of the training split, NUM_ROWS of them or as many whole steps as there are."""
+    encoder = PromptEncoder(load_tokenizer(model), read_items(folder)["title"].to_list())
+    chosen = read_split(folder, "train", NUM_ROWS)
+    prompts = encoder.prompts(chosen["row_id"].to_list(), chosen["history"].to_list(), seed)
+    responses = encoder.responses()
+    return [Row(p, responses[t]) for p, t in zip(prompts, chosen["target"], strict=True)]
 
 
 def train(subject: Subject, at_once: int, data: Sequence[Row]) -> float:

@@ -1,12 +1,14 @@
 """The table of measurements.
 
-{speed}.csv         one row a comparison, in float32 against `generate`, then in bfloat16 against
-                    float32, then the building of the prefix tree alone:
-                    what, against, setting; seconds a row of data (of the tree: in all) and
-                    their ratio, theirs to ours; equal, whether the lists are the same but for
-                    near ties; MB at the peak above the weights, both sides with as many rows a
-                    pass as theirs; differing_lists, the share of rows whose lists differ (in
-                    bfloat16: whose first ten do); NDCG@10
+{speed}.csv         one row a comparison: the search in float32 against `generate`, and in bfloat16
+                    against float32; scoring, a step of RL and SFT against plain ones; the
+                    building of the prefix tree alone:
+                    what, against, setting; seconds a row of data (of a step: a prompt, of the
+                    tree: in all) and their ratio, theirs to ours; equal, whether the lists are
+                    the same but for near ties, or losses and gradients but for rounding; MB at
+                    the peak above the weights, both sides with as many rows a pass as theirs;
+                    differing_lists, the share of rows whose lists differ (in bfloat16: whose
+                    first ten do); NDCG@10
 {speed}.md          the same, to read and to paste
 """
 
@@ -26,6 +28,7 @@ from rere.config import Measurement
 from rere.files import replacing
 from rere.progress import progress
 from rere.reporting.markup import pipes
+from rere.speed import scoring, sft, step
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
 from rere.speed.curves import synthetic_titles
 from rere.speed.generate import generate
@@ -42,7 +45,9 @@ from rere.speed.measure import (
 )
 from rere.speed.subject import GENERATE, SCORINGS, Side, Subject, load, peak_of_search, sample
 
-SEARCH, IN_BFLOAT16, TREE = WHATS = ("beam search", "beam search in bfloat16", "prefix tree")
+SEARCH, IN_BFLOAT16, TREE = "beam search", "beam search in bfloat16", "prefix tree"
+WHATS = (SEARCH, IN_BFLOAT16, scoring.SCORING, step.STEP, sft.SFT, TREE)
+"""The order of the table."""
 SCHEMA = {
     "what": pl.String,
     "against": pl.String,
@@ -81,7 +86,7 @@ def speed(
     data: Path,
     output: Path,
 ) -> None:
-    """Measure the search of the models in folders, each on some test rows of a data set.
+    """Measure the models in folders, their search on some test rows of a data set each.
 
     Writes `output`, a .csv, and its .md.
     """
@@ -93,8 +98,9 @@ def speed(
         for num_beams in options.beams:
             sides = measure(options, subject, num_beams, prompts, targets, peak)
             measured += compare(subject, data.name, num_beams, prompts, sides)
+        if options.training_rows:
+            measured += training(options, subject, model, data, prompts)
     measured.append(build_row(options, subject))
-    # Stable: bfloat16 and the tree go to the end.
     measured.sort(key=lambda row: WHATS.index(row["what"]))
     table = pl.DataFrame(measured, schema=SCHEMA)
     texts = {".csv": table.write_csv(float_precision=6), ".md": markdown(table)}
@@ -225,6 +231,16 @@ def equals_plain(subject: Subject, num_beams: int, prompts: Prompts, ours: Measu
         if not same_ranking(mine, expected, [score for _, score in found]):
             return False
     return True
+
+
+def training(
+    options: Measurement, subject: Subject, model: Path, data: Path, prompts: Prompts
+) -> Iterator[dict[str, Any]]:
+    """The table's rows of what trains a model."""
+    chosen = spread(prompts, options.training_rows)
+    yield from scoring.rows(subject, model, data, chosen, options.beams[0])
+    yield from step.rows(subject, data.name, chosen)
+    yield from sft.rows(subject, model, data, options.seed)
 
 
 def build_row(options: Measurement, subject: Subject) -> dict[str, Any]:
