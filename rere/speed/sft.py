@@ -16,7 +16,12 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainingArguments,
+)
 
 from rere.backbones import load_tokenizer
 from rere.data.splits import read_items, read_split
@@ -62,7 +67,7 @@ def rows(subject: Subject, model: Path, folder: Path, seed: int) -> Iterator[dic
     trains = {OURS: partial(train, subject), STOCK: partial(train_stock, subject, tokenizer)}
     at_once = {side: fastest(call, data, ROWS_AT_ONCE, label) for side, call in trains.items()}
     calls = {side: partial(call, at_once[side]) for side, call in trains.items()}
-    timed = in_turn(calls, [data] * 5, label)
+    timed = in_turn(calls, [data] * 3, label)
     ours, theirs = timed[OURS].median, timed[STOCK].median
     tokens = sum(len(row.prompt) + len(row.response) for row in data) / len(data)
     words = [subject.name, folder.name, f"{tokens:.0f} tokens a row", f"{BATCH_SIZE} rows a step"]
@@ -97,7 +102,7 @@ def train(subject: Subject, at_once: int, data: Sequence[Row]) -> float:
         train_dataset=list(data),
         data_collator=collate,
     )
-    return trainer.train().training_loss
+    return quietly(trainer)
 
 
 def train_stock(
@@ -110,6 +115,11 @@ def train_stock(
         train_dataset=[labelled(row) for row in data],
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
+    return quietly(trainer)
+
+
+def quietly(trainer: transformers.Trainer) -> float:
+    trainer.remove_callback(PrinterCallback)
     return trainer.train().training_loss
 
 

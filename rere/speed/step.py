@@ -35,6 +35,8 @@ PLAIN = "plain step"
 PROMPTS, GROUP_SIZE, MAX_NORM = 4, 16, 0.3
 AT_ONCE = (1, 2, 4)
 """Prompts of a search, and of a training pass: every side takes what it is fastest with."""
+BETAS = (1e-3, 0.0)
+"""The paper's weight of the KL, and none."""
 EVERY = 4
 """One prompt in so many has its target among the candidates."""
 
@@ -168,11 +170,12 @@ def rows(subject: Subject, dataset: str, prompts: Prompts) -> Iterator[dict[str,
     that teach nothing skipped, against the plain step without.
     """
     batches = [with_targets(subject, batch) for batch in batched(prompts, PROMPTS)]
-    steps = {(side, 1e-3): make(subject, side, 1e-3) for side in (*SCORINGS, PLAIN)}
-    steps |= {(side, 0.0): make(subject, side, 0.0) for side in (*SCORINGS, PLAIN)}
+    sides = (*SCORINGS, PLAIN)
+    steps = {(side, beta): make(subject, side, beta) for beta in BETAS for side in sides}
     label = f"speed: {subject.name}, {STEP}"
-    at_once = {key: tuned(step, batches[len(batches) // 2], label) for key, step in steps.items()}
-    calls = {key: partial(step, at_once[key]) for key, step in steps.items()}
+    middle = batches[len(batches) // 2]
+    at_once = {side: tuned(steps[side, BETAS[0]], middle, label) for side in sides}
+    calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label)
     for (side, beta), ours in timed.items():
         if side == PLAIN:
@@ -180,11 +183,8 @@ def rows(subject: Subject, dataset: str, prompts: Prompts) -> Iterator[dict[str,
         theirs = timed[PLAIN, beta]
         words = [subject.name, dataset, f"{PROMPTS} prompts x {GROUP_SIZE} candidates", side]
         words += ["with reference"] if beta else [f"silent groups skipped, hit rate {1 / EVERY}"]
-        words += [
-            "{} and {} prompts at a time (theirs {} and {})".format(
-                *at_once[side, beta], *at_once[PLAIN, beta]
-            )
-        ]
+        ours_at_once, theirs_at_once = at_once[side], at_once[PLAIN]
+        words += [f"{ours_at_once} prompts at a time (theirs {theirs_at_once})"]
         words += [f"{torch.get_num_threads()} threads", "float32"]
         yield {
             "what": STEP,
