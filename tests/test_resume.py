@@ -318,3 +318,10 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, init, data):
         pytest.raises(InputError, match="checkpoints: another process is training here"),
     ):
         sft(OPTIONS["sft"], init, data, 0, tmp_path)
+
+
+def test_a_launcher_of_several_processes_is_refused(tmp_path, init, data, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="trains in one process"):
+        sft(OPTIONS["sft"], init, data, 0, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

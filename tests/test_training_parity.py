@@ -215,6 +215,7 @@ def test_four_steps_of_the_released_update(tmp_path, monkeypatch):
         for name, weight in plain.weights.items():
             torch.testing.assert_close(ours.weights[name], weight, atol=1e-5, rtol=0)
     # Clipped and not; and the weights moved by more than the tolerance.
-    assert min(step.grad_norm for step in expected) < 0.3 < max(s.grad_norm for s in expected)
+    norms = [step.grad_norm for step in expected]
+    assert min(norms) < FAITHFUL.max_grad_norm < max(norms), norms
     start = dict(load_model(init).double().named_parameters())
     assert max((expected[-1].weights[n] - start[n]).abs().max() for n in start) > 1e-2

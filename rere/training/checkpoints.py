@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,10 @@ def resumable(
     """The checkpoints of the training run in `output`; log.jsonl and run.json when it ends well.
 
     They go then, and stay when the run fails or is killed. Raises InputError where another
-    process trains in the same folder.
+    process trains in the same folder, and under a launcher of several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("a run trains in one process, on one device; start it without a launcher")
     folder = output / "checkpoints"
     with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:

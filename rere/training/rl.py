@@ -6,7 +6,6 @@ objective (policy gradient and KL). Every candidate of a group is a valid, disti
 
 import copy
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,27 +114,23 @@ class RlTrainer(Trainer):
         silent = advantages.silent(advantage)
 
         # Objective: a mean over all candidates of the step, pass after pass.
-        count = self.accelerator.reduce(exists.sum().float(), "mean")
         beta, passes = options.beta, self.passes(silent.tolist())
         if not passes:
-            # One without gradient: the optimiser and other devices wait for it.
-            beta, passes = 0.0, [[0]]
+            beta, passes = 0.0, [[0]]  # its gradient is 0: the optimiser steps all the same
         loss, kl_sum, entropy_sum, tokens = torch.zeros(4, device=leaf.device)
         leaf_on_host = leaf.cpu()
         for rows in passes:
             packed = pack_leaves(
                 [prompts[row] for row in rows], leaf_on_host[rows], self.host_tree, options.scoring
             ).to(leaf.device)
-            last = rows is passes[-1]
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                with self.autocast():
-                    log_prob, entropy = token_scores(model, packed)  # (B, N)
-                    kl = None
-                    if beta > 0:
-                        kl = objectives.k3(log_prob, self.reference_log_probs(packed))
-                        kl_sum += kl.detach().sum()
-                    part = objectives.grpo(log_prob, advantage[rows], kl, beta, packed, count)
-                self.accelerator.backward(part)
+            with self.autocast():
+                log_prob, entropy = token_scores(model, packed)  # (B, N)
+                kl = None
+                if beta > 0:
+                    kl = objectives.k3(log_prob, self.reference_log_probs(packed))
+                    kl_sum += kl.detach().sum()
+                part = objectives.grpo(log_prob, advantage[rows], kl, beta, packed, exists.sum())
+            self.accelerator.backward(part)
             loss += part.detach()
             entropy_sum += entropy.sum()
             tokens += (packed.candidate < packed.num_candidates).sum()
@@ -147,7 +142,9 @@ class RlTrainer(Trainer):
             distinct=num_distinct(leaf).float().mean(),
             **({"kl": kl_sum / tokens} if options.beta > 0 else {}),
             entropy=entropy_sum / tokens,
-            skipped=torch.tensor(1 - sum(map(len, passes)) / len(prompts)),
+            skipped=exists.new_tensor(
+                1 - sum(map(len, passes)) / len(prompts), dtype=torch.float32
+            ),
             candidates=exists.sum(),
         )
         return loss

@@ -87,11 +87,11 @@ class Trainer(transformers.Trainer):
         self.state.log_history.clear()  # the step log has it; checkpoints would grow with it
 
     def step_values(self) -> dict[str, float]:
-        """What the step recorded, read from the device at once, the mean over devices."""
+        """What the step recorded, read from the device at once."""
         if not self.step_metrics:
             return {}
-        values = self.accelerator.reduce(torch.stack([*self.step_metrics.values()]), "mean")
-        return dict(zip(self.step_metrics, values.tolist(), strict=True))
+        values = torch.stack([*self.step_metrics.values()]).tolist()
+        return dict(zip(self.step_metrics, values, strict=True))
 
     def stop_if_not_finite(self, logs: dict[str, float]) -> None:
         """Raise InputError before a checkpoint of such weights can be written."""
@@ -198,7 +198,7 @@ def training_arguments(
 
     Checkpoints lie in `folder`; the weights with the best validation end the run.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         run_name=str(folder.parent),
         seed=seed,
@@ -226,6 +226,9 @@ def training_arguments(
         remove_unused_columns=False,
         **more,
     )
+    # One device a run: the Trainer would copy the model to all that it sees, and take as many rows.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
