@@ -187,9 +187,7 @@ def test_another_gradient_is_not_equal(subject, monkeypatch):
 def test_the_row_of_sft(inputs, monkeypatch):
     monkeypatch.setattr(sft, "BATCH_SIZE", 4)
     monkeypatch.setattr(sft, "ROWS_AT_ONCE", (2, 4))
-    subject = load("fixed", *inputs, ["float32"])
-    data = [sft.Row(p, response) for p, response in zip(PROMPTS, subject.sequences, strict=True)]
-    (row,) = sft.rows(subject, tokenizer("qwen2"), "cycle", data)
+    (row,) = sft.rows(load("fixed", *inputs, ["float32"]), *inputs, seed=0)
     assert row["equal"]
     assert row.keys() <= SCHEMA.keys()
 

@@ -85,7 +85,7 @@ def rows(subject: Subject, model: Path, folder: Path, seed: int) -> Iterator[dic
 
 
 def sample(model: Path, folder: Path, seed: int) -> list[Row]:
-    """Rows of the training split, NUM_ROWS of them or as many whole steps as there are."""
+    """Rows of the training split, NUM_ROWS of them at most."""
     encoder = PromptEncoder(load_tokenizer(model), read_items(folder)["title"].to_list())
     chosen = read_split(folder, "train", NUM_ROWS)
     prompts = encoder.prompts(chosen["row_id"].to_list(), chosen["history"].to_list(), seed)
