@@ -161,7 +161,8 @@ def test_the_rows_of_steps(subject, small_steps):
 def inputs(tmp_path_factory):
     """A model's folder and a data folder."""
     root = tmp_path_factory.mktemp("training")
-    return write_fixed_model(root / "fixed"), write_data(root / "cycle", CYCLE)
+    rows = [([start, (start + 1) % 8], (start + 2) % 8) for start in range(8)]
+    return write_fixed_model(root / "fixed"), write_data(root / "cycle", CYCLE, train=rows)
 
 
 def test_the_rows_of_scoring(inputs, monkeypatch):
