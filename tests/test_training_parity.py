@@ -24,12 +24,13 @@ from rere.training import models
 from rere.training.rl import RlTrainer, rl
 from rere.training.trainer import StepLog
 
-# The released trainer's, but for a rate at which four steps show, and a smaller group.
+# The released trainer's, but for a rate and a beta at which four steps show, a smaller group, and a
+# norm that is exceeded in the last step alone.
 FAITHFUL = RlOptions(
     learning_rate=1e-2,
     warmup=0.25,
     weight_decay=0.01,
-    max_grad_norm=0.3,
+    max_grad_norm=0.03,
     steps=4,
     prompts=8,
     rows_per_pass=2,

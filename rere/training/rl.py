@@ -114,6 +114,7 @@ class RlTrainer(Trainer):
         silent = advantages.silent(advantage)
 
         # Objective: a mean over all candidates of the step, pass after pass.
+        count = exists.sum()
         beta, passes = options.beta, self.passes(silent.tolist())
         if not passes:
             beta, passes = 0.0, [[0]]  # its gradient is 0: the optimiser steps all the same
@@ -129,7 +130,7 @@ class RlTrainer(Trainer):
                 if beta > 0:
                     kl = objectives.k3(log_prob, self.reference_log_probs(packed))
                     kl_sum += kl.detach().sum()
-                part = objectives.grpo(log_prob, advantage[rows], kl, beta, packed, exists.sum())
+                part = objectives.grpo(log_prob, advantage[rows], kl, beta, packed, count)
             self.accelerator.backward(part)
             loss += part.detach()
             entropy_sum += entropy.sum()
@@ -142,10 +143,8 @@ class RlTrainer(Trainer):
             distinct=num_distinct(leaf).float().mean(),
             **({"kl": kl_sum / tokens} if options.beta > 0 else {}),
             entropy=entropy_sum / tokens,
-            skipped=exists.new_tensor(
-                1 - sum(map(len, passes)) / len(prompts), dtype=torch.float32
-            ),
-            candidates=exists.sum(),
+            skipped=reward.new_tensor(1 - sum(map(len, passes)) / len(prompts)),
+            candidates=count,
         )
         return loss
 
