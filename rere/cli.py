@@ -137,6 +137,18 @@ class RepeatLast(Baseline, config.RepeatLast):
     """Rank the user's own history, latest first, then by popularity."""
 
 
+class ItemKnn(Baseline, config.ItemKnn):
+    """Rank by similarity to the items of the user's history."""
+
+
+class Gru4rec(Baseline, config.Gru4rec):
+    """Recurrent sequential recommendation."""
+
+
+class Caser(Baseline, config.Caser):
+    """Convolutional sequential recommendation."""
+
+
 class Sasrec(Baseline, config.Sasrec):
     """Self-attentive sequential recommendation."""
 
@@ -312,6 +324,9 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "rl": Rl,
     "baseline popularity": Popularity,
     "baseline repeat_last": RepeatLast,
+    "baseline item_knn": ItemKnn,
+    "baseline gru4rec": Gru4rec,
+    "baseline caser": Caser,
     "baseline sasrec": Sasrec,
     "recommend": Recommend,
     "recommend --history": RecommendTitles,

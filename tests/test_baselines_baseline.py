@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from rere.baselines.baseline import baseline
-from rere.config import Evaluation, Popularity, RepeatLast, Sasrec
+from rere.config import Caser, Evaluation, Gru4rec, ItemKnn, Popularity, RepeatLast, Sasrec
 from rere.data.factors import FACTORS, Factors
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 
 NUM_ITEMS = 30
-SASREC = Sasrec(hidden_size=8, num_layers=1, batch_size=64, epochs=3)
+SIZE = {"hidden_size": 8, "batch_size": 64, "epochs": 3}
+SASREC = Sasrec(num_layers=1, **SIZE)
+TRAINED = [Gru4rec(**SIZE), Caser(**SIZE), SASREC]
 EVALUATION = Evaluation(rows=None, list_length=20)
 
 
@@ -67,12 +69,23 @@ def test_repeat_last_of_a_sample_of_rows(data, tmp_path):
         assert len(ranked) == 20
 
 
-def test_the_test_split_changes_no_training(data, tmp_path):
-    before = run(SASREC, data, tmp_path / "a" / "predictions.parquet")
+def test_item_knn_counts_training_rows(data, tmp_path):
+    predictions = run(ItemKnn(), data, tmp_path / "run" / "predictions.parquet")
+    # Row 0 reads items 0 and 1. Baskets are three items in a row, three times each, so neighbours
+    # share 2 of 3 baskets and those two apart 1: items 0, 1, 2 and 29 have 2/3, 2/3, 2/3 + 1/3
+    # and 2/3 + 1/3, and of equals the one with more training targets is first.
+    assert predictions["items"][0].to_list()[:4] == [29, 2, 1, 0]
+    assert predictions["scores"][0].to_list()[:4] == pytest.approx([1, 1, 2 / 3, 2 / 3])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
+
+
+@pytest.mark.parametrize("options", TRAINED)
+def test_the_test_split_changes_no_training(data, tmp_path, options):
+    before = run(options, data, tmp_path / "a" / "predictions.parquet")
     log = (tmp_path / "a" / "log.jsonl").read_bytes()
     test = pl.read_parquet(data / "test.parquet")
     test.with_columns(target=pl.lit(0, pl.Int32)).write_parquet(data / "test.parquet")
-    after = run(SASREC, data, tmp_path / "b" / "predictions.parquet")
+    after = run(options, data, tmp_path / "b" / "predictions.parquet")
     assert (tmp_path / "b" / "log.jsonl").read_bytes() == log
     assert [json.loads(line)["epoch"] for line in log.splitlines()] == [1, 2, 3]
     assert after.drop("target").equals(before.drop("target"))
@@ -96,13 +109,14 @@ def test_training_never_opens_the_test_split(data, tmp_path):
     assert not (tmp_path / "predictions.parquet").exists()
 
 
-def test_history_items_stay_rankable(data, tmp_path):
+@pytest.mark.parametrize("options", [*TRAINED, ItemKnn()])
+def test_the_whole_catalogue_is_ranked_history_and_all(data, tmp_path, options):
     evaluation = Evaluation(rows=None, list_length=NUM_ITEMS)
-    predictions = run(SASREC, data, tmp_path / "p.parquet", evaluation=evaluation)
+    predictions = run(options, data, tmp_path / "p.parquet", evaluation=evaluation)
     assert all(sorted(ranked) == list(range(NUM_ITEMS)) for ranked in predictions["items"])
 
 
-@pytest.mark.parametrize("options", [Popularity(), RepeatLast(), SASREC])
+@pytest.mark.parametrize("options", [Popularity(), RepeatLast(), ItemKnn(), *TRAINED])
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_small_a_catalogue(data, tmp_path, options, count):
     items(count).write_parquet(data / "items.parquet")
@@ -111,12 +125,13 @@ def test_too_small_a_catalogue(data, tmp_path, options, count):
     assert not (tmp_path / "predictions.parquet").exists()
 
 
-def test_popularity_runs_without_torch(data, tmp_path):
+@pytest.mark.parametrize("model", ["Popularity", "RepeatLast", "ItemKnn"])
+def test_what_is_not_trained_runs_without_torch(data, tmp_path, model):
     code = (
-        "import sys; from pathlib import Path; from rere.config import Evaluation, Popularity\n"
+        f"import sys; from pathlib import Path; from rere.config import Evaluation, {model}\n"
         "from rere.baselines.baseline import baseline\n"
         f"data, output = Path({str(data)!r}), Path({str(tmp_path / 'p.parquet')!r})\n"
-        "baseline(Popularity(), Evaluation(), data, 0, output)\n"
+        f"baseline({model}(), Evaluation(), data, 0, output)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""SASRec and its training, on patterns that have one right answer."""
+"""Training and ranking of the networks, on patterns that have one right answer."""
 
 import io
 import json
@@ -10,16 +10,33 @@ import pytest
 import torch
 
 from rere.baselines import sequential
-from rere.baselines.sasrec import SasrecModel, visible_keys
-from rere.baselines.sequential import fit, next_items, padded, top_items, validate
-from rere.config import Sasrec
+from rere.baselines.network import Network
+from rere.baselines.sasrec import SasrecModel
+from rere.baselines.sequential import (
+    bce_loss,
+    fit,
+    next_items,
+    padded,
+    softmax_loss,
+    top_items,
+    validate,
+)
+from rere.config import Caser, Gru4rec, Sasrec, Sequential
 from rere.errors import InputError
 
 NUM_ITEMS = 12
 PADDING = NUM_ITEMS
-OPTIONS = Sasrec(
-    hidden_size=16, dropout=0.1, learning_rate=1e-2, batch_size=16, epochs=8, patience=8
-)
+SETTINGS = {
+    "hidden_size": 16,
+    "dropout": 0.1,
+    "learning_rate": 1e-2,
+    "batch_size": 16,
+    "epochs": 8,
+    "patience": 8,
+}
+OPTIONS = Sasrec(**SETTINGS)
+EACH = [OPTIONS, Gru4rec(**SETTINGS), Caser(**SETTINGS)]
+each_network = pytest.mark.parametrize("options", EACH, ids=[options.model for options in EACH])
 
 
 def cycle(length: int = 5) -> pl.DataFrame:
@@ -38,7 +55,7 @@ def rows(histories: list[list[int]], targets: list[int]) -> pl.DataFrame:
     return pl.DataFrame({"history": histories, "target": targets}, schema=schema)
 
 
-def trained(seed: int = 0, options: Sasrec = OPTIONS) -> SasrecModel:
+def trained(seed: int = 0, options: Sequential = OPTIONS) -> Network:
     return fit(options, NUM_ITEMS, cycle(), cycle(), seed, io.StringIO())
 
 
@@ -63,36 +80,6 @@ def test_next_items_skip_padding():
     places, following = next_items(histories, torch.tensor([6, 4], dtype=torch.int32), PADDING)
     assert places.tolist() == [2, 3, 4, 5]
     assert following.tolist() == [6, 2, 3, 4]
-
-
-def test_queries_see_themselves_and_earlier_items():
-    visible = visible_keys(torch.tensor([[True, False, False]]))
-    assert visible.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
-
-
-def test_more_padding_changes_no_score(untrained):
-    short = torch.tensor([[3, 1, 4]])
-    long = torch.tensor([[PADDING] * 5 + [3, 1, 4]])
-    with torch.no_grad():
-        expected = untrained.scores(untrained(short)[:, -1])
-        torch.testing.assert_close(
-            untrained.scores(untrained(long)[:, -1]), expected, atol=1e-6, rtol=1e-6
-        )
-        # The padding's own embedding is out of reach, whatever it holds.
-        untrained.items.weight[PADDING] = 100.0
-        torch.testing.assert_close(
-            untrained.scores(untrained(long)[:, -1]), expected, atol=1e-6, rtol=1e-6
-        )
-        assert not torch.allclose(untrained.scores(untrained(short.flip(1))[:, -1]), expected)
-
-
-def test_a_later_item_changes_no_earlier_state(untrained):
-    histories = torch.tensor([[PADDING, 3, 1, 4, 1], [PADDING, 3, 1, 7, 1]])
-    with torch.no_grad():
-        states = untrained(histories)  # (2, 5, D)
-    assert torch.equal(states[0, :3], states[1, :3])
-    assert not torch.allclose(states[0, 3], states[1, 3])
-    assert not torch.allclose(states[0, 4], states[1, 4])
 
 
 def test_an_empty_history_has_finite_scores(untrained):
@@ -123,15 +110,60 @@ def test_validation_is_the_mean_gain(untrained):
     assert validate(untrained, valid) == pytest.approx(0.5 / math.log2(3))
 
 
-def test_learns_a_cycle():
-    model = trained(options=OPTIONS.model_copy(update={"epochs": 60}))
+def toy(weights: list[list[float]]) -> Network:
+    """A network of that many items with these embeddings, whose scores can be worked out."""
+    model = SasrecModel(Sasrec(hidden_size=2, num_heads=1), len(weights), max_history=1)
+    with torch.no_grad():
+        model.items.weight[: len(weights)] = torch.tensor(weights)
+    return model
+
+
+def test_softmax_loss_by_hand():
+    # Scores (1, 2, 0) of target 1: log(e + e^2 + 1) - 2. Scores (0, 0, 0) of target 2: log 3.
+    model = toy([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0]])
+    states = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    expected = (math.log(math.e + math.e**2 + 1) - 2 + math.log(3)) / 2
+    assert softmax_loss(model, states, torch.tensor([1, 2])).item() == pytest.approx(expected)
+
+
+def test_bce_loss_by_hand():
+    # Of two items the negative is the other one. Target 0 scores 1 and item 1 scores 2, then
+    # target 1 scores 6 and item 0 scores 3: -log s(1) - log s(-2), -log s(6) - log s(-3), where
+    # -log s(x) = log(1 + e^-x).
+    model = toy([[1.0, 0.0], [2.0, 0.0]])
+    states = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    terms = [math.log1p(math.exp(-x)) for x in (1, -2, 6, -3)]
+    loss = bce_loss(model, states, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(sum(terms) / 2)
+
+
+def test_negatives_are_the_other_items_equally_often():
+    # The target, which scores 100, costs 100 as a negative. The others score 0, 0 and 3.
+    model = toy([[0.0, 0.0], [100.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
+    torch.manual_seed(0)
+    count = 20000
+    loss = bce_loss(model, torch.tensor([[1.0, 0.0]]).expand(count, 2), torch.full((count,), 1))
+    expected = (2 * math.log(2) + math.log1p(math.exp(3))) / 3
+    assert loss.item() == pytest.approx(expected, abs=0.03)  # 1.09 / sqrt(20000) = 0.008
+
+
+@each_network
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_learns_a_cycle(options, loss):
+    changes = {"loss": loss, "dropout": 0.0, "learning_rate": 2e-2, "epochs": 80, "patience": 80}
+    model = trained(options=options.model_copy(update=changes))
     items, _ = top_items(model, cycle()["history"], 1)
     assert items[:, 0].tolist() == cycle()["target"].to_list()
 
 
-def test_the_seed_alone_decides():
+@each_network
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_the_seed_alone_decides(options, loss):
+    options = options.model_copy(update={"loss": loss, "epochs": 2})
     histories = cycle()["history"]
-    first, again, other = (top_items(trained(seed), histories, NUM_ITEMS)[1] for seed in (1, 1, 2))
+    first, again, other = (
+        top_items(trained(seed, options), histories, NUM_ITEMS)[1] for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
 

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from rere.baselines.item_knn import item_knn
 from rere.baselines.trivial import popularity, repeat_last
-from rere.config import Evaluation, Popularity, RepeatLast, Sasrec
+from rere.config import Evaluation, ItemKnn, Popularity, RepeatLast, Sequential
 from rere.data.splits import read_items, read_split
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 
 
 def baseline(
-    options: Popularity | RepeatLast | Sasrec,
+    options: Popularity | RepeatLast | ItemKnn | Sequential,
     evaluation: Evaluation,
     data: Path,
     seed: int,
@@ -29,8 +30,9 @@ def baseline(
             f"{data / 'items.parquet'}: has {len(items)} items and a ranking needs two; "
             "preprocess with a smaller core"
         )
-    if isinstance(options, Sasrec):
-        # Imported here, for torch takes seconds to import and the other two do without it.
+    length = evaluation.list_length
+    if isinstance(options, Sequential):
+        # Imported here, for torch takes seconds to import and the others do without it.
         from rere.baselines.sequential import factors, fit, top_items
         from rere.data.factors import FACTORS
 
@@ -40,9 +42,15 @@ def baseline(
             model = fit(options, len(items), train, valid, seed, log)
         factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)
-        ranked, scores = top_items(model, rows["history"], evaluation.list_length)
-        write_predictions(output, rows, ranked.tolist(), scores.tolist())
+        ranked, scores = (best.tolist() for best in top_items(model, rows["history"], length))
     else:
-        rank = popularity if isinstance(options, Popularity) else repeat_last
         rows = read_split(data, "test", evaluation.rows)
-        write_predictions(output, rows, *rank(items, rows, evaluation.list_length))
+        match options:
+            case Popularity():
+                ranked, scores = popularity(items, rows, length)
+            case RepeatLast():
+                ranked, scores = repeat_last(items, rows, length)
+            case ItemKnn():
+                train = read_split(data, "train")
+                ranked, scores = item_knn(options.neighbours, items, train, rows, length)
+    write_predictions(output, rows, ranked, scores)

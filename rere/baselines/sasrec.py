@@ -1,6 +1,6 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018).
 
-    B histories in a batch, T items in the longest, D hidden size, H heads, N items
+    B histories in a batch, T items in the longest, D hidden size, H heads
 
 The paper's network: item embeddings plus learned positions, blocks of causal self-attention and
 a point-wise feed-forward layer of the same width, layer normalisation before each, an item's
@@ -13,20 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rere.baselines.network import Network, initialise
 from rere.config import Sasrec
 
 
-class SasrecModel(nn.Module):
-    """Histories of item ids to states, states to item scores.
-
-    Histories are padded on the left with the id `padding`, which is the number of items.
-    """
+class SasrecModel(Network):
+    """Causal self-attention over the items of a history."""
 
     def __init__(self, options: Sasrec, num_items: int, max_history: int) -> None:
-        super().__init__()
-        self.padding = num_items
-        self.max_history = max_history
-        self.items = nn.Embedding(num_items + 1, options.hidden_size, padding_idx=self.padding)
+        super().__init__(options, num_items, max_history)
         self.positions = nn.Embedding(max_history, options.hidden_size)
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.num_layers))
@@ -42,10 +37,6 @@ class SasrecModel(nn.Module):
         for block in self.blocks:
             states = block(states, visible)
         return self.norm(states)
-
-    def scores(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of the next item: (..., D) -> (..., N)."""
-        return states @ self.items.weight[: self.padding].T
 
 
 class Block(nn.Module):
@@ -91,14 +82,3 @@ def visible_keys(padded: torch.Tensor) -> torch.Tensor:
     # Padding sees itself: a query without any key would be a softmax over nothing, NaN.
     itself = torch.eye(length, dtype=torch.bool, device=padded.device)
     return (causal & ~padded[:, None, None, :]) | itself
-
-
-def initialise(module: nn.Module) -> None:
-    """Small normal weights and zero biases, so that training starts near the uniform softmax."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        with torch.no_grad():
-            module.weight[module.padding_idx].zero_()

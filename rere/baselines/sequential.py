@@ -1,13 +1,16 @@
-"""Training and ranking of sequential recommenders: whatever turns item ids into next-item scores.
+"""Training and ranking of sequential networks: one loop, two losses.
 
-The loss is the softmax cross-entropy over the whole catalogue, a stronger baseline than SASRec's
-own binary cross-entropy with one sampled negative (Klenitskiy & Vasilev, "Turning Dross Into Gold
-Loss", RecSys 2023).
+`softmax` is the cross-entropy over the whole catalogue. It makes stronger baselines than SASRec's
+own loss, `bce`, the binary cross-entropy with one sampled negative a target (Klenitskiy &
+Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). Where SASRec draws negatives among the items
+that the user never took, here they are any items but the target: the training rows do not tell
+what a user took later.
 """
 
 import copy
 import json
 import math
+from collections.abc import Callable
 from typing import TextIO
 
 import numpy as np
@@ -15,8 +18,11 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 
+from rere.baselines.caser import CaserModel
+from rere.baselines.gru4rec import Gru4recModel
+from rere.baselines.network import Network
 from rere.baselines.sasrec import SasrecModel
-from rere.config import Sasrec
+from rere.config import Sequential
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, gains, target_ranks
@@ -24,16 +30,17 @@ from rere.progress import progress
 
 SELECTION = "NDCG@10"
 ROWS_A_PASS = 512
+NETWORKS = {"gru4rec": Gru4recModel, "caser": CaserModel, "sasrec": SasrecModel}
 
 
 def fit(
-    options: Sasrec,
+    options: Sequential,
     num_items: int,
     train: pl.DataFrame,
     valid: pl.DataFrame,
     seed: int,
     log: TextIO,
-) -> SasrecModel:
+) -> Network:
     """A model trained on the rows of `train`, as it was after its best epoch on those of `valid`.
 
     Both have the columns `history` and `target` of `rere.data.splits`; `log` gets a JSON line an
@@ -43,7 +50,7 @@ def fit(
     """
     torch.manual_seed(seed)
     max_history = train["history"].list.len().max()
-    model = SasrecModel(options, num_items, max_history)
+    model = NETWORKS[options.model](options, num_items, max_history)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = torch.optim.Adam(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
@@ -55,13 +62,14 @@ def fit(
     # predicts each event about once. The last position of every window alone would do that too,
     # but costs T times the attention and gets less far in the same time.
     windows = math.ceil(len(train) ** 2 / int((histories != model.padding).sum()))
+    loss_of = LOSSES[options.loss]
     best, best_epoch, best_weights = -1.0, 0, {}
     with progress(options.epochs * windows, options.model) as bar:
         for epoch in range(1, options.epochs + 1):
             model.train()
             losses = []
             for rows in torch.randperm(len(train))[:windows].split(options.batch_size):
-                losses.append(step(model, optimizer, histories[rows], targets[rows]))
+                losses.append(step(model, loss_of, optimizer, histories[rows], targets[rows]))
                 bar.update(len(rows))
             loss = torch.stack(losses).mean().item()
             if not math.isfinite(loss):
@@ -83,7 +91,8 @@ def fit(
 
 
 def step(
-    model: SasrecModel,
+    model: Network,
+    loss_of: Callable[..., torch.Tensor],
     optimizer: torch.optim.Optimizer,
     histories: torch.Tensor,
     targets: torch.Tensor,
@@ -93,7 +102,7 @@ def step(
     # Found on the CPU, where it costs no synchronisation; padding is most of a short history.
     places, following = next_items(histories, targets, model.padding)
     states = model(histories.to(device)).flatten(0, 1)[places.to(device)]  # (places, D)
-    loss = F.cross_entropy(model.scores(states), following.to(device))
+    loss = loss_of(model, states, following.to(device))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -113,7 +122,28 @@ def next_items(
     return places, following.flatten()[places].long()
 
 
-def validate(model: SasrecModel, valid: pl.DataFrame) -> float:
+def softmax_loss(model: Network, states: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Mean of -log softmax(scores)[target] for states (places, D), targets (places,); ()."""
+    return F.cross_entropy(model.scores(states), following)
+
+
+def bce_loss(model: Network, states: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid(target's score) - log(1 - sigmoid(negative's score)); ().
+
+    States (places, D), targets (places,); a negative is drawn uniformly from the other items.
+    """
+    offsets = torch.randint_like(following, 1, model.padding)
+    negatives = (following + offsets) % model.padding
+    positive, negative = (
+        (states * model.items(items)).sum(dim=-1) for items in (following, negatives)
+    )
+    return -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()
+
+
+LOSSES = {"softmax": softmax_loss, "bce": bce_loss}
+
+
+def validate(model: Network, valid: pl.DataFrame) -> float:
     """Mean NDCG@10 of the rows' targets, items told apart by id, over the whole catalogue."""
     ranked, _ = top_items(model, valid["history"], 10)
     ranks = target_ranks(ranked, valid["target"].to_numpy())
@@ -122,7 +152,7 @@ def validate(model: SasrecModel, valid: pl.DataFrame) -> float:
 
 @torch.inference_mode()
 def top_items(
-    model: SasrecModel, histories: pl.Series, length: int
+    model: Network, histories: pl.Series, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `length` best items after each history, best first, and their logits.
 
@@ -139,7 +169,7 @@ def top_items(
 
 
 @torch.inference_mode()
-def last_states(model: SasrecModel, histories: pl.Series) -> torch.Tensor:
+def last_states(model: Network, histories: pl.Series) -> torch.Tensor:
     """The state after each history, (rows, D) on the model's device."""
     model.eval()
     device = next(model.parameters()).device
@@ -147,7 +177,7 @@ def last_states(model: SasrecModel, histories: pl.Series) -> torch.Tensor:
     return torch.cat([model(batch.to(device))[:, -1] for batch in batches])
 
 
-def factors(model: SasrecModel, rows: pl.DataFrame) -> Factors:
+def factors(model: Network, rows: pl.DataFrame) -> Factors:
     """What `model.scores` multiplies, for the histories of `rows`, in the order of row_id."""
     rows = rows.sort("row_id")
     return Factors(

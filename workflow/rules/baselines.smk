@@ -14,7 +14,7 @@ OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
 
 
 rule baseline:
-    """Rank the test rows by popularity or by repetition"""
+    """Rank the test rows by popularity, by repetition or by nearest items"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
@@ -28,7 +28,7 @@ rule baseline:
     benchmark:
         "benchmarks/baseline/{dataset}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=baselines("popularity", "repeat_last"),
+        method=baselines("popularity", "repeat_last", "item_knn"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -56,4 +56,4 @@ use rule baseline as sequential with:
         run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
         factors="results/runs/{dataset}/none/{method}/seed{seed}/factors.safetensors",
     wildcard_constraints:
-        method=baselines("sasrec"),
+        method=baselines("gru4rec", "caser", "sasrec"),

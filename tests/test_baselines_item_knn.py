@@ -1,0 +1,79 @@
+"""Item-based neighbours on rows small enough to count by hand."""
+
+from math import sqrt
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rere.baselines.item_knn import baskets, cosines, item_knn, nearest
+
+HISTORY = {"history": pl.List(pl.Int32), "target": pl.Int32}
+
+
+def rows(histories: list[list[int]], targets: list[int]) -> pl.DataFrame:
+    return pl.DataFrame({"history": histories, "target": targets}, schema=HISTORY)
+
+
+def catalogue(counts: list[int]) -> pl.DataFrame:
+    return pl.DataFrame({"item_id": range(len(counts)), "count": counts})
+
+
+TRAIN = rows([[0], [0, 1, 0], [3, 1]], [1, 2, 0])
+"""The baskets 01, 012, 013: item 0 is in 3, 1 in 3, 2 and 3 in 1 each, 4 in none."""
+
+ITEMS = catalogue([1, 1, 1, 0, 7])
+
+
+def test_baskets_hold_each_item_once():
+    assert baskets(TRAIN, 4, target=True).toarray().tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 1, 0, 1],
+    ]
+    empty = rows([[], [2, 2]], [0, 1])
+    assert baskets(empty, 4).toarray().tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
+
+
+def test_sums_of_cosines_by_hand():
+    # cos(0, 1) = 3 / sqrt(3 * 3) = 1; cos(0, 2) = cos(0, 3) = cos(1, 2) = cos(1, 3) = 1 / sqrt(3);
+    # cos(2, 3) = 0. After 0 and 2: item 0 gets cos(2, 0), item 1 cos(0, 1) + cos(2, 1), item 2
+    # cos(0, 2), item 3 cos(0, 3), and nobody votes for 4. Of the tied 0, 2 and 3, which have 1, 1
+    # and 0 training targets, the popular come first and of those the lower id.
+    ranked, scores = item_knn(10, ITEMS, TRAIN, rows([[0, 2, 0]], [1]), 5)
+    assert ranked == [[1, 0, 2, 3, 4]]
+    third = 1 / sqrt(3)
+    assert scores[0] == pytest.approx([1 + third, third, third, third, 0])
+    assert item_knn(10, ITEMS, TRAIN, rows([[0, 2, 0]], [1]), 2)[0] == [[1, 0]]
+
+
+def test_an_item_votes_for_its_nearest_alone():
+    # 0 votes for 1, and 1 for 0. 2 is tied between 0 and 1 and votes for the lower id.
+    for item, scored in ((0, [0, 1, 0, 0, 0]), (1, [1, 0, 0, 0, 0]), (2, [3**-0.5, 0, 0, 0, 0])):
+        ranked, scores = item_knn(1, ITEMS, TRAIN, rows([[item]], [0]), 5)
+        assert dict(zip(ranked[0], scores[0], strict=True)) == pytest.approx(
+            dict(enumerate(scored))
+        )
+
+
+def test_without_a_vote_popularity_ranks():
+    # Item 4 is in no basket; neither it nor an empty history votes.
+    for history in ([4], []):
+        ranked, scores = item_knn(10, ITEMS, TRAIN, rows([history], [0]), 5)
+        assert (ranked, scores) == ([[4, 0, 1, 2, 3]], [[0.0] * 5])
+
+
+@given(st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_similarities_equal_the_dense_ones(histories):
+    train = rows(histories, [history[0] for history in histories])
+    dense = baskets(train, 8, target=True).toarray()
+    lengths = np.maximum(np.linalg.norm(dense, axis=0), 1e-9)
+    expected = (dense / lengths).T @ (dense / lengths) * (1 - np.eye(8))
+    similarities = cosines(baskets(train, 8, target=True))
+    np.testing.assert_allclose(similarities.toarray(), expected, atol=1e-12)
+    three = nearest(similarities, 3).toarray()
+    np.testing.assert_allclose(np.sort(three)[:, -3:], np.sort(expected)[:, -3:], atol=1e-12)
+    assert ((three > 0).sum(axis=1) <= 3).all()

@@ -1,0 +1,179 @@
+"""GRU4Rec, Caser and SASRec against slow or independent implementations of the same network."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from rere.baselines.caser import CaserModel
+from rere.baselines.gru4rec import Gru4recModel
+from rere.baselines.network import Network
+from rere.baselines.sasrec import SasrecModel, visible_keys
+from rere.config import Caser, Gru4rec, Sasrec
+
+NUM_ITEMS = 12
+PADDING = NUM_ITEMS
+WIDTH = 8
+HISTORIES = torch.tensor([[PADDING, PADDING, 5, 0, 11], [3, 1, 4, 1, 5], [PADDING] * 4 + [9]])
+OPTIONS = {
+    "gru4rec": Gru4rec(hidden_size=WIDTH, num_layers=2),
+    "caser": Caser(hidden_size=WIDTH, window=3, horizontal_filters=2, vertical_filters=2),
+    "sasrec": Sasrec(hidden_size=WIDTH),
+}
+NETWORKS = {"gru4rec": Gru4recModel, "caser": CaserModel, "sasrec": SasrecModel}
+
+
+def untrained(name: str) -> Network:
+    """Large weights everywhere, so that what must not matter would show."""
+    torch.manual_seed(0)
+    model = NETWORKS[name](OPTIONS[name], NUM_ITEMS, max_history=10).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.5)
+    return model
+
+
+@pytest.fixture(params=NETWORKS)
+def model(request: pytest.FixtureRequest) -> Network:
+    return untrained(request.param)
+
+
+def embedded(model: Network, history: torch.Tensor) -> torch.Tensor:
+    """A history's item embeddings, zeros for padding: (T,) -> (T, D)."""
+    return model.items.weight[history] * (history != PADDING)[:, None]
+
+
+# ------------------------------------------------------------------------------ every network
+
+
+@torch.inference_mode()
+def test_more_padding_changes_nothing(model):
+    short = torch.tensor([[3, 1, 4], [2, 7, 7]])
+    long = torch.cat([torch.full((2, 5), PADDING), short], dim=1)
+    expected = model(short)
+    torch.testing.assert_close(model(long)[:, 5:], expected, atol=1e-6, rtol=1e-6)
+    # The padding's own embedding is out of reach, whatever it holds.
+    model.items.weight[PADDING] = 100.0
+    torch.testing.assert_close(model(long)[:, 5:], expected, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(model(short.flip(1))[:, -1], expected[:, -1])
+
+
+@torch.inference_mode()
+def test_a_row_is_not_padded_by_its_neighbours(model):
+    together = model(HISTORIES)
+    for row, history in enumerate(HISTORIES):
+        held = history != PADDING
+        alone = model(history[held][None])[0]
+        torch.testing.assert_close(together[row, held], alone, atol=1e-6, rtol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_later_item_changes_no_earlier_state(model):
+    states = model(torch.tensor([[PADDING, 3, 1, 4, 1], [PADDING, 3, 1, 7, 1]]))  # (2, 5, D)
+    torch.testing.assert_close(states[0, 1:3], states[1, 1:3], atol=0, rtol=0)
+    assert not torch.allclose(states[0, 3], states[1, 3])
+    assert not torch.allclose(states[0, 4], states[1, 4])
+
+
+@torch.inference_mode()
+def test_a_score_is_a_dot_product_and_padding_has_none(model):
+    states = torch.randn(2, 3, WIDTH)
+    scores = model.scores(states)
+    assert scores.shape == (2, 3, NUM_ITEMS)
+    expected = (states[1, 2] * model.items.weight[7]).sum()
+    torch.testing.assert_close(scores[1, 2, 7], expected)
+
+
+# ------------------------------------------------------------------------------------ GRU4Rec
+
+
+@torch.inference_mode()
+def test_gru4rec_is_a_gru_on_packed_histories():
+    model = untrained("gru4rec")
+    lengths = (HISTORIES != PADDING).sum(dim=1)
+    items = nn.utils.rnn.pad_sequence(
+        [embedded(model, history[history != PADDING]) for history in HISTORIES], batch_first=True
+    )
+    packed = pack_padded_sequence(items, lengths, batch_first=True, enforce_sorted=False)
+    recurrent, _ = pad_packed_sequence(model.gru(packed)[0], batch_first=True)
+    states = model(HISTORIES)
+    for row, length in enumerate(lengths.tolist()):
+        expected = model.out(recurrent[row, :length])
+        torch.testing.assert_close(states[row, -length:], expected, atol=1e-6, rtol=1e-6)
+
+
+@torch.inference_mode()
+def test_gru4rec_starts_from_zero():
+    model = untrained("gru4rec")
+    for length in (1, 4):
+        states = model(torch.full((1, length), PADDING))
+        torch.testing.assert_close(states, model.out.bias.expand(1, length, WIDTH))
+
+
+# -------------------------------------------------------------------------------------- Caser
+
+
+def slow_caser(model: CaserModel, window: torch.Tensor) -> torch.Tensor:
+    """The paper's network on one L x D image, filter by filter: (L, D) -> (D,)."""
+    features = []
+    for height, filters in enumerate(model.horizontal, start=1):
+        for weight, bias in zip(filters.weight, filters.bias, strict=True):  # (D, height), ()
+            fits = [window[at : at + height].T for at in range(len(window) - height + 1)]
+            features.append(max(torch.relu((weight * place).sum() + bias) for place in fits))
+    for weight, bias in zip(model.vertical.weight, model.vertical.bias, strict=True):
+        features += list((weight[0] * window).sum(dim=0) + bias)  # (L, 1) * (L, D) -> (D,)
+    return torch.relu(model.out(torch.stack(features)))
+
+
+@torch.inference_mode()
+def test_caser_reads_the_window_that_ends_at_each_item():
+    model = untrained("caser")
+    states = model(HISTORIES)
+    for row, history in enumerate(HISTORIES):
+        image = torch.cat([torch.zeros(2, WIDTH), embedded(model, history)])
+        for place in range(len(history)):
+            expected = slow_caser(model, image[place : place + 3])
+            torch.testing.assert_close(states[row, place], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_caser_forgets_what_lies_before_its_window():
+    model = untrained("caser")
+    states = model(torch.tensor([[0, 1, 2, 3], [9, 1, 2, 3]]))
+    torch.testing.assert_close(states[0, 3], states[1, 3], atol=0, rtol=0)
+    assert not torch.allclose(states[0, 2], states[1, 2])
+
+
+# ------------------------------------------------------------------------------------- SASRec
+
+
+def test_queries_see_themselves_and_earlier_items():
+    visible = visible_keys(torch.tensor([[True, False, False]]))
+    assert visible.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
+
+
+@torch.inference_mode()
+def test_sasrec_is_a_stack_of_torch_encoder_layers():
+    model = untrained("sasrec")
+    history = torch.tensor([[3, 1, 4, 1]])
+    # Positions count from the latest item.
+    states = model.items(history) + model.positions.weight[:4].flip(0)
+    causal = nn.Transformer.generate_square_subsequent_mask(4)
+    for block in model.blocks:
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, 2, dim_feedforward=WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        ).eval()
+        norm, first, _, _, second = block.feed_forward
+        pairs = {
+            layer.norm1: block.attention_norm,
+            layer.self_attn.out_proj: block.attention_out,
+            layer.norm2: norm,
+            layer.linear1: first,
+            layer.linear2: second,
+        }
+        for theirs, ours in pairs.items():
+            theirs.load_state_dict(ours.state_dict())
+        layer.self_attn.in_proj_weight.copy_(block.queries_keys_values.weight)
+        layer.self_attn.in_proj_bias.copy_(block.queries_keys_values.bias)
+        states = layer(states, src_mask=causal)
+    torch.testing.assert_close(model(history), model.norm(states), atol=1e-5, rtol=1e-5)
