@@ -91,8 +91,9 @@ def test_the_test_split_changes_no_training(data, tmp_path, options):
     assert after.drop("target").equals(before.drop("target"))
 
 
-def test_a_trained_model_leaves_its_factors_for_the_training_split(data, tmp_path):
-    predictions = run(SASREC, data, tmp_path / "predictions.parquet")
+@pytest.mark.parametrize("options", TRAINED)
+def test_a_trained_model_leaves_its_factors_for_the_training_split(data, tmp_path, options):
+    predictions = run(options, data, tmp_path / "predictions.parquet")
     train = pl.read_parquet(data / "train.parquet")
     factors = Factors.load(tmp_path / FACTORS, train["row_id"].to_numpy(), NUM_ITEMS)
     # The fixture's splits are the same rows: what ranks the test rows ranks those of training.

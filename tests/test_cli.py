@@ -74,6 +74,9 @@ def test_help_of_stages_that_share_a_word():
     assert [row.split("  ")[1] for row in done.stdout.splitlines() if row.startswith("  ")] == [
         "baseline popularity",
         "baseline repeat_last",
+        "baseline item_knn",
+        "baseline gru4rec",
+        "baseline caser",
         "baseline sasrec",
     ]
 

@@ -69,6 +69,9 @@ def test_the_shipped_configs_are_studies():
     assert [run.folder for run in study.runs("main")] == [
         "results/runs/ml-100k/none/popularity/seed0",
         "results/runs/ml-100k/none/repeat_last/seed0",
+        "results/runs/ml-100k/none/item_knn/seed0",
+        "results/runs/ml-100k/none/gru4rec/seed0",
+        "results/runs/ml-100k/none/caser/seed0",
         "results/runs/ml-100k/none/sasrec/seed0",
         "results/runs/ml-100k/tiny/sft/seed0",
         "results/runs/ml-100k/tiny/sft_continued/seed0",
@@ -81,7 +84,7 @@ def test_a_run_without_a_backbone_appears_once_a_data_set():
     tables = {"main": {**SHIPPED["tables"]["main"], "backbones": ["tiny", "other"]}}
     other = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
     runs = load_study(changed(backbones__other=other, tables=tables)).runs("main")
-    assert [run.backbone for run in runs] == ["none"] * 3 + ["tiny"] * 3 + ["other"] * 3
+    assert [run.backbone for run in runs] == ["none"] * 6 + ["tiny"] * 3 + ["other"] * 3
 
 
 def test_options_that_are_not_given_have_their_defaults():

@@ -2,6 +2,7 @@
 
 import json
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -172,6 +173,18 @@ def test_row_metrics_equal_the_slow_ones(case):
         item = slow_metrics(row, target)
         assert rows.select(METRICS).row(index) == pytest.approx(title)
         assert rows.select(ITEM_METRICS).row(index) == pytest.approx(item)
+
+
+def test_row_metrics_equal_those_of_ranx():
+    # tests/records/ranx_run.py made the record: 200 random rankings, their metrics row by row.
+    record = json.loads((Path(__file__).parent / "records" / "ranx.json").read_text())
+    items = catalogue([f"title {item}" for item in range(30)])
+    rows = row_metrics(as_rows(record["ranked"], record["targets"]), items)
+    assert set(record["values"]) == set(METRICS)
+    for name, expected in record["values"].items():
+        assert 0 < rows[name].mean() < 1
+        for column in (name, f"{name}_item"):
+            np.testing.assert_allclose(rows[column], expected, rtol=0, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- coverage and popularity

@@ -80,6 +80,9 @@ def study(tmp_path_factory):
     data = [make_data(root / "data" / name, seed) for seed, name in enumerate(DATASETS)]
     runs = [make_run(root, run) for run in plan()]
     write_json(runs[0] / "run.json", {"seconds": 2.5, "peak_memory_mb": 640.0, "host": "x"})
+    epochs = [f'{{"epoch": 1, "loss": 2.0, "valid_NDCG@10": {score}}}\n' for score in (0.25, 0.125)]
+    (runs[0] / "log.jsonl").write_text("".join(epochs))
+    (runs[2] / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     table(runs, data, root / "tables" / "main.csv", "sft")
     return root, data, runs
 
@@ -200,14 +203,15 @@ def test_one_seed_has_no_spread_and_no_reference_no_p(study, tmp_path):
     assert "1 to 3 seeds a method" in (tmp_path / "mixed.md").read_text()
 
 
-def test_runs_are_listed_with_their_cost(study):
+def test_runs_are_listed_with_their_cost_and_validation(study):
     root, _, runs = study
     each = pl.read_csv(root / "tables" / "main.runs.csv")
     assert len(each) == len(runs)
     assert each.columns[:5] == ["dataset", "backbone", "method", "seed", "rows"]
-    assert each.columns[-2:] == ["seconds", "peak_memory_mb"]
-    assert each.row(0)[-2:] == (2.5, 640.0)
-    assert each.row(1)[-2:] == (None, None)
+    assert each.columns[-3:] == ["seconds", "peak_memory_mb", "valid_NDCG@10"]
+    assert each.row(0)[-3:] == (2.5, 640.0, 0.25)
+    assert each.row(1)[-3:] == (None, None, None)
+    assert each.row(2)[-3:] == (None, None, None)
     assert {"HR@1_norepeat", "coverage@20", "popularity@20"} <= set(each.columns)
 
 
@@ -275,6 +279,9 @@ def test_runs_on_different_rows_are_refused(pair):
 def test_unusable_runs_are_refused(pair):
     root, data, (first, _) = pair
     folder = make_run(root, first)
+    (folder / "log.jsonl").write_text('{"valid_NDCG@10": 0.5}\n{')
+    refused(root, [folder], [data], "log.jsonl: not readable as JSON lines")
+    (folder / "log.jsonl").unlink()
     refused(root, [folder, folder], [data], "are the same run")
     refused(root, [folder], [root / "data" / "other"], "is a run on toys_")
     refused(root, [folder], [data], "no run of the reference rere", "rere")

@@ -18,12 +18,14 @@ import yaml
 ROOT = Path(__file__).parent.parent
 QUICK = [ROOT / "config" / "config.yaml"]
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
+SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
 SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
 
 METHODS = {
-    "none": ["popularity", "repeat_last", "sasrec"],
+    "none": ["popularity", "repeat_last", "item_knn", "gru4rec", "caser", "sasrec"],
     "small": ["sft", "sft_continued", "rere"],
 }
+UNTRAINED = ("popularity", "repeat_last", "item_knn")
 SEEDS = (0, 1)
 RUNS = [
     (backbone, method, seed)
@@ -119,15 +121,26 @@ def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, 
         "fetch": 1,
         "preprocess": 1,
         "backbone": 1,
-        "baseline": 2 * seeds,
-        "sequential": seeds,
+        "baseline": 3 * seeds,
+        "sequential": 3 * seeds,
         "sft": 2 * seeds,
         "rl": seeds,
         "recommend": 3 * seeds,
-        "metrics": 6 * seeds,
+        "metrics": 9 * seeds,
         "table": 1,
         "figure": 1,
         "curves": 1,
+    }
+
+
+@pytest.mark.parametrize(("table", "runs"), [("faithful", 3), ("tuned", 12)])
+def test_the_tables_of_sequential_baselines_are_planned(tmp_path, table, runs):
+    assert planned(tmp_path, SEQUENTIAL, f"results/tables/{table}.csv") == {
+        "fetch": 1,
+        "preprocess": 1,
+        "sequential": runs,
+        "metrics": runs,
+        "table": 1,
     }
 
 
@@ -251,8 +264,8 @@ def test_the_path_is_the_experiment(study):
     expected |= {f"figures/main{which}.{kind}" for which in ("", ".curves") for kind in FORMATS}
     for backbone, method, seed in RUNS:
         files = ["predictions.parquet", "metrics.json", "run.json"]
-        files += ["log.jsonl"] if method not in ("popularity", "repeat_last") else []
-        files += ["factors.safetensors"] if method == "sasrec" else []
+        if method not in UNTRAINED:
+            files += ["log.jsonl", *(["factors.safetensors"] if backbone == "none" else [])]
         trained = [*model, "catalogue.safetensors"]
         files += [f"model/{name}" for name in trained] if backbone == "small" else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
@@ -325,7 +338,7 @@ def test_every_job_has_a_log_and_a_benchmark(study):
         path.relative_to(study / "benchmarks").with_suffix("")
         for path in study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 35
+    assert len(jobs) == 47
 
 
 @slow
@@ -413,7 +426,7 @@ REPORTED = {"table": 1, "figure": 1}
         ({"evaluation": {"num_beams": 30}}, {"recommend": 6, "metrics": 6, **REPORTED}),
         (
             {"evaluation": {"rows": 30}},
-            {"baseline": 4, "sequential": 2, "recommend": 6, "metrics": 12, **REPORTED},
+            {"baseline": 6, "sequential": 6, "recommend": 6, "metrics": 18, **REPORTED},
         ),
         ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
         ({"methods": {"unused": {"init": "sft", "rl": {}}}}, {}),

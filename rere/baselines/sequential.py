@@ -151,9 +151,7 @@ def validate(model: Network, valid: pl.DataFrame) -> float:
 
 
 @torch.inference_mode()
-def top_items(
-    model: Network, histories: pl.Series, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def top_items(model: Network, histories: pl.Series, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The `length` best items after each history, best first, and their logits.
 
     Of a history the model reads its latest items, as many as it was trained with. Returns arrays

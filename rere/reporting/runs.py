@@ -16,8 +16,11 @@ COSTS = ("seconds", "peak_memory_mb")
 """What run.json says a run cost; a run may have none."""
 
 
+VALIDATION = "valid_NDCG@10"
+
+
 class Scored(NamedTuple):
-    """A run, where it is, its metrics.json with costs, and the metrics of its rows."""
+    """A run, where it is, its metrics.json with costs and validation, and its rows' metrics."""
 
     run: Run
     folder: Path
@@ -36,7 +39,19 @@ def read_run(folder: Path, data: dict[str, Path]) -> Scored:
     provenance = folder / "run.json"
     costs = read_json(provenance) if provenance.is_file() else {}
     metrics |= {name: costs.get(name) for name in COSTS}
+    metrics[VALIDATION] = best_validation(folder / "log.jsonl")
     return Scored(run, folder, metrics, row_metrics(predictions, items))
+
+
+def best_validation(log: Path) -> float | None:
+    """The best epoch's validation NDCG@10 in a sequential network's log; None for other runs."""
+    if not log.is_file():
+        return None
+    try:
+        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return max((record[VALIDATION] for record in records if VALIDATION in record), default=None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{log}: not readable as JSON lines ({error}); train again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@
                     seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
                     `_item` (item level), `_sd` (sample standard deviation over seeds),
                     `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row a run: its metrics.json, and what run.json says it cost
+{table}.runs.csv    one row a run: its metrics.json, what run.json says it cost, and of sequential
+                    baselines the validation NDCG@10 that chose the epoch
 {table}.md, .tex    the same as the CSV, fewer columns, to read and to paste
 """
 

@@ -19,7 +19,11 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-FIELDS = {"user_id": "user_id:token", "history": "item_id_list:token_seq", "target": "item_id:token"}
+FIELDS = {
+    "user_id": "user_id:token",
+    "history": "item_id_list:token_seq",
+    "target": "item_id:token",
+}
 
 
 def write_atomic(data: Path, folder: Path) -> None:
