@@ -323,7 +323,7 @@ def test_a_grid_is_a_method_for_each_combination():
     assert (member.init, member.stage, member.options.steps) == ("sft", "rl", 7)
     assert (member.options.beta, member.options.learning_rate) == (0.01, 0.001)
     assert len(study.runs("sweep")) == 21
-    assert len(study.runs("main")) == 6
+    assert len(study.runs("main")) == 9
 
 
 def test_a_member_of_a_grid_has_a_name_of_its_own():

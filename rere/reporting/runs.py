@@ -14,9 +14,8 @@ from rere.study import parse
 
 COSTS = ("seconds", "peak_memory_mb")
 """What run.json says a run cost; a run may have none."""
-
-
 VALIDATION = "valid_NDCG@10"
+"""What the log of a sequential baseline says of an epoch; its best one is the model's."""
 
 
 class Scored(NamedTuple):
@@ -44,12 +43,12 @@ def read_run(folder: Path, data: dict[str, Path]) -> Scored:
 
 
 def best_validation(log: Path) -> float | None:
-    """The best epoch's validation NDCG@10 in a sequential network's log; None for other runs."""
+    """The best epoch's VALIDATION in a run's log; None without a log, or one of other training."""
     if not log.is_file():
         return None
     try:
-        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        return max((record[VALIDATION] for record in records if VALIDATION in record), default=None)
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return max((line[VALIDATION] for line in lines if VALIDATION in line), default=None)
     except (ValueError, TypeError) as error:
         raise InputError(f"{log}: not readable as JSON lines ({error}); train again") from None
 
