@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel, DirectoryPath, Field, ValidationError, model_validator
+from pydantic import BaseModel, DirectoryPath, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from rere import config
@@ -29,19 +29,17 @@ Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")
 
 
 class Fetch(config.Fetch):
-    """Download a public data set, checked against its sha256."""
+    """Download a public data set, or say where it is to be had; checked by sha256."""
 
     output: Path = Field(description="Folder for the raw files; replaced as a whole.")
 
     def run(self) -> None:
         from rere.data.fetch import fetch
 
-        fetch(self.source, self.output)
+        fetch(self.source, self.output, self.category)
 
 
-class MovieLens(config.MovieLens):
-    """Turn MovieLens-100K into a catalogue and train, valid and test splits."""
-
+class Preprocess(config.Options):
     raw: Path = Field(description="Folder with the raw files.")
     output: Path = Field(description="Folder for the splits; replaced as a whole.")
 
@@ -51,16 +49,29 @@ class MovieLens(config.MovieLens):
         preprocess(self, self.raw, self.output)
 
 
-class Splits(config.Splits):
-    """Check splits that others made and take them as they are."""
+def preprocess_stages() -> dict[str, type[BaseModel]]:
+    """`preprocess SOURCE` for each source that `config.SOURCES` has options for."""
+    return {
+        f"preprocess {source}": create_model(
+            f"Preprocess_{source}",
+            __base__=(Preprocess, options),
+            __doc__=options.__doc__,
+            source=(Literal[source], source),
+        )
+        for options in config.SOURCES
+        for source in get_args(options.model_fields["source"].annotation)
+    }
 
-    raw: Path = Field(description="Folder with items, train, valid and test (.parquet).")
-    output: Path = Field(description="Folder for the splits; replaced as a whole.")
+
+class Audit(config.Options):
+    """Print what `rere preprocess` found easy, strange or leaking in data sets."""
+
+    data: list[Path] = Field(min_length=1, description="Folders that `rere preprocess` wrote.")
 
     def run(self) -> None:
-        from rere.data.preprocess import preprocess
+        from rere.data.audit import table
 
-        preprocess(self, self.raw, self.output)
+        print(table(self.data))
 
 
 class Tiny(config.Tiny):
@@ -316,8 +327,8 @@ class Schema(config.Options):
 
 COMMANDS: dict[str, type[BaseModel]] = {
     "fetch": Fetch,
-    "preprocess ml-100k": MovieLens,
-    "preprocess splits": Splits,
+    **preprocess_stages(),
+    "audit": Audit,
     "backbone tiny": Tiny,
     "backbone pretrained": Pretrained,
     "sft": Sft,

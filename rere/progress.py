@@ -20,7 +20,7 @@ class Lines:
         sys.stderr.flush()
 
 
-def progress(total: int, label: str, unit: str = "row", initial: int = 0) -> tqdm:
+def progress(total: int | None, label: str, unit: str = "row", initial: int = 0) -> tqdm:
     """A tqdm bar with rate and remaining time, on standard error; `initial` were done before."""
     options: dict[str, Any] = {"total": total, "desc": label, "unit": unit, "initial": initial}
     options["dynamic_ncols"] = True

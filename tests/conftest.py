@@ -16,9 +16,19 @@ from rere.errors import InputError
 @pytest.fixture(scope="session")
 def ml_100k_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The raw files of MovieLens-100K, fetched once; skips where they cannot be."""
-    folder = tmp_path_factory.mktemp("ml-100k") / "raw"
+    return fetched("ml-100k", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ml_1m_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw files of MovieLens-1M, likewise."""
+    return fetched("ml-1m", tmp_path_factory)
+
+
+def fetched(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(source) / "raw"
     try:
-        fetch("ml-100k", folder)
+        fetch(source, folder)
     except InputError as error:
-        pytest.skip(f"MovieLens-100K could not be fetched: {error}")
+        pytest.skip(f"{source} could not be fetched: {error}")
     return folder

@@ -4,6 +4,7 @@ import pty
 import subprocess
 import sys
 import termios
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,7 +16,7 @@ from tiny_models import TITLES, tokenizer, write_fixed_model
 
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.cli import COMMANDS, is_fixed, parse
-from rere.config import flags
+from rere.config import NAME, flags
 from rere.evaluation.recommend import continue_history
 from rere.prompts import PromptEncoder
 
@@ -119,7 +120,12 @@ SHARED = {
     "models": st.just([Path(__file__).parent] * 2),
     "names": st.just(["wide", "tiny sft"]),
     "test_rows": st.just([48, 200]),
+<<<<<<< HEAD
     "sync_interval": st.none(),
+=======
+    "start": st.none() | st.dates(max_value=date(1999, 12, 31)),
+    "end": st.none() | st.dates(min_value=date(2000, 1, 1)),
+>>>>>>> 9301b90 (Read Amazon, Yelp, MovieLens of any size and own tables; rules as options; audit the splits; resume downloads)
 }
 
 
@@ -155,6 +161,8 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
         return st.booleans()
     if annotation is Path:
         return st.just(Path(__file__).parent)
+    if annotation is str and any(getattr(limit, "pattern", None) == NAME for limit in limits):
+        return st.from_regex(NAME, fullmatch=True)
     assert annotation is str, annotation
     return st.from_regex(r"[^\s-]\S{0,9}", fullmatch=True)
 

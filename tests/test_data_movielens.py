@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rere.config import MovieLens
 from rere.data.movielens import read_movielens
 from rere.errors import InputError
 
@@ -30,31 +31,57 @@ GROUPLENS = {
 }
 
 
+ONE_M = {
+    "ratings.dat": "".join(f"{u}::{i}::3::{t}\n" for u, i, t in EVENTS),
+    "movies.dat": "".join(f"{i}::{title}::Drama|War\n" for i, title in TITLES),
+}
+CSV = {
+    "ratings.csv": "userId,movieId,rating,timestamp\n"
+    + "".join(f"{u},{i},3.5,{t}\n" for u, i, t in EVENTS),
+    "movies.csv": "movieId,title,genres\n"
+    + '7,"Say ""Misérables"", Les (1995)",Drama\n'
+    + "242,Land Before Time III (1995) (V),Animation\n267,unknown,\n",
+}
+LAYOUTS = {
+    "recbole": RECBOLE,
+    "recbole-1m": {name.replace("100k", "1m"): text for name, text in RECBOLE.items()},
+    "grouplens": GROUPLENS,
+    "grouplens-1m": ONE_M,
+    "grouplens-20m": CSV,
+}
+layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def read(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    raw = read_movielens(MovieLens(), folder)
+    return raw.events, raw.titles
+
+
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:
     folder.mkdir()
     for name, content in files.items():
-        encoding = "latin-1" if name == "u.item" else "utf-8"
+        encoding = "latin-1" if name in ("u.item", "movies.dat") else "utf-8"
         bytes_ = content if isinstance(content, bytes) else content.encode(encoding)
         (folder / name).write_bytes(bytes_)
     return folder
 
 
-@pytest.mark.parametrize("layout", [RECBOLE, GROUPLENS], ids=["recbole", "grouplens"])
-def test_both_layouts_give_the_same_tables(tmp_path, layout):
-    interactions, titles = read_movielens(write(tmp_path / "raw", layout))
+@layouts
+def test_all_layouts_give_the_same_tables(tmp_path, layout):
+    interactions, titles = read(write(tmp_path / "raw", layout))
     assert interactions.rows() == EVENTS
     assert interactions.schema == {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
     assert titles.rows() == TITLES
     assert titles.schema == {"item": pl.String, "title": pl.String}
 
 
-@pytest.mark.parametrize("layout", [RECBOLE, GROUPLENS], ids=["recbole", "grouplens"])
+@layouts
 def test_line_ends_blank_lines_and_utf8_as_editors_leave_them(tmp_path, layout):
     edited = {
         name: ("\ufeff" + text.replace("\n", "\r\n") + "\r\n").encode()
         for name, text in layout.items()
     }
-    interactions, titles = read_movielens(write(tmp_path / "raw", edited))
+    interactions, titles = read(write(tmp_path / "raw", edited))
     assert (interactions.rows(), titles.rows()) == (EVENTS, TITLES)
 
 
@@ -63,13 +90,13 @@ def test_columns_are_found_by_the_header(tmp_path):
         "ml-100k.inter": "timestamp:float\titem_id:token\tuser_id:token\n5\t7\t196\n",
         "ml-100k.item": "release_year:token\tmovie_title:token\titem_id:token\n1995\tA  b \t7\n",
     }
-    interactions, titles = read_movielens(write(tmp_path / "raw", swapped))
+    interactions, titles = read(write(tmp_path / "raw", swapped))
     assert interactions.rows() == [("196", "7", 5)]
-    assert titles.rows() == [("7", "A b (1995)")]
+    assert titles.rows() == [("7", "A  b  (1995)")]  # cleaned later, as all titles are
 
 
 def test_real_files_in_both_layouts(tmp_path, ml_100k_raw):
-    interactions, titles = read_movielens(ml_100k_raw)
+    interactions, titles = read(ml_100k_raw)
     assert (len(interactions), len(titles)) == (100_000, 1_682)
     by_id = dict(titles.rows())
     assert by_id["12"] == "Usual Suspects, The (1995)"
@@ -82,7 +109,7 @@ def test_real_files_in_both_layouts(tmp_path, ml_100k_raw):
         "u.data": "\n".join(lines) + "\n",
         "u.item": "".join(f"{i}|{t}|01-Jan-1995||http://x{GENRES}\n" for i, t in titles.rows()),
     }
-    same_interactions, same_titles = read_movielens(write(tmp_path / "raw", grouplens))
+    same_interactions, same_titles = read(write(tmp_path / "raw", grouplens))
     assert same_interactions.equals(interactions)
     assert same_titles.equals(titles)
 
@@ -97,7 +124,7 @@ def without(layout, name):
 
 
 BAD = {
-    "empty folder": ({}, "", "holds neither ml-100k.inter and ml-100k.item nor u.data and u.item"),
+    "empty folder": ({}, "", "holds no two of ml-100k.inter and ml-100k.item"),
     "no interactions file": (without(RECBOLE, "ml-100k.inter"), "ml-100k.inter", "no such file"),
     "no titles file": (without(GROUPLENS, "u.item"), "u.item", "no such file"),
     "empty file": ({**GROUPLENS, "u.data": ""}, "u.data", "holds no rows"),
@@ -125,42 +152,27 @@ BAD = {
     "no user": (
         changed(GROUPLENS, "u.data", "186\t", "\t"),
         "u.data line 2",
-        "empty user_id",
+        "no user",
     ),
     "not a number": (
         changed(GROUPLENS, "u.data", "891717742", "8917x"),
         "u.data line 2",
-        "timestamp '8917x' is not a number of UTC seconds",
+        "timestamp is not a number",
     ),
     "negative timestamp": (
         changed(RECBOLE, "ml-100k.inter", "891717742", "-1"),
         "ml-100k.inter line 3",
-        "timestamp '-1' is not a number of UTC seconds",
+        "timestamp is not in 0 .. 253402300799 s since 1970",
     ),
     "milliseconds": (
         changed(RECBOLE, "ml-100k.inter", "891717742", "891717742000"),
         "ml-100k.inter line 3",
-        "timestamp '891717742000' is not a number of UTC seconds",
+        "timestamp is not in 0 .. 253402300799 s since 1970",
     ),
     "not UTF-8": (
         {**RECBOLE, "ml-100k.item": RECBOLE["ml-100k.item"].encode("latin-1")},
         "ml-100k.item line 2",
         "not UTF-8 text",
-    ),
-    "event without a title row": (
-        changed(GROUPLENS, "u.data", "186\t7\t", "186\t8\t"),
-        "u.data line 2",
-        "item '8' has no row in u.item",
-    ),
-    "item listed twice": (
-        changed(RECBOLE, "ml-100k.item", "267\t", "7\t"),
-        "ml-100k.item line 4",
-        "item '7' is listed a second time",
-    ),
-    "empty title": (
-        changed(RECBOLE, "ml-100k.item", "Land Before Time III (1995)", " "),
-        "ml-100k.item line 3",
-        "empty movie_title",
     ),
 }
 
@@ -170,7 +182,7 @@ def test_bad_input_is_one_line_with_file_row_and_remedy(tmp_path, case):
     files, where, problem = BAD[case]
     folder = write(tmp_path / "raw", files)
     with pytest.raises(InputError) as error:
-        read_movielens(folder)
+        read(folder)
     message = str(error.value)
     assert message.startswith(f"{folder / where}: {problem}")
     assert "\n" not in message

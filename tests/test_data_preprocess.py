@@ -59,11 +59,11 @@ def test_samples_by_hand():
     events = [(0, 4, 20), (1, 4, 20), (0, 5, 30), (0, 5, 10), (1, 3, 20), (0, 3, 20)]
     rows = samples(frame(events, names), max_history=2)
     assert rows.rows() == [
-        # row_id, user_id, history, target, timestamp
-        (0, 0, [5], 3, 20),
-        (1, 0, [5, 3], 4, 20),
-        (2, 1, [3], 4, 20),
-        (3, 0, [3, 4], 5, 30),  # the window holds two; 5 itself fell out of it
+        # row_id, user_id, history, target, timestamp, that of the event before
+        (0, 0, [5], 3, 20, 10),
+        (1, 0, [5, 3], 4, 20, 20),
+        (2, 1, [3], 4, 20, 20),
+        (3, 0, [3, 4], 5, 30, 20),  # the window holds two; 5 itself fell out of it
     ]
     assert samples(frame(events, names), max_history=9)["history"].to_list()[-1] == [5, 3, 4]
 
@@ -102,9 +102,10 @@ def test_small_data_set_by_hand(tmp_path):
     preprocess(OPTIONS.model_copy(update={"core": 2, "max_history": 3}), raw, tmp_path / "data")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw"]
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
-        ["items.parquet", "stats.json", "test.parquet", "train.parquet", "valid.parquet"]
-    )
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {
+        *("items.parquet", "train.parquet", "valid.parquet", "test.parquet"),
+        *("stats.json", "audit.json"),
+    }
     # 12 samples: floor(9.6) = 9 train, floor(10.8) = 10, so 1 valid and 2 test. Targets in time
     # order: 4 4, 30 30, 4 4, 30 30, 4 | 4 | 4 4. Item 4 is 0, item 30 is 1.
     assert read_items(tmp_path / "data").rows() == [(0, "Up (1995)", 5), (1, "Up (1995)", 4)]
@@ -124,10 +125,20 @@ def test_small_data_set_by_hand(tmp_path):
         ("ml-100k.item", 64),
     ]
     day = {"first_date": "1970-01-01", "last_date": "1970-01-01"}
+    assert stats.pop("options") == MovieLens(core=2, max_history=3).model_dump()
     assert stats == {
-        "options": {"source": "ml-100k", "core": 2, "max_history": 3},
-        "interactions_before_core": 15,
-        "interactions_after_core": 14,
+        "lines": {"ml-100k.inter": {"lines": 15}, "ml-100k.item": {"lines": 3}},
+        "window": {"start": None, "end": None},
+        "items_listed": 3,
+        "items_listed_again": 0,
+        "items_dropped": {},
+        "interactions_read": 15,
+        "interactions_dropped": {
+            "outside of the window": 0,
+            "repeats of an earlier one": 0,
+            "outside of the core": 1,
+        },
+        "interactions_kept": 14,
         "users": 2,
         "items": 2,
         "distinct_titles": 1,
@@ -176,7 +187,7 @@ def test_samples_know_the_past_only(events, max_history):
     assert rows["row_id"].to_list() == list(range(len(rows)))
     assert rows["timestamp"].is_sorted()
     assert len(rows) == len(events) - len({user for user, _, _ in events})
-    for _, user, history, target, timestamp in rows.rows():
+    for _, user, history, target, timestamp, _ in rows.rows():
         assert 1 <= len(history) <= max_history
         now = [item for u, item, t in events if u == user and t == timestamp]
         past = [item for u, item, t in events if u == user and t < timestamp]
@@ -247,13 +258,14 @@ def test_a_data_set_that_is_too_small_names_the_option(tmp_path):
             preprocess(OPTIONS.model_copy(update={"core": core}), raw, tmp_path / "data")
         assert str(error.value).startswith(f"core: {core} leaves {left} samples of 10 events")
         assert "choose a smaller core" in str(error.value)
+        assert f"(dropped: {(10 if core == 2 else 0) or 'none'}" in str(error.value)
         assert "\n" not in str(error.value)
         assert list(tmp_path.iterdir()) == [raw]
 
 
 def test_malformed_raw_files_leave_nothing(tmp_path):
     raw = write_raw(tmp_path / "raw", [(0, 0, "soon")])
-    with pytest.raises(InputError, match=r"ml-100k\.inter line 2: timestamp 'soon'"):
+    with pytest.raises(InputError, match=r"ml-100k\.inter line 2: timestamp is not a number"):
         preprocess(OPTIONS, raw, tmp_path / "data")
     assert list(tmp_path.iterdir()) == [raw]
 

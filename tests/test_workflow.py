@@ -259,7 +259,8 @@ def test_a_killed_study_goes_on_from_its_checkpoints(tmp_path):
 def test_the_path_is_the_experiment(study):
     model = ["config.json", "model.safetensors", "tokenizer.json"]
     expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
-    expected |= {"data/small/stats.json", *(f"backbones/small/{name}" for name in model)}
+    expected |= {"data/small/stats.json", "data/small/audit.json"}
+    expected |= {*(f"backbones/small/{name}" for name in model)}
     expected |= {f"tables/main.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
     expected |= {f"figures/main{which}.{kind}" for which in ("", ".curves") for kind in FORMATS}
     for backbone, method, seed in RUNS:

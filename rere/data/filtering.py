@@ -1,17 +1,75 @@
-"""Which users and items have enough events."""
+"""Which events count: a window of time, users and items with enough of them."""
 
+from datetime import UTC, date, datetime
+
+import numpy as np
 import polars as pl
+
+from rere.config import Rules
+
+
+def choose(events: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, date | None, dict[str, int]]:
+    """The events that the rules keep, the day that the window came to start on, and what went.
+
+    `events` (user, item, timestamp) have whole numbers from 0 for users and items. While fewer
+    than `least_items` items are left and there are earlier events, the window starts a year
+    earlier.
+    """
+    first, start = events["timestamp"].min(), rules.start
+    while True:
+        inside = events.filter(in_window(start, rules.end))
+        apart = inside if rules.repeats == "keep" else merge_repeats(inside)
+        kept = k_core(apart, rules.core)
+        enough = rules.least_items is None or kept["item"].n_unique() >= rules.least_items
+        if enough or start is None or first is None or seconds(start) <= first:
+            break
+        start = year_before(start)
+    gone = {
+        "outside of the window": len(events) - len(inside),
+        "repeats of an earlier one": len(inside) - len(apart),
+        "outside of the core": len(apart) - len(kept),
+    }
+    return kept, start, gone
+
+
+def in_window(start: date | None, end: date | None) -> pl.Expr:
+    """Whether an event's timestamp lies in [start, end), whole days of UTC."""
+    inside = pl.lit(True)
+    if start is not None:
+        inside &= pl.col("timestamp") >= seconds(start)
+    if end is not None:
+        inside &= pl.col("timestamp") < seconds(end)
+    return inside
+
+
+def seconds(day: date) -> int:
+    """The first second of a day, UTC."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+def year_before(day: date) -> date:
+    """The same day a year earlier; of 29 February, the 28th."""
+    try:
+        return day.replace(year=day.year - 1)
+    except ValueError:
+        return day.replace(year=day.year - 1, day=28)
+
+
+def merge_repeats(events: pl.DataFrame) -> pl.DataFrame:
+    """The first event of each user with each item."""
+    return events.group_by("user", "item", maintain_order=True).agg(pl.col("timestamp").min())
 
 
 def k_core(events: pl.DataFrame, core: int) -> pl.DataFrame:
     """The largest part of `events` (user, item, ...) with at least `core` events a user and item.
 
-    Filters users and items until nothing changes; a repeated event counts each time. The order
-    of the rows stays.
+    Users and items are whole numbers from 0. Filters both until nothing changes; a repeated
+    event counts each time. The order of the rows stays.
     """
-    enough = pl.all_horizontal(pl.len().over(column) >= core for column in ("user", "item"))
+    rows = np.arange(len(events))
+    users, items = events["user"].to_numpy(), events["item"].to_numpy()
     while True:
-        kept = events.filter(enough)
-        if len(kept) == len(events):
-            return kept
-        events = kept
+        enough = (np.bincount(users)[users] >= core) & (np.bincount(items)[items] >= core)
+        if enough.all():
+            return events[rows]
+        rows, users, items = rows[enough], users[enough], items[enough]

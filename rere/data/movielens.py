@@ -1,133 +1,136 @@
-"""MovieLens-100K from either of the two layouts it is found in.
+"""MovieLens from any of the layouts that it is found in.
 
-    RecBole     ml-100k.inter, ml-100k.item   tab-separated, a typed header names the columns
-    GroupLens   u.data, u.item                tab- and pipe-separated, columns by position
+    RecBole          ml-100k.inter, ml-100k.item; ml-1m likewise    a typed header names columns
+    GroupLens 100K   u.data, u.item                                 tab- and pipe-separated
+    GroupLens 1M     ratings.dat, movies.dat                        separated by `::`
+    GroupLens 20M+   ratings.csv, movies.csv                        CSV
 
-Neither is CSV: a quote is a character like any other.
+Only the last one is CSV: in the others a quote is a character like any other.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
+from rere.config import MovieLens
+from rere.data.lines import Tally, line_blocks, opened
+from rere.data.records import Raw, read_events, read_titles
+from rere.data.tables import table_records
 from rere.errors import InputError
 
-RECBOLE = ("ml-100k.inter", "ml-100k.item")
-GROUPLENS = ("u.data", "u.item")
-U_DATA = ["user_id", "item_id", "rating", "timestamp"]
-U_ITEM = ["item_id", "movie_title", "released", "video", "url", *(f"genre{i}" for i in range(19))]
 
-LAST_SECOND = 253_402_300_799
-"""The end of the year 9999; a larger timestamp counts milliseconds."""
+class Layout(NamedTuple):
+    """Two files, how their fields are separated, and their columns where no header names them."""
+
+    files: tuple[str, str]
+    separators: tuple[str, str]
+    events: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
 
 
-def read_movielens(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The events and titles in `folder`, in the order of its files.
+RATING = ("user_id", "item_id", "rating", "timestamp")
+U_ITEM = ("item_id", "title", "released", "video", "url", *(f"genre{i}" for i in range(19)))
+RECBOLE_TITLE = ("movie_title", "release_year")
+LAYOUTS = (
+    Layout(("ml-100k.inter", "ml-100k.item"), ("\t", "\t")),
+    Layout(("ml-1m.inter", "ml-1m.item"), ("\t", "\t")),
+    Layout(("u.data", "u.item"), ("\t", "|"), RATING, U_ITEM),
+    Layout(("ratings.dat", "movies.dat"), ("::", "::"), RATING, ("item_id", "title", "genres")),
+    Layout(("ratings.csv", "movies.csv"), (",", ",")),
+)
 
-    Returns interactions (user str, item str, timestamp i64 in UTC seconds) and titles (item str,
-    title str, with its year as in `Usual Suspects, The (1995)`). Ratings are ignored. Both
-    layouts of the data set give the same two tables; RecBole's is read where both are present.
 
-    Raises InputError naming the file and line of a row that is malformed.
+def read_movielens(options: MovieLens, folder: Path) -> Raw:
+    """The ratings in a folder as events, in whichever layout; their stars are ignored.
+
+    Titles have the year as in `Usual Suspects, The (1995)`; all layouts of a data set give the
+    same ones. Raises InputError where files are missing or malformed.
     """
-    events_path, titles_path = raw_files(folder)
-    recbole = events_path.name == RECBOLE[0]
-
-    events = read_rows(events_path, "\t", None if recbole else U_DATA)
-    needed(events, events_path, "user_id", "item_id", "timestamp")
-    seconds = pl.col("timestamp").cast(pl.Int64, strict=False)
-    in_range = seconds.is_between(0, LAST_SECOND).fill_null(False)
-    problem = "timestamp {timestamp!r} is not a number of UTC seconds, 0 or more"
-    refuse(events_path, events.filter(~in_range), problem)
-
-    titles = read_rows(titles_path, "\t" if recbole else "|", None if recbole else U_ITEM)
-    needed(titles, titles_path, "item_id", "movie_title", *(["release_year"] if recbole else []))
-    again = titles.filter(~pl.col("item_id").is_first_distinct())
-    refuse(titles_path, again, "item {item_id!r} is listed a second time")
-    untitled = events.join(titles, on="item_id", how="anti", maintain_order="left")
-    refuse(events_path, untitled, f"item {{item_id!r}} has no row in {titles_path.name}")
-
-    title = full_title() if recbole else pl.col("movie_title")
-    title = title.str.replace_all(r"\s+", " ").str.strip_chars()
-    return (
-        events.select(user="user_id", item="item_id", timestamp=seconds),
-        titles.select(item="item_id", title=title),
+    layout, paths = find_layout(folder)
+    of_events, of_titles = (Tally(path, options.tolerance) for path in paths)
+    if layout.separators == (",", ","):
+        event = {"user": "userId", "item": "movieId", "timestamp": "timestamp"}
+        events = table_records(paths[0], event, of_events)
+        titles = table_records(paths[1], {"item": "movieId", "title": "title"}, of_titles)
+    else:
+        events = (
+            rows.select("line", "text", "timestamp", user="user_id", item="item_id")
+            for rows in separated_records(paths[0], layout.separators[0], layout.events, of_events)
+        )
+        titles = (
+            rows.select("line", "text", item="item_id", title=full_title(rows))
+            for rows in separated_records(paths[1], layout.separators[1], layout.titles, of_titles)
+        )
+    return Raw(
+        files=paths,
+        events=read_events(events, of_events, "s"),
+        titles=read_titles(titles, of_titles),
+        unreadable={tally.path.name: tally.settle() for tally in (of_events, of_titles)},
     )
 
 
-def raw_files(folder: Path) -> tuple[Path, Path]:
-    """The files of events and of titles in `folder`; raises InputError if either is missing."""
-    for names in (RECBOLE, GROUPLENS):
-        paths = (folder / names[0], folder / names[1])
+def find_layout(folder: Path) -> tuple[Layout, tuple[Path, Path]]:
+    """The first layout in `folder` and its two files; raises InputError if one is missing."""
+    for layout in LAYOUTS:
+        paths = (folder / layout.files[0], folder / layout.files[1])
         missing = [path for path in paths if not path.is_file()]
         if not missing:
-            return paths
+            return layout, paths
         if len(missing) == 1:
             raise InputError(f"{missing[0]}: no such file, the other half is there; fetch it again")
-    raise InputError(
-        f"{folder}: holds neither {' and '.join(RECBOLE)} nor {' and '.join(GROUPLENS)}; "
-        "`rere fetch` downloads them"
-    )
+    pairs = "; ".join(" and ".join(layout.files) for layout in LAYOUTS)
+    raise InputError(f"{folder}: holds no two of {pairs}; `rere fetch` downloads them")
 
 
-def read_rows(path: Path, separator: str, names: list[str] | None) -> pl.DataFrame:
-    """The rows of a text file: their 1-based `line`, then one column of str for each name.
+def separated_records(
+    path: Path, separator: str, names: tuple[str, ...], tally: Tally
+) -> Iterator[pl.DataFrame]:
+    """Records of a file of separated fields without quoting: `line`, `text` and its columns.
 
-    Without `names` the first line holds them as RecBole writes them, `user_id:token`. Blank lines
-    are skipped. Raises InputError for an empty file or a row with more or fewer columns.
+    Without `names` the first line holds them as RecBole writes them, `user_id:token`. GroupLens's
+    own files have no header and are Latin-1, UTF-8 once an editor has saved them.
     """
-    lines = pl.DataFrame({"text": decode(path).replace("\r\n", "\n").split("\n")})
-    lines = lines.with_row_index("line", offset=1)
-    if names is None:
-        names = [field.partition(":")[0] for field in lines["text"][0].split(separator)]
-        lines = lines[1:]
-    lines = lines.filter(pl.col("text").str.strip_chars() != "")
-    if lines.is_empty():
-        raise InputError(f"{path}: holds no rows; fetch it again")
-    lines = lines.with_columns(
-        columns=pl.col("text").str.count_matches(separator, literal=True) + 1
-    )
-    ragged = lines.filter(pl.col("columns") != len(names))
-    refuse(path, ragged, f"{{columns}} columns, not {len(names)}")
-    fields = pl.col("text").str.split_exact(separator, len(names) - 1)
-    return lines.select("line", fields.struct.rename_fields(names)).unnest("text")
+    with opened(path) as file:
+        for lines in line_blocks(file, tally, fallback="latin-1" if names else None):
+            if not names:
+                names, lines = header(path, lines["text"][0], separator), lines[1:]
+                tally.lines -= 1
+            columns = pl.col("text").str.count_matches(separator, literal=True) + 1
+            fault = (
+                pl.when(pl.col("text").is_null())
+                .then(pl.lit("not UTF-8 text"))
+                .when(columns != len(names))
+                .then(pl.format("{} columns, not {}", columns, len(names)))
+            )
+            lines = lines.with_columns(fault=fault)
+            tally.lose(lines.filter(pl.col("fault").is_not_null()))
+            fields = pl.col("text").str.split_exact(separator, len(names) - 1)
+            fields = fields.struct.rename_fields(names).alias("fields")
+            lines = lines.filter(pl.col("fault").is_null())
+            yield lines.select("line", "text", fields).unnest("fields")
 
 
-def decode(path: Path) -> str:
-    """A file's text; raises InputError if it is not UTF-8, or Latin-1 for GroupLens's titles."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # Latin-1 is how GroupLens publishes the file, UTF-8 how an editor may have saved it.
-        if path.name == GROUPLENS[1]:
-            return content.decode("latin-1")
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path} line {line}: not UTF-8 text; fetch it again") from None
-
-
-def needed(rows: pl.DataFrame, path: Path, *names: str) -> None:
-    """Raise InputError unless `rows` has all columns `names` and a value in each of them."""
-    for name in names:
-        if name not in rows.columns:
+def header(path: Path, line: str, separator: str) -> tuple[str, ...]:
+    """The columns that RecBole's header names; raises InputError if one that is needed lacks."""
+    names = tuple(field.partition(":")[0] for field in line.split(separator))
+    events = path.suffix == ".inter"
+    needed = ("user_id", "item_id", "timestamp") if events else ("item_id", *RECBOLE_TITLE)
+    for name in needed:
+        if name not in names:
             raise InputError(f"{path} line 1: the header has no column {name}; fetch it again")
-        refuse(path, rows.filter(pl.col(name).str.strip_chars() == ""), f"empty {name}")
+    return names
 
 
-def refuse(path: Path, wrong: pl.DataFrame, problem: str) -> None:
-    """Raise InputError for the first of the `wrong` rows; `problem` names columns in braces."""
-    if not wrong.is_empty():
-        row = wrong.row(0, named=True)
-        message = problem.format_map(row)
-        raise InputError(f"{path} line {row['line']}: {message}; correct it or fetch it again")
-
-
-def full_title() -> pl.Expr:
-    """GroupLens's title from RecBole's two columns.
+def full_title(rows: pl.DataFrame) -> pl.Expr:
+    """GroupLens's title, from RecBole's two columns where it has been split into them.
 
     RecBole cuts the last parenthesis off as the year, be it `(1995)` or the `(V)` of a video, and
     writes `unkonwn` for the title `unknown` and for a year that is not there.
     """
-    title = pl.col("movie_title").replace("unkonwn", "unknown")
-    year = pl.col("release_year")
-    return pl.when(year == "unkonwn").then(title).otherwise(title + " (" + year + ")")
+    if "title" in rows.columns:
+        return pl.col("title")
+    title, year = map(pl.col, RECBOLE_TITLE)
+    title = title.replace("unkonwn", "unknown")
+    return pl.when(year.is_in(["unkonwn", ""])).then(title).otherwise(title + " (" + year + ")")

@@ -1,68 +1,134 @@
 """Raw events to the catalogue and the splits that every other stage reads."""
 
+from datetime import date
 from pathlib import Path
 
 import polars as pl
 
-from rere.config import MovieLens, Splits
-from rere.data.filtering import k_core
-from rere.data.movielens import raw_files, read_movielens
-from rere.data.numbering import number, with_counts
+from rere.config import Amazon2018, Amazon2023, MovieLens, Options, OwnTables, Rules, Splits, Yelp
+from rere.data.amazon import read_amazon
+from rere.data.audit import audit
+from rere.data.filtering import choose
+from rere.data.movielens import read_movielens
+from rere.data.numbering import codes, number, with_counts
 from rere.data.ready_made import read_ready_made
-from rere.data.splits import Made
-from rere.data.splitting import chronological_split, samples
+from rere.data.records import Raw
+from rere.data.splits import SPLIT_SCHEMA, Made
+from rere.data.splitting import chronological_split, leave_one_out, samples
 from rere.data.statistics import describe
+from rere.data.tables import read_tables
+from rere.data.titles import clean
+from rere.data.yelp import read_yelp
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 
 LEAST_SAMPLES = 10
 """With fewer, an 8:1:1 split may leave a part without a row."""
 
+PATHS = {"folder", "raw", "output"}
 
-def preprocess(options: MovieLens | Splits, raw: Path, output: Path) -> None:
-    """Write items, train, valid and test (.parquet) and stats.json into the folder `output`.
 
-    Raises InputError for malformed raw files, and when too few events are left for three splits.
+def preprocess(options: Options, raw: Path, output: Path) -> None:
+    """Write items, train, valid and test (.parquet), stats.json and audit.json into `output`.
+
+    `options` are those of a source of `rere.config`, `raw` the folder with its files. Raises
+    InputError for malformed raw files, and when too few events are left for three splits.
     """
     if output.resolve() in (raw.resolve(), *raw.resolve().parents):
         raise InputError(f"{output}: would replace the raw files in {raw}; choose another folder")
-    made = read_ready_made(raw) if isinstance(options, Splits) else from_events(options, raw)
+    if isinstance(options, Splits):
+        made = read_ready_made(raw)
+    else:
+        made = from_events(options, read(options, raw))
     items = with_counts(made.items, made.splits["train"])
     stats = {
-        "options": options.model_dump(include={"source", "core", "max_history"}),
+        "options": options.model_dump(mode="json", exclude=PATHS),
         "raw_sha256": {path.name: sha256(path) for path in made.files},
         **made.stats,
-        "users": pl.concat(made.splits.values())["user_id"].n_unique(),
+        "users": pl.concat(frame["user_id"] for frame in made.splits.values()).n_unique(),
         **describe(items, made.splits),
     }
     with replacing(output) as temporary:
         temporary.mkdir()
         items.write_parquet(temporary / "items.parquet")
         for split, frame in made.splits.items():
-            frame.write_parquet(temporary / f"{split}.parquet")
+            frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
+        write_json(temporary / "audit.json", audit(items, made.splits, made.core))
 
 
-def from_events(options: MovieLens, raw: Path) -> Made:
+def read(options: Rules, raw: Path) -> Raw:
+    """The events and titles in a folder of raw files, as its source lays them out."""
+    match options:
+        case MovieLens():
+            return read_movielens(options, raw)
+        case Amazon2018() | Amazon2023():
+            return read_amazon(options, raw)
+        case Yelp():
+            return read_yelp(options, raw)
+        case OwnTables():
+            return read_tables(options, raw)
+    raise TypeError(f"no reader for {type(options).__name__}")
+
+
+def from_events(rules: Rules, raw: Raw) -> Made:
     """Splits of raw events; they depend on neither the order of the raw rows nor the time zone.
 
-    Exact duplicates of an event are kept.
+    What became of every event and item is counted in the stats.
     """
-    interactions, titles = read_movielens(raw)
-    kept = k_core(interactions, options.core)
-    events, items = number(kept, titles)
-    rows = samples(events, options.max_history)
-    if len(rows) < LEAST_SAMPLES:
+    titles = clean(raw.titles, rules.max_title_words)
+    events, untitled = with_item_codes(raw.events, titles)
+    if events.is_empty():
         raise InputError(
-            f"core: {options.core} leaves {len(rows)} samples of {len(interactions)} events in "
-            f"{raw}, and three splits need {LEAST_SAMPLES}; choose a smaller core or add events"
+            f"{raw.files[-1]}: has a title for none of the {len(raw.events)} events of "
+            f"{raw.files[0].name}; is it of the same items?"
         )
-    return Made(
-        files=raw_files(raw),
-        items=items,
-        splits=chronological_split(rows),
-        stats={
-            "interactions_before_core": len(interactions),
-            "interactions_after_core": len(kept),
-        },
-    )
+    users, names = codes(events["user"])
+    kept, start, gone = choose(events.with_columns(user=users), rules)
+    numbered, items = number(kept, names, titles)
+    rows = samples(numbered, rules.max_history)
+    splits = leave_one_out(rows) if rules.split == "leave_one_out" else chronological_split(rows)
+    if len(rows) < LEAST_SAMPLES or any(frame.is_empty() for frame in splits.values()):
+        raise InputError(
+            f"core: {rules.core} leaves {len(rows)} samples of {len(raw.events)} events in "
+            f"{raw.files[0].parent}, and three splits need {LEAST_SAMPLES}; choose a smaller core "
+            f"or add events ({told(untitled | gone)})"
+        )
+    stats = {
+        "lines": raw.unreadable,
+        "window": {"start": iso(start), "end": iso(rules.end)},
+        "items_listed": len(titles),
+        "items_listed_again": len(raw.titles) - len(titles),
+        "items_dropped": counts(titles["fault"]),
+        "interactions_read": len(raw.events),
+        "interactions_dropped": untitled | gone,
+        "interactions_kept": len(kept),
+    }
+    return Made(raw.files, items, splits, stats, rules.core)
+
+
+def with_item_codes(
+    events: pl.DataFrame, titles: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The events of items with a title that will do, items as rows of `titles`; what went."""
+    rows = titles.select("item", "fault").with_row_index("code")
+    found = events.join(rows, on="item", how="left", maintain_order="left")
+    fault = pl.when(pl.col("code").is_null()).then(pl.lit("not listed")).otherwise("fault")
+    found = found.with_columns(fault=fault)
+    titled = found.filter(pl.col("fault").is_null())
+    gone = {f"of an item {fault}": count for fault, count in counts(found["fault"]).items()}
+    return titled.select("user", "timestamp", item="code"), gone
+
+
+def counts(faults: pl.Series) -> dict[str, int]:
+    """How often each fault occurs."""
+    return dict(faults.drop_nulls().value_counts().sort(faults.name).rows())
+
+
+def told(gone: dict[str, int]) -> str:
+    """What went, in words."""
+    return "dropped: " + (", ".join(f"{n} {why}" for why, n in gone.items() if n) or "none")
+
+
+def iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()

@@ -29,8 +29,9 @@ class Made(NamedTuple):
 
     files: tuple[Path, ...]  # what they were made from
     items: pl.DataFrame  # item_id, title
-    splits: dict[str, pl.DataFrame]  # of SPLIT_SCHEMA
+    splits: dict[str, pl.DataFrame]  # of SPLIT_SCHEMA, perhaps more
     stats: dict[str, Any]  # what stats.json tells of how they were made
+    core: int | None = None  # events that each user and item has at least, where that is known
 
 
 def read_items(data: Path) -> pl.DataFrame:

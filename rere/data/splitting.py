@@ -7,7 +7,9 @@ from rere.data.splits import SPLIT_SCHEMA, SPLITS
 
 
 def samples(events: pl.DataFrame, max_history: int) -> pl.DataFrame:
-    """One row of the split schema for each event of a user but the first, in the order of time.
+    """One row for each event of a user but the first, in the order of time.
+
+    Rows have the split schema, and `previous`: the timestamp of their history's last event.
 
     `events` (user_id, item_id, timestamp) may come in any order. A user's events are ordered by
     (timestamp, `shuffle_key`); a sample's target is an event, its history the `max_history`
@@ -21,9 +23,11 @@ def samples(events: pl.DataFrame, max_history: int) -> pl.DataFrame:
         history=pl.col("item_id").head(pl.len() - 1),
         target=pl.col("item_id").last(),
         timestamp=pl.col("timestamp").last(),
+        previous=pl.col("timestamp").slice(pl.len() - 2, 1).first(),
     )
     rows = windows.filter(pl.col("position") > 0).sort("timestamp", "user_id", "position")
-    return rows.with_row_index("row_id").select(*SPLIT_SCHEMA).cast(SPLIT_SCHEMA)
+    schema = SPLIT_SCHEMA | {"previous": pl.Int64}
+    return rows.with_row_index("row_id").select(*schema).cast(schema)
 
 
 def shuffle_key(users: pl.Series, items: pl.Series) -> np.ndarray:
@@ -47,4 +51,18 @@ def chronological_split(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
     return {
         split: rows[start:stop]
         for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True)
+    }
+
+
+def leave_one_out(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Each user's last row for test, the one before it for valid, all earlier ones for train.
+
+    `rows` are in the order of time, and stay so.
+    """
+    after = pl.int_range(pl.len() - 1, -1, -1).over("user_id")  # later rows of the same user
+    place = rows.select(after.alias("after"))["after"]
+    return {
+        "train": rows.filter(place > 1),
+        "valid": rows.filter(place == 1),
+        "test": rows.filter(place == 0),
     }

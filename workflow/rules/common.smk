@@ -56,6 +56,15 @@ def raw_folder(wildcards):
     return study.datasets[wildcards.dataset].folder or f"results/raw/{wildcards.dataset}"
 
 
+def fetch_flags(wildcards):
+    """Which public data set to fetch, and of Amazon's which category."""
+    dataset = study.datasets[wildcards.dataset]
+    options = ["--source", dataset.source]
+    if "category" in type(dataset).model_fields:
+        options += ["--category", dataset.category]
+    return options
+
+
 def initial_model(wildcards):
     """The model that a method's training starts from."""
     init = study.methods[wildcards.method].init

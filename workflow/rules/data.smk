@@ -4,7 +4,7 @@ Raw interactions to a catalogue and splits.
 OUTPUTS:
 
     results/raw/{dataset}/      the raw files, where the config names no folder of its own
-    results/data/{dataset}/     items, train, valid, test (.parquet), stats.json
+    results/data/{dataset}/     items, train, valid, test (.parquet), stats.json, audit.json
 """
 
 
@@ -19,15 +19,15 @@ rule fetch:
     conda:
         "../../envs/rere.yaml"
     params:
-        source=lambda wildcards: study.datasets[wildcards.dataset].source,
+        flags=fetch_flags,
     shell:
         r"""
         exec &> >(tee {log:q})
         set -x
 
         python -m rere fetch \
-            --source {params.source:q} \
-            --output {output.raw:q}
+            --output {output.raw:q} \
+            {params.flags:q}
         """
 
 
@@ -41,6 +41,7 @@ rule preprocess:
         "results/data/{dataset}/valid.parquet",
         "results/data/{dataset}/test.parquet",
         "results/data/{dataset}/stats.json",
+        "results/data/{dataset}/audit.json",
     log:
         "logs/preprocess/{dataset}.log",
     benchmark:

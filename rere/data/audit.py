@@ -1,0 +1,143 @@
+"""What of a data set's test rows is easy, strange or known from training, in numbers.
+
+audit.json    one number a key, null where the splits do not tell
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from rere.data.filtering import k_core
+from rere.errors import InputError
+
+DAY = 86_400
+
+
+def audit(
+    items: pl.DataFrame, splits: dict[str, pl.DataFrame], core: int | None
+) -> dict[str, int | float | None]:
+    """Numbers of non-empty splits, as JSON.
+
+    `splits` may have `previous`, the timestamp of each history's last event. Without it, or
+    without timestamps, or without the `core` of the events, what needs them is None. A row's
+    `target` is its item to predict; `train` knows an item that is a target or in a history there.
+    """
+    train, valid, test = splits["train"], splits["valid"], splits["test"]
+    history, target = pl.col("history"), pl.col("target")
+    known = pl.concat([train["target"], train["history"].explode()]).unique().implode()
+    shared = items.filter(pl.col("title").is_duplicated())["item_id"].implode()
+    later, users = pl.concat([valid, test]), train["user_id"].unique().implode()
+    return {
+        "test_rows": len(test),
+        "share_of_test_targets_equal_to_their_last_item": share(
+            test, history.list.last() == target
+        ),
+        "share_of_test_targets_in_their_history": share(test, history.list.contains(target)),
+        "share_of_test_targets_in_the_second_of_their_last_item": apart(test, 1),
+        "share_of_test_targets_on_the_day_of_their_last_item": apart(test, DAY),
+        "share_of_test_targets_that_train_does_not_know": share(test, ~target.is_in(known)),
+        "share_of_test_targets_whose_title_others_have": share(test, target.is_in(shared)),
+        "share_of_test_rows_with_a_history_of_train_or_valid_and_another_target": contradicted(
+            test, pl.concat([train, valid])
+        ),
+        "share_of_valid_rows_with_a_history_of_train_and_another_target": contradicted(
+            valid, train
+        ),
+        "share_of_test_rows_of_users_in_train": share(test, pl.col("user_id").is_in(users)),
+        "valid_and_test_targets_of_users_in_train": later["user_id"].is_in(users).sum(),
+        "train_targets_after_the_first_valid_target": after(train, valid),
+        "train_targets_after_the_first_test_target": after(train, test),
+        **foreseen(train, core),
+    }
+
+
+def share(rows: pl.DataFrame, condition: pl.Expr) -> float:
+    """The share of the rows for which a condition holds."""
+    return rows.select(condition.mean()).item()
+
+
+def apart(rows: pl.DataFrame, unit: int) -> float | None:
+    """The share of targets in the same unit of time (seconds) as the event before them."""
+    if "previous" not in rows.columns:
+        return None
+    return share(rows, pl.col("timestamp") // unit == pl.col("previous") // unit)
+
+
+def contradicted(rows: pl.DataFrame, earlier: pl.DataFrame) -> float:
+    """The share of rows whose very history is also an earlier row's, with another target."""
+    targets = earlier.group_by("history").agg(
+        kinds=pl.col("target").n_unique(), one=pl.col("target").first()
+    )
+    joined = rows.join(targets, on="history", how="left", maintain_order="left")
+    differs = (pl.col("kinds") > 1) | (pl.col("one") != pl.col("target"))
+    return share(joined, differs.fill_null(False))
+
+
+def after(rows: pl.DataFrame, others: pl.DataFrame) -> int | None:
+    """How many of the rows happened later than the first of others; None without timestamps."""
+    first = others["timestamp"].min()
+    return None if first is None else (rows["timestamp"] > first).sum()
+
+
+def foreseen(train: pl.DataFrame, core: int | None) -> dict[str, float | None]:
+    """What the core of all events keeps of train that the core of train's events would drop.
+
+    Train's events are its targets and, of each user, the first item.
+    """
+    names = ("users", "items", "rows")
+    keys = [f"share_of_train_{name}_that_the_core_of_train_lacks" for name in names]
+    if core is None:
+        return dict.fromkeys(keys)
+    first = train.unique("user_id", keep="first", maintain_order=True)
+    events = pl.concat(
+        [
+            first.select(user="user_id", item=pl.col("history").list.first()),
+            train.select(user="user_id", item="target"),
+        ]
+    )
+    kept = k_core(events, core)
+    users, items = kept["user"].unique().implode(), kept["item"].unique().implode()
+    inside = pl.col("user_id").is_in(users) & pl.col("target").is_in(items)
+    shares = (
+        1 - kept["user"].n_unique() / events["user"].n_unique(),
+        1 - kept["item"].n_unique() / events["item"].n_unique(),
+        share(train, ~inside),
+    )
+    return dict(zip(keys, shares, strict=True))
+
+
+def table(folders: Sequence[Path]) -> str:
+    """The audits of data sets as a table: a row a number, a column a data set.
+
+    Raises InputError where a folder holds no audit.
+    """
+    audits = [read(folder) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    widths = [max(10, len(name)) for name in names]
+    rows = [("", names), *((key, [shown(each.get(key)) for each in audits]) for key in audits[0])]
+    first = max(len(key) for key, _ in rows)
+    lines = [
+        "  ".join([f"{key.replace('_', ' '):{first}}", *map(str.rjust, cells, widths)])
+        for key, cells in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def read(folder: Path) -> dict[str, int | float | None]:
+    """The audit.json of a folder that `rere preprocess` wrote."""
+    path = folder / "audit.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `rere preprocess` writes it") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); run `rere preprocess` again") from None
+
+
+def shown(number: int | float | None) -> str:
+    """A number of an audit as the table has it: shares with four digits, `-` for not known."""
+    if number is None:
+        return "-"
+    return f"{number:.4f}" if isinstance(number, float) else str(number)
