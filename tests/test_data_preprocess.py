@@ -1,3 +1,5 @@
+import hashlib
+import html
 import json
 import subprocess
 import sys
@@ -283,7 +285,7 @@ def test_the_data_stage_does_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ------------------------------------------------------------------------- the real ml-100k
+# ----------------------------------------------------------------------- the real MovieLens
 
 
 def split_mix(key: int) -> int:
@@ -295,28 +297,25 @@ def split_mix(key: int) -> int:
 
 def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[list[tuple]]]:
     """Items (item_id, title, count) and the rows of the three splits, by plain loops."""
+    [inter], [item_file] = raw.glob("*.inter"), raw.glob("*.item")
+    in_order = int if inter.name == "ml-100k.inter" else str
     events, titles = [], {}
-    with (raw / "ml-100k.inter").open(encoding="utf-8") as file:
-        next(file)
-        for line in file:
-            user, item, _, timestamp = line.rstrip("\n").split("\t")
-            events.append((int(user), int(item), int(timestamp)))
-    with (raw / "ml-100k.item").open(encoding="utf-8") as file:
-        next(file)
-        for line in file:
-            item, title, year, _ = line.rstrip("\n").split("\t")
-            titles[int(item)] = "unknown" if title == "unkonwn" else f"{title} ({year})"
+    for line in inter.read_text(encoding="utf-8").splitlines()[1:]:
+        user, item, _, timestamp = line.split("\t")
+        events.append((user, item, int(timestamp)))
+    for line in item_file.read_text(encoding="utf-8").splitlines()[1:]:
+        item, title, year, _ = line.split("\t")
+        titles[item] = "unknown" if title == "unkonwn" else f"{title} ({year})"
+        titles[item] = " ".join(html.unescape(titles[item]).split())
     while True:
-        of_user, of_item = defaultdict(int), defaultdict(int)
-        for user, item, _ in events:
-            of_user[user] += 1
-            of_item[item] += 1
+        of_user = Counter(user for user, _, _ in events)
+        of_item = Counter(item for _, item, _ in events)
         kept = [e for e in events if of_user[e[0]] >= core and of_item[e[1]] >= core]
         if len(kept) == len(events):
             break
         events = kept
-    user_ids = {user: number for number, user in enumerate(sorted(of_user))}
-    item_ids = {item: number for number, item in enumerate(sorted(of_item))}
+    user_ids = {user: number for number, user in enumerate(sorted(of_user, key=in_order))}
+    item_ids = {item: number for number, item in enumerate(sorted(of_item, key=in_order))}
     sequences = defaultdict(list)
     for user, item, timestamp in events:
         user, item = user_ids[user], item_ids[item]
@@ -337,11 +336,34 @@ def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[li
     return items, splits
 
 
-def test_real_data_row_by_row_against_plain_loops(ml_100k_raw, tmp_path):
-    preprocess(OPTIONS, ml_100k_raw, tmp_path / "data")
-    items, splits = oracle(ml_100k_raw, core=5, max_history=10)
-    assert read_items(tmp_path / "data").rows() == items
-    assert len(items) == 1_349
-    for split, rows, count in zip(SPLITS, splits, (78_675, 9_834, 9_835), strict=True):
+@pytest.mark.parametrize(
+    ("raw", "options", "items", "counts"),
+    [
+        ("ml_100k_raw", MovieLens(), 1_349, (78_675, 9_834, 9_835)),
+        pytest.param(
+            "ml_1m_raw",
+            MovieLens(source="ml-1m"),
+            3_416,
+            (794_856, 99_357, 99_358),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["ml-100k", "ml-1m"],
+)
+def test_real_data_row_by_row_against_plain_loops(raw, options, items, counts, request, tmp_path):
+    raw = request.getfixturevalue(raw)
+    preprocess(options, raw, tmp_path / "data")
+    catalogue, splits = oracle(raw, core=5, max_history=10)
+    assert read_items(tmp_path / "data").rows() == catalogue
+    assert len(catalogue) == items
+    for split, rows, count in zip(SPLITS, splits, counts, strict=True):
         assert read_split(tmp_path / "data", split).rows() == rows
         assert len(rows) == count
+
+
+def test_ml_100k_stays_what_it_was(ml_100k_raw, tmp_path):
+    """The rows of earlier versions, so that their results remain comparable."""
+    preprocess(OPTIONS, ml_100k_raw, tmp_path / "data")
+    rows = [row for split in SPLITS for row in read_split(tmp_path / "data", split).rows()]
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    assert digest == "852d472b0a14e26df9ba73f2100522790227fb74cc19db59a49f378999e5dfc7"

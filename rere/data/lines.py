@@ -174,10 +174,15 @@ def find(folder: Path, *names: str) -> Path:
     Raises InputError if there is none.
     """
     for name in names:
-        for suffix in ("", ".gz", ".zst"):
-            if (path := folder / f"{name}{suffix}").is_file():
-                return path
+        if (path := variant(folder / name)) is not None:
+            return path
     raise InputError(
         f"{folder}: holds no {' or '.join(names)}, as it is or with .gz or .zst; `rere fetch` "
         "downloads what is public"
     )
+
+
+def variant(path: Path) -> Path | None:
+    """The file at `path` or with what compressing adds to its name; None if there is none."""
+    variants = (path.with_name(f"{path.name}{suffix}") for suffix in ("", ".gz", ".zst"))
+    return next((path for path in variants if path.is_file()), None)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import polars as pl
 
 from rere.config import MovieLens
-from rere.data.lines import Tally, line_blocks, opened
+from rere.data.lines import Tally, line_blocks, opened, variant
 from rere.data.records import Raw, read_events, read_titles
 from rere.data.tables import table_records
 from rere.errors import InputError
@@ -74,12 +74,12 @@ def read_movielens(options: MovieLens, folder: Path) -> Raw:
 def find_layout(folder: Path) -> tuple[Layout, tuple[Path, Path]]:
     """The first layout in `folder` and its two files; raises InputError if one is missing."""
     for layout in LAYOUTS:
-        paths = (folder / layout.files[0], folder / layout.files[1])
-        missing = [path for path in paths if not path.is_file()]
-        if not missing:
-            return layout, paths
-        if len(missing) == 1:
-            raise InputError(f"{missing[0]}: no such file, the other half is there; fetch it again")
+        paths = [variant(folder / name) for name in layout.files]
+        if None not in paths:
+            return layout, (paths[0], paths[1])
+        if paths != [None, None]:
+            missing = folder / layout.files[paths.index(None)]
+            raise InputError(f"{missing}: no such file, the other half is there; fetch it again")
     pairs = "; ".join(" and ".join(layout.files) for layout in LAYOUTS)
     raise InputError(f"{folder}: holds no two of {pairs}; `rere fetch` downloads them")
 

@@ -7,6 +7,7 @@ the fields as text. `read_events` and `read_titles` check them and gather them.
 import ast
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from rere.errors import InputError
 
 LAST_SECOND = 253_402_300_799
 """The end of the year 9999; a larger timestamp counts milliseconds."""
+
+
+EARLIEST_LAST = 100_000_000
+"""A day of 1973: logs that end before it, by a count of less than seconds, count seconds."""
 
 
 class Raw(NamedTuple):
@@ -123,7 +128,12 @@ def read_events(records: Iterable[pl.DataFrame], tally: Tally, unit: str) -> pl.
         rows = rows.filter(pl.col("fault").is_null())
         parts.append(rows.select("user", "item", timestamp="when"))
     tally.settle()
-    return pl.concat(parts)
+    events = pl.concat(parts)
+    last = events["timestamp"].max()
+    if unit in ("ms", "us") and last is not None and last < EARLIEST_LAST:
+        day = datetime.fromtimestamp(last, UTC).date()
+        raise InputError(f"{tally.path}: its last event is of {day}; do its times count {unit}?")
+    return events
 
 
 def read_titles(records: Iterable[pl.DataFrame], tally: Tally) -> pl.DataFrame:
@@ -157,7 +167,7 @@ def seconds(times: pl.Expr, unit: str) -> pl.Expr:
     if unit != "text":
         number = times.str.strip_chars().cast(pl.Float64, strict=False)
         return (number / UNITS[unit]).floor().cast(pl.Int64, strict=False)
-    plain = times.str.strip_chars().str.replace("T", " ", literal=True)
+    plain = times.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)T", "$1 ")
     plain = plain.str.strip_suffix("Z").str.strip_suffix(" UTC")
     formats = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M", "%Y-%m-%d")
     return pl.coalesce(

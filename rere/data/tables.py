@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from rere.config import OwnTables
-from rere.data.lines import Tally
+from rere.data.lines import Tally, find
 from rere.data.records import UNITS, Raw, first_fault, json_records, read_events, read_titles
 from rere.errors import InputError, hint
 
@@ -23,7 +23,7 @@ CHUNK = 200_000
 
 def read_tables(options: OwnTables, folder: Path) -> Raw:
     """A user's events and titles; raises InputError where files, columns or values are wrong."""
-    files = folder / options.events, folder / options.items
+    files = find(folder, options.events), find(folder, options.items)
     of_events, of_titles = (Tally(path, options.tolerance) for path in files)
     event = {"user": options.user, "item": options.item, "timestamp": options.timestamp}
     title = {"item": options.item, "title": options.title}
@@ -47,8 +47,6 @@ def table_records(
     Columns of dates become what `unit` says. Raises InputError where a column is missing or the
     file is no table.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     kind = next((s for s in reversed(path.suffixes) if s not in (".gz", ".zst")), "")
     if kind in (".json", ".jsonl", ".ndjson"):
         yield from json_records(path, fields, tally)

@@ -42,10 +42,15 @@ def clean(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
 
 def plain(texts: pl.Series) -> pl.Series:
     """Texts without escapes, control characters, runs of white space and quotes around them."""
-    texts = texts.fill_null("")
+    texts = unquoted(texts.fill_null(""))  # before `&quot;` becomes one more quote
     escaped = texts.str.contains("&", literal=True)
     if escaped.any():
         unescaped = [html.unescape(text) for text in texts.filter(escaped)]
         texts = texts.scatter(escaped.arg_true(), unescaped)
+    return unquoted(texts)
+
+
+def unquoted(texts: pl.Series) -> pl.Series:
+    """Texts on one line, without a pair of quotes around what has no quote in it."""
     texts = texts.str.replace_all(r"[\p{Cc}\s]+", " ").str.strip_chars(" ")
     return texts.str.replace(r'^"([^"]*)"$', "$1").str.strip_chars(" ")

@@ -24,11 +24,11 @@ PLACE = ("address", "city", "state")
 
 def read_yelp(options: Yelp, folder: Path) -> Raw:
     """The reviews as events, stars ignored; raises InputError if the files are malformed."""
-    whole = [path for name in TARS if (path := folder / name).is_file()]
-    if whole:
-        files, members = (whole[0], whole[0]), (REVIEW, BUSINESS)
+    reviews = find(folder, REVIEW, *TARS)
+    if reviews.name.startswith(TARS):
+        files, members = (reviews, reviews), (REVIEW, BUSINESS)
     else:
-        files, members = (find(folder, REVIEW, *TARS), find(folder, BUSINESS)), (None, None)
+        files, members = (reviews, find(folder, BUSINESS)), (None, None)
 
     of_reviews, of_titles = (Tally(path, options.tolerance) for path in files)
     reviews = json_records(files[0], EVENT, of_reviews, members[0])
