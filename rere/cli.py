@@ -74,6 +74,20 @@ class Audit(config.Options):
         print(table(self.data))
 
 
+class TokenLengths(config.Options):
+    """Count the tokens of a data set's titles and prompts under a backbone's tokenizer."""
+
+    backbone: DirectoryPath = Field(description="Folder that `rere backbone` wrote.")
+    data: Data
+    rows: int | None = Field(None, ge=1, description="Sample of the test rows; None for all.")
+    output: Path = Field(description="The .json to write.")
+
+    def run(self) -> None:
+        from rere.token_lengths import token_lengths
+
+        token_lengths(self.backbone, self.data, self.rows, self.output)
+
+
 class Tiny(config.Tiny):
     """A small Qwen2 from scratch, its tokenizer trained on one data set's training text."""
 
@@ -329,6 +343,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "fetch": Fetch,
     **preprocess_stages(),
     "audit": Audit,
+    "token-lengths": TokenLengths,
     "backbone tiny": Tiny,
     "backbone pretrained": Pretrained,
     "sft": Sft,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TITLES, tokenizer, write_fixed_model
 
@@ -120,12 +120,9 @@ SHARED = {
     "models": st.just([Path(__file__).parent] * 2),
     "names": st.just(["wide", "tiny sft"]),
     "test_rows": st.just([48, 200]),
-<<<<<<< HEAD
     "sync_interval": st.none(),
-=======
     "start": st.none() | st.dates(max_value=date(1999, 12, 31)),
     "end": st.none() | st.dates(min_value=date(2000, 1, 1)),
->>>>>>> 9301b90 (Read Amazon, Yelp, MovieLens of any size and own tables; rules as options; audit the splits; resume downloads)
 }
 
 
@@ -168,6 +165,7 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_flags_and_the_parser_are_inverse(stage, data):
     fields = {n: f for n, f in COMMANDS[stage].model_fields.items() if not is_fixed(f)}

@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -96,6 +97,43 @@ def test_the_config_is_read_without_heavy_imports():
     heavy = {"torch", "transformers", "numpy", "polars", "snakemake"}
     code = f"import rere.config, sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_papers_data_sets_have_its_rules():
+    paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
+    datasets = {**SHIPPED["datasets"], **paper["datasets"]}
+    study = load_study({**SHIPPED, **paper, "datasets": datasets})
+    amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "least_items": 3000}
+    amazon |= {"split": "chronological", "repeats": "keep", "end": date(2018, 11, 1)}
+    starts = {"toys": date(2016, 10, 1), "industrial": date(1996, 10, 1)}
+    for name, start in starts.items():
+        options = study.datasets[name].model_dump()
+        assert options | amazon | {"start": start} == options
+    yelp = study.datasets["yelp"].model_dump()
+    assert (yelp["start"], yelp["end"]) == (date(2021, 1, 1), date(2022, 1, 1))
+    assert yelp | {"core": 5, "max_title_words": 20, "title": "address"} == yelp
+    commented = (CONFIG / "paper.yaml").read_text().partition("  # private:")[2]
+    example = commented.partition("\n\n")[0].replace("  #", "")
+    private = {"private": yaml.safe_load(example)}
+    assert load_study({**SHIPPED, "datasets": {**SHIPPED["datasets"], **private}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": "2016-10"}, "datasets.x.start: input should be a valid date"),
+        ({"start": "2018-11-01"}, "datasets.x: end must be after start, 2018-11-01"),
+        ({"category": "../etc"}, "datasets.x.category: names have letters"),
+        ({"category": ABSENT}, "datasets.x.category: missing"),
+        ({"split": "random"}, "datasets.x.split: input should be 'chronological' or"),
+        ({"tolerance": 1.0}, "datasets.x.tolerance: input should be less than 1"),
+        ({"source": "table"}, "datasets.x.category: unknown key"),
+    ],
+)
+def test_wrong_options_of_a_data_set(changes, message):
+    options = {"source": "amazon-2018", "category": "Toys_and_Games"} | changes
+    options = {key: value for key, value in options.items() if value != ABSENT}
+    assert error(changed(datasets__x=options)).startswith(message)
 
 
 def test_every_key_is_explained():

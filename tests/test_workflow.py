@@ -144,6 +144,35 @@ def test_the_tables_of_sequential_baselines_are_planned(tmp_path, table, runs):
     }
 
 
+PAPER = {
+    "toys": ["Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"],
+    "industrial": ["Industrial_and_Scientific_5.json", "meta_Industrial_and_Scientific.json"],
+    "yelp": ["yelp_dataset.tar"],
+}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["fetched", "given"])
+def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
+    changes = {}
+    for name, files in PAPER.items() if given else ():
+        changes[name] = {"folder": f"data/{name}"}
+        for file in files:
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / name / file).touch()
+    configs = [*QUICK, ROOT / "config" / "paper.yaml"]
+    jobs = planned(tmp_path, configs, **({"datasets": changes} if given else {}))
+    assert jobs.pop("fetch", 0) == (0 if given else 3)
+    assert jobs == {
+        **{"preprocess": 3, "baseline": 6, "sequential": 3, "metrics": 9},
+        **{"table": 1, "figure": 1, "curves": 1},
+    }
+    # The others of the paper's config are there for the asking.
+    others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
+    lengths = ["results/tokens/toys/tiny.json"]
+    assert planned(tmp_path, configs, *others) == {"fetch": 2, "preprocess": 2}
+    assert planned(tmp_path, configs, *lengths)["token_lengths"] == 1
+
+
 @pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")
 def test_the_conda_environments_are_planned(tmp_path):
     done = snakemake(tmp_path, QUICK, "--dry-run", "--sdm", "conda")

@@ -5,6 +5,7 @@ OUTPUTS:
 
     results/raw/{dataset}/      the raw files, where the config names no folder of its own
     results/data/{dataset}/     items, train, valid, test (.parquet), stats.json, audit.json
+    results/tokens/{dataset}/{backbone}.json    on demand: lengths of titles and prompts
 """
 
 
@@ -60,4 +61,30 @@ rule preprocess:
             {params.flags:q} \
             --raw {input.raw:q} \
             --output results/data/{wildcards.dataset:q}
+        """
+
+
+rule token_lengths:
+    """Count the tokens of titles and prompts under a backbone's tokenizer"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        test="results/data/{dataset}/test.parquet",
+        backbone="results/backbones/{backbone}",
+    output:
+        lengths="results/tokens/{dataset}/{backbone}.json",
+    log:
+        "logs/token_lengths/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/token_lengths/{dataset}/{backbone}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        python -m rere token-lengths \
+            --backbone {input.backbone:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --output {output.lengths:q}
         """
