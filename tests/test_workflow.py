@@ -164,7 +164,7 @@ def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
     assert jobs.pop("fetch", 0) == (0 if given else 3)
     assert jobs == {
         **{"preprocess": 3, "baseline": 6, "sequential": 3, "metrics": 9},
-        **{"table": 1, "figure": 1, "curves": 1},
+        **{"table": 1, "figure": 1},
     }
     # The others of the paper's config are there for the asking.
     others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
