@@ -10,14 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rere.data import lines as module
-from rere.data.lines import Tally, find, line_blocks, opened
+from rere.data.lines import Tally, find, line_blocks, opened, without_blank
 from rere.data.records import decode, json_records, parse, read_events, read_titles, seconds
 from rere.errors import InputError
 
 
 def lines_of(path: Path, fallback: str | None = None) -> list[tuple[int, str | None]]:
     with opened(path) as file:
-        blocks = list(line_blocks(file, Tally(path, 0.0), fallback))
+        blocks = [without_blank(lines) for lines in line_blocks(file, path, fallback)]
     return [row for block in blocks for row in block.select("line", "text").rows()]
 
 

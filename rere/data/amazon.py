@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rere.config import Amazon2018, Amazon2023
 from rere.data.lines import Tally, find
-from rere.data.records import Raw, json_records, read_events, read_titles
+from rere.data.records import Raw, json_records, read_events, read_titles, side_by_side
 
 
 def read_amazon(options: Amazon2018 | Amazon2023, folder: Path) -> Raw:
@@ -30,11 +30,14 @@ def read_amazon(options: Amazon2018 | Amazon2023, folder: Path) -> Raw:
 
     event = {"user": user, "item": item, "timestamp": timestamp}
     of_reviews, of_titles = Tally(reviews, options.tolerance), Tally(metadata, options.tolerance)
+    title = {"item": item, "title": "title"}
+    events, titles = side_by_side(
+        lambda: read_events(json_records(reviews, event, of_reviews), of_reviews, unit),
+        lambda: read_titles(json_records(metadata, title, of_titles), of_titles),
+    )
     return Raw(
         files=(reviews, metadata),
-        events=read_events(json_records(reviews, event, of_reviews), of_reviews, unit),
-        titles=read_titles(
-            json_records(metadata, {"item": item, "title": "title"}, of_titles), of_titles
-        ),
+        events=events,
+        titles=titles,
         unreadable={tally.path.name: tally.settle() for tally in (of_reviews, of_titles)},
     )

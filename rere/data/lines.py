@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import polars as pl
 from isal import igzip, isal_zlib
 
@@ -107,23 +108,21 @@ def decompressed(raw: BinaryIO) -> BinaryIO:
     return zstd.open(raw) if start == ZSTD else raw
 
 
-def line_blocks(
-    file: BinaryIO, tally: Tally, fallback: str | None = None
-) -> Iterator[pl.DataFrame]:
-    """The lines of a file, many at a time: `line` (1-based) and `text`.
+def line_blocks(file: BinaryIO, path: Path, fallback: str | None = None) -> Iterator[pl.DataFrame]:
+    """All lines of a file, many at a time: `line` (1-based) and `text`.
 
-    A line that is not UTF-8 is decoded as `fallback`, or null without one. Blank lines are
-    skipped; the others count in `tally.lines`.
+    A line that is not UTF-8 is decoded as `fallback`, or null without one.
     """
     number = 1
-    for block in ahead(blocks(file, tally.path)):
+    for block in ahead(blocks(file, path)):
         texts = split(block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block, fallback)
-        lines = pl.DataFrame({"text": texts}).with_row_index("line", offset=number)
-        number += len(lines)
-        lines = lines.filter((pl.col("text").str.strip_chars() != "").fill_null(True))
-        tally.lines += len(lines)
-        if len(lines):
-            yield lines
+        yield pl.DataFrame({"line": np.arange(number, number + len(texts)), "text": texts})
+        number += len(texts)
+
+
+def without_blank(lines: pl.DataFrame) -> pl.DataFrame:
+    """Lines with more than white space in them."""
+    return lines.filter((pl.col("text").str.strip_chars() != "").fill_null(True))
 
 
 def blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:

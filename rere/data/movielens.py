@@ -15,8 +15,8 @@ from typing import NamedTuple
 import polars as pl
 
 from rere.config import MovieLens
-from rere.data.lines import Tally, line_blocks, opened, variant
-from rere.data.records import Raw, read_events, read_titles
+from rere.data.lines import Tally, line_blocks, opened, variant, without_blank
+from rere.data.records import Raw, read_events, read_titles, whole
 from rere.data.tables import table_records
 from rere.errors import InputError
 
@@ -93,10 +93,11 @@ def separated_records(
     own files have no header and are Latin-1, UTF-8 once an editor has saved them.
     """
     with opened(path) as file:
-        for lines in line_blocks(file, tally, fallback="latin-1" if names else None):
-            if not names:
+        for lines in line_blocks(file, path, fallback="latin-1" if names else None):
+            lines = without_blank(lines)
+            if not names and len(lines):
                 names, lines = header(path, lines["text"][0], separator), lines[1:]
-                tally.lines -= 1
+            tally.lines += len(lines)
             columns = pl.col("text").str.count_matches(separator, literal=True) + 1
             fault = (
                 pl.when(pl.col("text").is_null())
@@ -104,11 +105,9 @@ def separated_records(
                 .when(columns != len(names))
                 .then(pl.format("{} columns, not {}", columns, len(names)))
             )
-            lines = lines.with_columns(fault=fault)
-            tally.lose(lines.filter(pl.col("fault").is_not_null()))
+            lines = whole(lines.with_columns(fault=fault), tally)
             fields = pl.col("text").str.split_exact(separator, len(names) - 1)
             fields = fields.struct.rename_fields(names).alias("fields")
-            lines = lines.filter(pl.col("fault").is_null())
             yield lines.select("line", "text", fields).unnest("fields")
 
 

@@ -6,14 +6,15 @@ the fields as text. `read_events` and `read_titles` check them and gather them.
 
 import ast
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from rere.data.lines import Tally, line_blocks, opened
+from rere.data.lines import Tally, line_blocks, opened, without_blank
 from rere.errors import InputError
 
 LAST_SECOND = 253_402_300_799
@@ -36,6 +37,15 @@ class Raw(NamedTuple):
 UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
 
 
+def side_by_side(
+    events: Callable[[], pl.DataFrame], titles: Callable[[], pl.DataFrame]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Read two files at a time: while one thread decompresses, another one parses."""
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(events), threads.submit(titles)
+        return reading[0].result(), reading[1].result()
+
+
 def json_records(
     path: Path, fields: Mapping[str, str], tally: Tally, member: str | None = None
 ) -> Iterator[pl.DataFrame]:
@@ -46,17 +56,30 @@ def json_records(
     go into the tally. A line that opens with `{'` is a Python dictionary, as Amazon's metadata of
     2014 has them; it is read as a literal, never run.
     """
+    keys = tuple(fields.values())
     with opened(path, member) as file:
-        for lines in line_blocks(file, tally):
-            lines = lines.with_columns(record=parse(lines["text"], tuple(fields.values())))
-            broken = pl.col("record").is_null()
-            fault = pl.when(pl.col("text").is_null()).then(pl.lit("not UTF-8"))
-            fault = fault.otherwise(pl.lit("not a JSON object of plain values"))
-            tally.lose(lines.filter(broken).with_columns(fault=fault))
-            values = [
-                pl.col("record").struct.field(key).alias(name) for name, key in fields.items()
-            ]
-            yield lines.filter(~broken).select("line", "text", *values)
+        for lines in line_blocks(file, path):
+            records = plainly_decoded(lines["text"], keys)
+            if records is None:
+                lines = without_blank(lines)
+                records = parse(lines["text"], keys)
+            tally.lines += len(lines)
+            if records.null_count():
+                fault = pl.when(pl.col("text").is_null()).then(pl.lit("not UTF-8"))
+                fault = fault.otherwise(pl.lit("not a JSON object of plain values"))
+                tally.lose(lines.filter(records.is_null()).with_columns(fault=fault))
+                lines, records = lines.filter(records.is_not_null()), records.drop_nulls()
+            values = records.struct.unnest()
+            yield lines.hstack([values[key].alias(name) for name, key in fields.items()])
+
+
+def plainly_decoded(texts: pl.Series, keys: tuple[str, ...]) -> pl.Series | None:
+    """The values of `keys` in lines that all hold one JSON object; None where one may not."""
+    try:
+        records = texts.str.json_decode(pl.Struct(dict.fromkeys(keys, pl.String)))
+    except pl.exceptions.ComputeError:
+        return None
+    return records if len(records) == len(texts) and not records.null_count() else None
 
 
 def parse(texts: pl.Series, keys: tuple[str, ...]) -> pl.Series:
@@ -111,22 +134,19 @@ def read_events(records: Iterable[pl.DataFrame], tally: Tally, unit: str) -> pl.
     UTC seconds. Raises InputError where too many lines are unreadable.
     """
     largest = LAST_SECOND * UNITS.get(unit, 1)
+    when = seconds(pl.col("timestamp"), unit)
     faults = {
         "no user": blank("user"),
         "no item": blank("item"),
         "no timestamp": blank("timestamp"),
-        f"timestamp is not {'a date' if unit == 'text' else 'a number'}": pl.col("when").is_null(),
-        f"timestamp is not in 0 .. {largest} {unit} since 1970": ~pl.col("when").is_between(
-            0, LAST_SECOND
-        ),
+        f"timestamp is not {'a date' if unit == 'text' else 'a number'}": when.is_null(),
+        f"timestamp is not in 0 .. {largest} {unit} since 1970": ~when.is_between(0, LAST_SECOND),
     }
     parts = [pl.DataFrame(schema={"user": pl.String, "item": pl.String, "timestamp": pl.Int64})]
     for rows in records:
-        rows = rows.with_columns(when=seconds(pl.col("timestamp"), unit))
-        rows = rows.with_columns(fault=first_fault(faults))
-        tally.lose(rows.filter(pl.col("fault").is_not_null()))
-        rows = rows.filter(pl.col("fault").is_null())
-        parts.append(rows.select("user", "item", timestamp="when"))
+        rows = rows.with_columns(when=when, fault=first_fault(faults))
+        rows = whole(rows, tally)
+        parts.append(pl.DataFrame([rows["user"], rows["item"], rows["when"].alias("timestamp")]))
     tally.settle()
     events = pl.concat(parts)
     last = events["timestamp"].max()
@@ -143,14 +163,21 @@ def read_titles(records: Iterable[pl.DataFrame], tally: Tally) -> pl.DataFrame:
     """
     parts = []
     for rows in records:
-        rows = rows.with_columns(fault=first_fault({"no item": blank("item")}))
-        tally.lose(rows.filter(pl.col("fault").is_not_null()))
-        parts.append(rows.filter(pl.col("fault").is_null()).drop("line", "text", "fault"))
+        rows = whole(rows.with_columns(fault=first_fault({"no item": blank("item")})), tally)
+        parts.append(rows.drop("line", "text", "fault"))
     tally.settle()
     titles = pl.concat(parts)
     if titles["title"].null_count() == len(titles):
         raise InputError(f"{tally.path}: no line has a title; name the file of titles")
     return titles
+
+
+def whole(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """The rows without a `fault`; the others go into the tally."""
+    if rows["fault"].null_count() == len(rows):
+        return rows
+    tally.lose(rows.filter(pl.col("fault").is_not_null()))
+    return rows.filter(pl.col("fault").is_null())
 
 
 def blank(name: str) -> pl.Expr:

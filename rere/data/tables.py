@@ -10,7 +10,15 @@ import polars as pl
 
 from rere.config import OwnTables
 from rere.data.lines import Tally, find
-from rere.data.records import UNITS, Raw, first_fault, json_records, read_events, read_titles
+from rere.data.records import (
+    UNITS,
+    Raw,
+    first_fault,
+    json_records,
+    read_events,
+    read_titles,
+    whole,
+)
 from rere.errors import InputError, hint
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -118,6 +126,4 @@ def keep_readable(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         "more columns than the header": pl.col(EXTRA).is_not_null(),
         "not UTF-8": pl.col("text").str.contains("\ufffd", literal=True),
     }
-    rows = rows.with_columns(fault=first_fault(faults))
-    tally.lose(rows.filter(pl.col("fault").is_not_null()))
-    return rows.filter(pl.col("fault").is_null()).drop(EXTRA, "fault")
+    return whole(rows.with_columns(fault=first_fault(faults)), tally).drop(EXTRA, "fault")
