@@ -131,9 +131,8 @@ def test_small_data_set_by_hand(tmp_path):
     assert stats == {
         "lines": {"ml-100k.inter": {"lines": 15}, "ml-100k.item": {"lines": 3}},
         "window": {"start": None, "end": None},
-        "items_listed": 3,
-        "items_listed_again": 0,
-        "items_dropped": {},
+        "titles_read": 3,
+        "titles_dropped": {"of an item without events": 1, "of an item listed again": 0},
         "interactions_read": 15,
         "interactions_dropped": {
             "outside of the window": 0,

@@ -154,12 +154,14 @@ def test_planted_amazon(tmp_path):
     assert [len(splits[split]) for split in SPLITS] == [9, 1, 2]
     stats = stats_of(data)
     assert stats["window"] == {"start": "2016-10-01", "end": "2018-11-01"}
-    assert stats["items_listed"] == 9
-    assert stats["items_dropped"] == {
-        "with a title of more than 20 words": 1,
-        "with a title of one character": 1,
-        "with markup for a title": 1,
-        "without a title": 2,
+    assert stats["titles_read"] == 9
+    assert stats["titles_dropped"] == {
+        "of an item without events": 1,
+        "of an item listed again": 0,
+        "of an item with a title of more than 20 words": 1,
+        "of an item with a title of one character": 1,
+        "of an item with markup for a title": 1,
+        "of an item without a title": 2,
     }
     assert stats["interactions_read"] == 12 + 6 + 1 + 4
     assert stats["interactions_dropped"] == {

@@ -76,7 +76,8 @@ def from_events(rules: Rules, raw: Raw) -> Made:
 
     What became of every event and item is counted in the stats.
     """
-    titles = clean(raw.titles, rules.max_title_words)
+    listed = raw.titles.join(raw.events, on="item", how="semi", maintain_order="left")
+    titles = clean(listed, rules.max_title_words)
     events, untitled = with_item_codes(raw.events, titles)
     if events.is_empty():
         raise InputError(
@@ -97,9 +98,12 @@ def from_events(rules: Rules, raw: Raw) -> Made:
     stats = {
         "lines": raw.unreadable,
         "window": {"start": iso(start), "end": iso(rules.end)},
-        "items_listed": len(titles),
-        "items_listed_again": len(raw.titles) - len(titles),
-        "items_dropped": counts(titles["fault"]),
+        "titles_read": len(raw.titles),
+        "titles_dropped": {
+            "of an item without events": len(raw.titles) - len(listed),
+            "of an item listed again": len(listed) - len(titles),
+            **{f"of an item {fault}": n for fault, n in counts(titles["fault"]).items()},
+        },
         "interactions_read": len(raw.events),
         "interactions_dropped": untitled | gone,
         "interactions_kept": len(kept),
