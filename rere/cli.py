@@ -130,13 +130,22 @@ class Rl(config.RlOptions):
 
     init: Init
     data: Data
+    factors: Path | None = Field(
+        None, description="factors.safetensors of `rere baseline sasrec`: the collaborative reward."
+    )
     seed: Seed = 0
     output: RunFolder
+
+    @model_validator(mode="after")
+    def the_collaborative_reward_has_factors(self):
+        if ("collaborative" in config.reward_weights(self.reward)) != (self.factors is not None):
+            raise ValueError("the collaborative reward and --factors need each other")
+        return self
 
     def run(self) -> None:
         from rere.training.rl import rl
 
-        rl(self, self.init, self.data, self.seed, self.output)
+        rl(self, self.init, self.data, self.seed, self.output, self.factors)
 
 
 class Baseline(config.Evaluation):
@@ -415,7 +424,9 @@ def parse(stage: str, arguments: list[str]) -> Any:
         advice = hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
         fail(f"rere {stage}: unknown option {unknown[0]}; {advice}", 2)
     values = {
-        name: None if value == "None" and type(None) in get_args(fields[name].annotation) else value
+        name: None
+        if value in ("None", ["None"]) and type(None) in get_args(fields[name].annotation)
+        else value
         for name, value in vars(given).items()
     }
     missing = [name for name, field in fields.items() if field.is_required() and name not in values]
@@ -470,7 +481,9 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
 
 def number_of_words(field: FieldInfo) -> str | None:
     """How many words argparse takes for an option."""
-    if get_origin(field.annotation) is not list:
+    if not any(
+        get_origin(each) is list for each in (field.annotation, *get_args(field.annotation))
+    ):
         return None
     return "*" if field.default == [] else "+"
 

@@ -11,7 +11,14 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from rere.errors import InputError, hint, unknown
@@ -313,6 +320,13 @@ class Sasrec(Sequential):
 
 
 REWARDS = ("rule", "ranking", "ranking_literal", "semantic", "collaborative")
+OWN_REWARD = r"\w+(\.\w+)*:\w+"
+"""The user's own reward, `module:function`."""
+
+Reward = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "pattern": rf"^({'|'.join(REWARDS)}|{OWN_REWARD})(=|$)"}),
+]
 
 
 def reward_weights(rewards: list[str]) -> dict[str, float]:
@@ -324,7 +338,7 @@ def reward_weights(rewards: list[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for text in rewards:
         name, equals, weight = text.partition("=")
-        if name not in REWARDS and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        if name not in REWARDS and not re.fullmatch(OWN_REWARD, name):
             raise InputError(f"{unknown(name, REWARDS)} (your own is module:function)")
         if name in weights:
             raise InputError(f"{name} comes twice")
@@ -389,27 +403,69 @@ class SftOptions(Training):
 
 
 class RlOptions(Training):
-    """ReRe: constrained beam rollouts, rule and ranking rewards, a GRPO update."""
+    """Reinforcement learning: rollout, reward, advantage and objective; ReRe's by default."""
 
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
     max_grad_norm: float = Field(0.3, gt=0, description="Gradients are clipped to this norm.")
-    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    steps: int = Field(100, ge=1, description="Steps, each of them a rollout and its updates.")
     prompts: int = Field(32, ge=1, description="Prompts a step.")
     rows_per_pass: int = Field(
         8, ge=1, description="Prompts a pass; divides a step's. Memory and speed, not results."
     )
-    group_size: int = Field(16, ge=2, description="Candidates a prompt (G), beams of the rollout.")
+    group_size: int = Field(16, ge=2, description="Candidates a prompt (G).")
+    rollout: Literal[
+        "beam",
+        "common",
+        "dynamic",
+        "dynamic_with_target",
+        "stochastic_beam",
+        "unconstrained",
+        "unconstrained_beam",
+    ] = Field("beam", description="How candidates are found.")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Of the policy that is rolled out, updated and held to the reference.",
+    )
+    ground_truth: bool = Field(
+        False, description="Put the target in the place of a group's last candidate if it lacks it."
+    )
     scoring: Literal["catalogue", "vocabulary"] = Field(
         "vocabulary",
         description="Probabilities of rollout, update and validation: over the tokens that the "
         "catalogue allows, or over all.",
     )
-    reward: list[Literal["rule", "ranking"]] = Field(
-        ["rule", "ranking"], min_length=1, description="Rewards, added up."
+    reward: list[Reward] = Field(
+        ["rule", "ranking"],
+        min_length=1,
+        description="Rewards, added up: rule, ranking, ranking_literal, semantic, collaborative or "
+        "your own module:function, each with a weight if written name=weight.",
+    )
+    embeddings: str | None = Field(
+        None,
+        description="Folder of the sentence-embedding model of the semantic reward; None: TF-IDF.",
+    )
+    advantage: Literal["grpo", "dr_grpo", "rloo", "global"] = Field(
+        "grpo", description="What a candidate's reward is held against."
+    )
+    objective: Literal[
+        "grpo", "dapo", "gspo", "dr_grpo", "released_token_mean", "released_sequence_mean"
+    ] = Field("grpo", description="What an update minimises.")
+    clip: list[float] | None = Field(
+        None,
+        description="How far ratios may fall below 1 and rise above it; None: the objective's own.",
+    )
+    updates: int = Field(1, ge=1, description="Updates a rollout, each with all of it.")
+    redraw: int = Field(
+        0,
+        ge=0,
+        description="Batches of other prompts a step at most, whose groups replace those without "
+        "any advantage.",
     )
     beta: float = Field(
         1e-3, ge=0, description="Weight of the KL to the reference model; without one at 0."
     )
+    kl: Literal["k1", "k2", "k3"] = Field("k3", description="How the KL is estimated.")
     sync_interval: int | None = Field(
         None, ge=1, description="Steps after which the reference moves to the policy; None: never."
     )
@@ -429,6 +485,17 @@ class RlOptions(Training):
     )
     evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the rollout keeps to the catalogue."""
+        return not self.rollout.startswith("unconstrained")
+
+    @field_validator("reward")
+    @classmethod
+    def rewards_are_known(cls, rewards: list[str]) -> list[str]:
+        reward_weights(rewards)
+        return rewards
+
     @model_validator(mode="after")
     def passes_fill_the_step(self):
         if self.prompts % self.rows_per_pass:
@@ -436,7 +503,38 @@ class RlOptions(Training):
         return self
 
     @model_validator(mode="after")
-    def the_reference_can_move(self):
+    def scores_are_those_of_the_rollout(self):
+        drawn_by = "catalogue" if self.is_constrained else "vocabulary"
+        if self.rollout != "beam" and self.scoring != drawn_by:
+            raise ValueError(f"rollout: {self.rollout} needs scoring: {drawn_by}, what it draws by")
+        return self
+
+    @model_validator(mode="after")
+    def rewards_have_what_they_need(self):
+        if self.embeddings is not None and "semantic" not in reward_weights(self.reward):
+            raise ValueError("embeddings are for the semantic reward; name it, or leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def updates_fit_the_objective(self):
+        if self.objective.startswith("released_"):
+            if self.clip is not None:
+                raise ValueError(f"objective: {self.objective} does not clip; leave clip out")
+            if self.updates > 1:
+                raise ValueError(
+                    f"objective: {self.objective} knows no older policy; write updates: 1"
+                )
+        clip = self.clip
+        if clip is not None and not (len(clip) == 2 and 0 < clip[0] <= 1 and clip[1] > 0):
+            raise ValueError("clip takes two numbers above 0, how far ratios fall (to 1) and rise")
+        if self.redraw and self.advantage == "global":
+            raise ValueError("redraw replaces groups that a global advantage learns from, too")
+        return self
+
+    @model_validator(mode="after")
+    def the_reference_is_of_use(self):
+        if self.beta > 0 and self.kl == "k1":
+            raise ValueError("kl: k1 has a gradient of mean 0; write k2 or k3, or beta: 0.0")
         if self.sync_interval is not None and self.beta == 0:
             raise ValueError("sync_interval moves the reference, and beta = 0 has none")
         if self.sync_interval is not None and self.lora_rank is not None:
@@ -461,6 +559,12 @@ class Method(Options):
     sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
     rl: RlOptions | None = Field(None, description="Reinforcement learning.")
     init: str | None = Field(None, description="Method to start from; without one the backbone.")
+    collaborative: str | None = Field(
+        None, description="Sequential baseline that the collaborative reward asks."
+    )
+    seed: int | None = Field(
+        None, ge=0, description="Its one seed, whatever those of a table or of what starts from it."
+    )
     grid: Grid | None = Field(
         None, description="Options of the stage with lists of values: a method a combination."
     )
@@ -475,6 +579,11 @@ class Method(Options):
         if self.baseline is not None and self.init is not None:
             raise ValueError("a baseline takes no init")
         return self
+
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether its reward is in part a sequential baseline's."""
+        return self.rl is not None and "collaborative" in reward_weights(self.rl.reward)
 
     @property
     def stage(self) -> str:
@@ -659,6 +768,11 @@ class Study(Options):
     speed: dict[Name, Speed] = Field({}, description="Tables of measurements by name.")
     search: dict[Name, Candidates] = Field({}, description="Tables of candidates by name.")
 
+    def seed_of(self, method: str, seed: int) -> int:
+        """The seed of a method's run where others run with `seed`."""
+        own = self.methods[method].seed
+        return seed if own is None else own
+
     def runs(self, table: str) -> list[Run]:
         """The runs of a table, row after row; those without a backbone once a data set."""
         chosen = self.tables[table]
@@ -667,7 +781,7 @@ class Study(Options):
                 dataset=dataset,
                 backbone=NO_BACKBONE if self.methods[method].stage == "baseline" else backbone,
                 method=method,
-                seed=seed,
+                seed=self.seed_of(method, seed),
             )
             for dataset, backbone, method, seed in itertools.product(
                 chosen.datasets, chosen.backbones, chosen.methods, chosen.seeds

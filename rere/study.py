@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rere.config import NO_BACKBONE, STAGES, Measured, Study, TinyBackbone
+from rere.config import NO_BACKBONE, STAGES, Measured, Sasrec, Study, TinyBackbone
 from rere.errors import InputError, remedy, unknown
 
 
@@ -50,6 +50,7 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if isinstance(backbone, TinyBackbone) and backbone.corpus not in study.datasets:
             yield f"backbones.{name}.corpus: {unknown(backbone.corpus, study.datasets)}"
     for name, method in study.methods.items():
+        yield from wrong_baseline(study, name, grid_of)
         where = f"methods.{grid_of.get(name, name)}.init"
         if method.init is None:
             continue
@@ -84,6 +85,22 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if search.dataset not in study.datasets:
             yield f"search.{name}.dataset: {unknown(search.dataset, study.datasets)}"
         yield from wrong_model(study, search, f"search.{name}")
+
+
+def wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
+    """A line where a method names a baseline for its reward and needs none, or the reverse."""
+    method = study.methods[name]
+    where, given = f"methods.{grid_of.get(name, name)}.collaborative", method.collaborative
+    if given is None and method.asks_baseline:
+        yield f"{where}: missing; name the sequential baseline that the reward asks"
+    if given is None:
+        return
+    if given not in study.methods:
+        yield f"{where}: {unknown(given, study.methods)}"
+    elif not isinstance(study.methods[given].baseline, Sasrec):
+        yield f"{where}: {given} is no sequential baseline; name one with model: sasrec"
+    elif not method.asks_baseline and name not in grid_of:  # other members of a grid may ask
+        yield f"{where}: no reward of {name} is collaborative; leave it out"
 
 
 def wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:

@@ -104,7 +104,9 @@ def test_help_shows_defaults_and_choices(capsys, monkeypatch):
         parse("rl", ["--help"])
     words = " ".join(capsys.readouterr().out.split())
     assert "--dtype {float32,bfloat16} Arithmetic of the passes" in words
-    assert "--reward {rule,ranking} [{rule,ranking} ...] Rewards, added up. [rule ranking]" in words
+    assert "--reward STR [STR ...] Rewards, added up: rule, ranking" in words
+    assert "each with a weight if written name=weight. [rule ranking]" in words
+    assert "--clip FLOAT [FLOAT ...]" in words
     assert "--learning-rate FLOAT Peak learning rate of AdamW. [1e-05]" in words
 
 
@@ -123,6 +125,16 @@ SHARED = {
     "sync_interval": st.none(),
     "start": st.none() | st.dates(max_value=date(1999, 12, 31)),
     "end": st.none() | st.dates(min_value=date(2000, 1, 1)),
+
+
+    "rollout": st.just("beam"),
+    "reward": st.sampled_from([["rule"], ["rule", "semantic=0.5"], ["my.own:reward"]]),
+    "embeddings": st.none(),
+    "factors": st.none(),
+    "advantage": st.sampled_from(["grpo", "dr_grpo", "rloo"]),
+    "objective": st.sampled_from(["grpo", "dapo", "gspo", "dr_grpo"]),
+    "clip": st.none() | st.just([0.2, 0.28]),
+    "kl": st.sampled_from(["k2", "k3"]),
 }
 
 
@@ -226,7 +238,15 @@ def test_an_unknown_stage(arguments, message):
         ("rl", "--steps 1.5", "--steps: input should be a valid integer, not '1.5'"),
         ("rl", "--steps 0", "--steps: input should be greater than or equal to 1, not '0'"),
         ("rl", "--dtype f16", "--dtype: input should be 'float32' or 'bfloat16', not 'f16'"),
-        ("rl", "--reward rul", "--reward: input should be 'rule' or 'ranking', not 'rul'"),
+        (
+            "rl",
+            "--reward rul",
+            "--reward: there is no rul; did you mean rule? (your own is module:function)",
+        ),
+        ("rl", "--reward rule=x", "--reward: rule=x: 'x' is not a weight; write rule=0.5"),
+        ("rl", "--reward collaborative", "the collaborative reward and --factors need each other"),
+        ("rl", "--factors f", "the collaborative reward and --factors need each other"),
+        ("rl", "--clip 0.2", "clip takes two numbers above 0, how far ratios fall (to 1) and rise"),
         ("rl", "--prompts 9", "prompts must be a multiple of rows_per_pass"),
         ("rl", "--init nowhere", "--init: there is no folder nowhere"),
         ("recommend", "--top 3", "--top is an option of rere recommend --history"),

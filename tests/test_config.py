@@ -17,6 +17,7 @@ from rere.config import (
     Method,
     Pretrained,
     Recommend,
+    RlOptions,
     Speed,
     Study,
     Table,
@@ -141,6 +142,12 @@ def test_every_key_is_explained():
     backbones = (TinyBackbone, Pretrained)
     datasets = get_args(get_args(Dataset)[0])
     for model in (Study, *datasets, *backbones, Method, Recommend, Table, Speed, Measured):
+
+
+    datasets, backbones = (MovieLensDataset, SplitsDataset), (TinyBackbone, Pretrained)
+    for model in (
+        *(Study, *datasets, *backbones, Method, RlOptions, Recommend, Table, Speed, Measured),
+    ):
         for key in model.model_fields:
             assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
 
@@ -152,7 +159,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         "--scoring catalogue --length-penalty 0.0 --batch-size None"
     )
     reward = load_study(SHIPPED).methods["rere"].options
-    assert " ".join(flags(reward)).count("--reward rule ranking --beta 0.001") == 1
+    assert " ".join(flags(reward)).count("--reward rule ranking --embeddings None") == 1
 
 
 # -------------------------------------------------------------------------------- what is wrong
@@ -196,7 +203,8 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ),
         (
             {"methods__rere__rl__reward": ["rule", "rankin"]},
-            "methods.rere.rl.reward: input should be 'rule' or 'ranking', not 'rankin'",
+            "methods.rere.rl.reward: there is no rankin; did you mean ranking? (your own is "
+            "module:function)",
         ),
         (
             {"backbones__tiny__corpus": "ml100k"},
@@ -301,6 +309,36 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
             {"methods__rere__init": "sasrec"},
             "methods.rere.init: sasrec is a baseline, which leaves no model to start from",
         ),
+        (
+            {"methods__rere__rl__reward": ["collaborative"]},
+            "methods.rere.collaborative: missing; name the sequential baseline that the reward "
+            "asks",
+        ),
+        (
+            {"methods__rere__collaborative": "sasrec"},
+            "methods.rere.collaborative: no reward of rere is collaborative; leave it out",
+        ),
+        (
+            {
+                "methods__rere__collaborative": "popularity",
+                "methods__rere__rl__reward": ["collaborative"],
+            },
+            "methods.rere.collaborative: popularity is no sequential baseline; name one with "
+            "model: sasrec",
+        ),
+        (
+            {"methods__rere__collaborative": "sasrek"},
+            "methods.rere.collaborative: there is no sasrek; did you mean sasrec?",
+        ),
+        (
+            {"methods__rere__rl__rollout": "common"},
+            "methods.rere.rl: rollout: common needs scoring: catalogue, what it draws by",
+        ),
+        (
+            {"methods__rere__rl__objective": "dappo"},
+            "methods.rere.rl.objective: input should be 'grpo', 'dapo', 'gspo', 'dr_grpo', "
+            "'released_token_mean' or 'released_sequence_mean', not 'dappo'",
+        ),
         ({"methods__sft__init": "sft"}, "methods.sft.init: sft starts from sft"),
         (
             {"methods__sft__init": "rere"},
@@ -373,6 +411,42 @@ def test_a_member_of_a_grid_has_a_name_of_its_own():
     assert study.methods["sweep-rule_ranking"].options.reward == ["rule", "ranking"]
 
 
+def test_a_grid_of_rewards_names_its_baseline_once():
+    config = grid({"reward": [["rule"], ["collaborative=0.1"]]}, collaborative="sasrec")
+    study = load_study(config)
+    assert [study.methods[name].asks_baseline for name in study.tables["sweep"].methods] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_method_with_one_seed_has_one_run():
+    study = load_study(changed(methods__sft__seed=7, tables__main__seeds=[0, 1]))
+    seeds = {(run.method, run.seed) for run in study.runs("main")}
+    assert {seed for method, seed in seeds if method == "sft"} == {7}
+    assert {seed for method, seed in seeds if method == "rere"} == {0, 1}
+    assert (study.seed_of("sft", 3), study.seed_of("rere", 3)) == (7, 3)
+
+
+def test_the_ablations_are_a_study():
+    overlay = yaml.safe_load((CONFIG / "ablations.yaml").read_text())
+    config = copy.deepcopy(SHIPPED)
+    for section, entries in overlay.items():
+        for name, entry in entries.items():
+            config[section][name] = config[section].get(name, {}) | entry
+    study = load_study(config)
+    tables = ("sampling", "reward", "algorithm", "generation", "initialisation")
+    budgets = set()
+    for table in tables:
+        runs = study.runs(table)
+        assert [run.seed for run in runs if run.method == "sft_long"] == [0]
+        assert study.tables[table].reference in study.tables[table].methods
+        options = [study.methods[run.method].rl for run in runs if run.method != "sft_long"]
+        budgets |= {(each.steps, each.prompts, each.group_size) for each in options}
+    assert budgets == {(100, 32, 16)}
+
+
 def test_a_grid_may_range_over_models():
     models = {"baseline": {}, "grid": {"model": ["popularity", "repeat_last"]}}
     study = load_study(changed(methods__trivial=models))
@@ -388,7 +462,8 @@ def test_a_grid_may_range_over_models():
         ),
         (
             grid({"beta": [0.0, 0.1], "reward": [["rule"], ["rul"]]}),
-            "methods.sweep.grid.reward: input should be 'rule' or 'ranking', not 'rul'",
+            "methods.sweep.grid.reward: there is no rul; did you mean rule? (your own is "
+            "module:function)",
         ),
         (
             grid({"betta": [0.0, 0.1]}),

@@ -22,7 +22,7 @@ from rere.training.rl import rl
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
 
-STAGES = {"sft": sft, "rl": rl, "rl_lora": rl, "rl_moving": rl}
+STAGES = {"sft": sft, **dict.fromkeys(("rl", "rl_lora", "rl_moving", "rl_twice", "rl_redraw"), rl)}
 OPTIONS = {
     # Two epochs of six steps; one of twelve and two steps of another.
     "sft": SftOptions(
@@ -40,6 +40,12 @@ OPTIONS = {
 }
 OPTIONS["rl_lora"] = OPTIONS["rl"].model_copy(update={"lora_rank": 4})
 OPTIONS["rl_moving"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
+OPTIONS["rl_twice"] = OPTIONS["rl"].model_copy(
+    update={"objective": "gspo", "updates": 2, "rollout": "common", "scoring": "catalogue"}
+)
+OPTIONS["rl_redraw"] = OPTIONS["rl"].model_copy(
+    update={"objective": "dapo", "redraw": 2, "beta": 0.0, "updates": 2}
+)
 EVERY_STEP = {"checkpoint_seconds": 0.0}
 
 
@@ -165,7 +171,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callab
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [("sft", 2), ("sft", 7), ("sft", 8), ("rl", 6), ("rl", 13), ("rl_lora", 6), ("rl_moving", 8)],
+    [
+        *[("sft", 2), ("sft", 7), ("sft", 8), ("rl", 6), ("rl", 13)],
+        *[("rl_lora", 6), ("rl_moving", 8), ("rl_twice", 7), ("rl_redraw", 7)],
+    ],
 )
 def test_interrupted_in_an_epoch_and_between(
     stage, step, tmp_path, init, data, unkilled, interrupt

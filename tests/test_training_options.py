@@ -16,14 +16,16 @@ from transformers import TrainerState
 from rere.backbones import load_model
 from rere.config import RlOptions, SftOptions
 from rere.data.splits import read_split
-from rere.engine.beam import Beams, beam_search
 from rere.engine.packing import Packed
+from rere.engine.rollout import Candidates, roll_out
 from rere.engine.scoring import Scores, sum_by_candidate, token_scores
+from rere.engine.tokens import token_ids
 from rere.errors import InputError
-from rere.training import models
+from rere.training import groups, models
 from rere.training import rl as loop
 from rere.training.advantages import silent
-from rere.training.rl import CollapseStop, num_distinct, rl
+from rere.training.groups import num_distinct
+from rere.training.rl import CollapseStop, rl
 from rere.training.sft import sft
 
 STAGES = {"sft": sft, "rl": rl}
@@ -141,22 +143,22 @@ def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
     """What the search says of a group is what the update's pass says, to bfloat16's rounding."""
     searched, scored = [], []
 
-    def search(*args: Any) -> Beams:
-        searched.append(beam_search(*args))
+    def search(*args: Any) -> Candidates:
+        searched.append(roll_out(*args))
         return searched[-1]
 
-    def score(model: Any, packed: Packed) -> Scores:
-        scores = token_scores(model, packed)
+    def score(model: Any, packed: Packed, temperature: float) -> Scores:
+        scores = token_scores(model, packed, temperature)
         scored.append(sum_by_candidate(scores.log_prob.detach(), packed))
         return scores
 
-    monkeypatch.setattr(loop, "beam_search", search)
+    monkeypatch.setattr(groups, "roll_out", search)
     monkeypatch.setattr(loop, "token_scores", score)
     folder = run("rl", "bfloat16", dtype="bfloat16", steps=2)
     assert {weight.dtype for weight in weights(folder).values()} == {torch.float32}
-    for beams, again in zip(searched, scored, strict=False):
+    for found, again in zip(searched, scored, strict=False):
         # Sums of up to 14 log-probabilities of logits that keep 8 bits each.
-        difference = (beams.score - again).abs().max()
+        difference = (found.log_prob - again).abs().max()
         assert 0 < difference < 0.02 * again.abs().max()
     # The reference computes as the policy does: no KL before the first update.
     assert values(folder, "kl")[0] == 0.0
@@ -311,11 +313,11 @@ def test_a_loss_that_is_no_number_ends_the_run(stage, run, tmp_path):
 
 
 def test_groups_that_collapse_end_the_run(tmp_path, init, monkeypatch):
-    def search(model, tree, prompts, num_beams, scoring) -> Beams:
-        leaf = tree.leaf_of_item[7].expand(len(prompts), num_beams)
-        return Beams(leaf, torch.zeros(leaf.shape))
+    def search(model, tree, prompts, way, group_size, *_) -> Candidates:
+        leaf = tree.leaf_of_item[7].expand(len(prompts), group_size)
+        return Candidates(leaf, torch.zeros(leaf.shape), token_ids(tree, leaf))
 
-    monkeypatch.setattr(loop, "beam_search", search)
+    monkeypatch.setattr(groups, "roll_out", search)
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 8, valid=[([0], 1)])
     options = RL.model_copy(update={"collapse_steps": 2})
     with pytest.raises(InputError, match="for 2 steps up to 2 no group had a hit or a second item"):

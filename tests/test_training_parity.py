@@ -21,6 +21,7 @@ from rere.backbones import load_model, load_tokenizer
 from rere.config import RlOptions
 from rere.prompts import PromptEncoder
 from rere.training import models
+from rere.training.advantages import ADVANTAGES
 from rere.training.rl import RlTrainer, rl
 from rere.training.trainer import StepLog
 
@@ -174,12 +175,10 @@ def rere_steps(init: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyP
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
         on_step_end(self, args, state, control, **more)
 
-    from rere.training import advantages
-
-    grpo = advantages.grpo
+    grpo = ADVANTAGES["grpo"]
     monkeypatch.setattr(models, "load_model", lambda folder: load_model(folder).double())
     monkeypatch.setattr(RlTrainer, "training_step", watched_step)
-    monkeypatch.setattr(advantages, "grpo", watched_advantage)
+    monkeypatch.setitem(ADVANTAGES, "grpo", watched_advantage)
     monkeypatch.setattr(StepLog, "on_step_end", watched_end)
     rl(FAITHFUL, init, data, 0, output)
     return [

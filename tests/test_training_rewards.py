@@ -25,7 +25,6 @@ from rere.training.rewards import (
     ranking_literal,
     rule,
     semantic,
-    total_reward,
     weighted_sum,
 )
 
@@ -104,9 +103,6 @@ def test_an_empty_place_has_no_reward_and_keeps_its_share():
     # Two empty places rank last; the sum is still over all four.
     expected = [-1 / TOTAL, 0.0, 0.0, 0.0]
     assert ranking(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert total_reward(["rule", "ranking"], hit, log_prob)[0].tolist() == pytest.approx(
-        [-1 / TOTAL, 1.0, 0.0, 0.0], abs=1e-6
-    )
 
 
 def test_the_sixteen_discounts_add_up_to_the_published_constant():
@@ -192,16 +188,6 @@ def test_the_order_of_candidates_is_irrelevant(name, group):
     reward = REWARDS[name](hit, log_prob)
     shuffled = REWARDS[name](hit[:, order], log_prob[:, order])
     torch.testing.assert_close(shuffled, reward[:, order], atol=1e-6, rtol=0)
-
-
-def test_the_total_adds_the_named_rewards():
-    hit, log_prob = hits([[0, 1, 0]]), tensor([[-1.0, -2.0, -3.0]])
-    assert torch.equal(total_reward(["rule"], hit, log_prob), rule(hit, log_prob))
-    assert torch.equal(total_reward(["ranking"], hit, log_prob), ranking(hit, log_prob))
-    assert torch.equal(
-        total_reward(["ranking", "rule"], hit, log_prob),
-        rule(hit, log_prob) + ranking(hit, log_prob),
-    )
 
 
 # --------------------------------------------------------------------- semantic, collaborative

@@ -19,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 QUICK = [ROOT / "config" / "config.yaml"]
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
+
+
+ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
 SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
 
 METHODS = {
@@ -171,6 +174,29 @@ def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
     lengths = ["results/tokens/toys/tiny.json"]
     assert planned(tmp_path, configs, *others) == {"fetch": 2, "preprocess": 2}
     assert planned(tmp_path, configs, *lengths)["token_lengths"] == 1
+
+
+
+
+@pytest.mark.parametrize(
+    ("table", "rl", "others"),
+    [
+        ("sampling", 6, {}),
+        ("reward", 8, {"sequential": 1}),
+        ("algorithm", 13, {}),
+        ("generation", 3, {}),
+        ("initialisation", 2, {}),
+    ],
+)
+def test_an_ablation_has_one_sft_model_and_three_seeds_of_rl(tmp_path, table, rl, others):
+    target = f"results/tables/{table}.csv"
+    assert planned(tmp_path, ABLATIONS, target) == {
+        **dict.fromkeys(("fetch", "preprocess", "backbone", "sft", "table"), 1),
+        "rl": 3 * rl,
+        "recommend": 1 + 3 * rl,
+        "metrics": 1 + 3 * rl,
+        **others,
+    }
 
 
 @pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")
@@ -477,13 +503,49 @@ def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
             {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
             {"rl": 4, "recommend": 4, "metrics": 4, "curves": 1},
         ),
+        (
+            {"init": "sft", "rl": {"reward": ["collaborative"]}, "collaborative": "sasrec"},
+            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1},
+        ),
+        (
+            {"init": "sft", "seed": 1, "rl": {}},
+            {"rl": 1, "recommend": 1, "metrics": 1, "curves": 1},
+        ),
     ],
-    ids=["baseline", "rl", "grid"],
+    ids=["baseline", "rl", "grid", "collaborative", "one seed"],
 )
 def test_an_added_method_runs_alone(study, method, jobs):
     methods = [*METHODS["none"], *METHODS["small"], "added"]
     changes = {"methods": {"added": method}, "tables": {"main": {"methods": methods}}}
     assert planned(study, SMALL, **changes) == {**jobs, **REPORTED}
+
+
+@slow
+def test_rewards_that_ask_a_baseline_and_the_users_own(study, tmp_path):
+    """Run for real; an edit of the user's module runs the method again."""
+    (study / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
+    budget = {"steps": 2, "prompts": 4, "rows_per_pass": 2, "group_size": 4, "evaluations": 1}
+    reward = ["rule", "collaborative=0.1", "semantic", "mine:one"]
+    method = {"init": "sft", "collaborative": "sasrec", "rl": {**budget, "reward": reward}}
+    run = RERE.replace("rere", "added")
+    changes = {"methods": {"added": method}}
+    done = snakemake(study, SMALL, f"{run}/log.jsonl", **changes)
+    assert done.returncode == 0, done.stdout
+    step = json.loads((study / run / "log.jsonl").read_text().splitlines()[0])
+    names = ("rule", "collaborative", "semantic", "mine:one")
+    rule, collaborative, semantic, own = (step[f"reward_{name}"] for name in names)
+    assert own == 4 + rule
+    assert collaborative != 0
+    assert step["reward"] == pytest.approx(rule + 0.1 * collaborative + semantic + own)
+    asked = "results/runs/small/none/sasrec/seed0/factors.safetensors"
+    assert asked in json.loads((study / run / "run.json").read_text())["inputs_sha256"]
+
+    assert planned(study, SMALL, f"{run}/log.jsonl", **changes) == {}
+    (study / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
+    assert planned(study, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
+    shutil.rmtree(study / run)
+    for path in ("logs", "benchmarks"):
+        shutil.rmtree(study / path / "rl" / "small" / "small" / "added")
 
 
 def test_without_rl_there_are_no_curves(tmp_path):

@@ -10,7 +10,7 @@ from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.prompts import PromptEncoder
 
-TIMES = {"candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
+TIMES = {"seconds", "candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
 """What a line of the log says of the machine and not of the run."""
 
 

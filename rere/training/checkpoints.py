@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FACTS = "checkpoint.json"
 LOG = "log.jsonl"
 
-NO_RESULT = {"init", "data", "output", "checkpoint_seconds", "report_to"}
+NO_RESULT = {"init", "data", "factors", "embeddings", "output", "checkpoint_seconds", "report_to"}
 """Options that say where and how often, not what: a run goes on under other values of theirs."""
 
 

@@ -10,19 +10,24 @@ A study names rewards and their weights. A function of the user's own is named
 
     gets         one argument, `Groups`, whose tensors are on the policy's device;
     returns      a tensor (B, G) of finite floats on that device, the higher the better;
-    is imported  by Python, so its module is installed, or beside where the study is run.
+    is imported  by Python, so its module is installed, or lies where the study is run.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from rere.config import RlOptions, reward_weights
 from rere.data.factors import Factors
 from rere.errors import InputError
+from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
 
 
 class Groups(NamedTuple):
@@ -100,11 +105,6 @@ REWARDS = {"rule": rule, "ranking": ranking, "ranking_literal": ranking_literal}
 """The rewards that know no more than hits and log-probabilities."""
 
 
-def total_reward(names: Sequence[str], hit: Tensor, log_prob: Tensor) -> Tensor:
-    """The named rewards added up, (B, G) f32."""
-    return torch.stack([REWARDS[name](hit, log_prob) for name in names]).sum(0)
-
-
 def make_reward(
     name: str, embeddings: Tensor | None = None, factors: Factors | None = None
 ) -> Reward:
@@ -126,17 +126,58 @@ def make_reward(
     return users_own(name)
 
 
+def make_rewards(
+    options: RlOptions,
+    titles: Sequence[str],
+    row_ids: Sequence[int],
+    factors: Path | None,
+    device: torch.device,
+) -> dict[str, Reward]:
+    """The rewards that the options name, on `device`.
+
+    `titles` (I,) are the catalogue's, `row_ids` those of the training split, `factors` the file of
+    a sequential baseline. Raises InputError where that, the embedding model or a function of the
+    user's is none.
+    """
+    names, embeddings, asked = reward_weights(options.reward), None, None
+    if "collaborative" in names:
+        asked = Factors.load(factors, np.array(row_ids), len(titles)).to(device)
+    if "semantic" in names:
+        folder = options.embeddings
+        embeddings = (
+            tfidf_embeddings(titles).to(device)
+            if folder is None
+            else sentence_embeddings(titles, Path(folder), device)
+        )
+    return {name: make_reward(name, embeddings, asked) for name in names}
+
+
+def users_sources(options: RlOptions) -> list[Path]:
+    """The modules of the user's own rewards, as files: what a run is made of, too."""
+    own = [name for name in reward_weights(options.reward) if ":" in name]
+    for name in own:
+        import_function(name)
+    modules = [sys.modules[name.partition(":")[0]] for name in own]
+    files = dict.fromkeys(getattr(module, "__file__", None) for module in modules)
+    return [Path(file) for file in files if file is not None]
+
+
+def import_function(name: str) -> Callable[[Groups], Any]:
+    """What `module:function` names; raises InputError where there is nothing."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"reward {name}: cannot be imported ({error})") from error
+
+
 def users_own(name: str) -> Reward:
     """The function that `module:function` names, its results checked.
 
     Raises InputError where there is none, and, of the reward, for a result that is no finite
     (B, G) tensor of floats. The check waits for the device, once a rollout.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"reward {name}: cannot be imported ({error})") from error
+    function = import_function(name)
 
     def checked(groups: Groups) -> Tensor:
         reward, shape = function(groups), tuple(groups.item.shape)

@@ -1,11 +1,14 @@
-"""ReRe: reinforcement learning with constrained beam rollouts.
+"""Reinforcement learning for recommenders: ReRe, and what it is compared with.
 
 One step: roll out (beam search over the catalogue), reward (rule and ranking), advantage (GRPO),
-objective (policy gradient and KL). Every candidate of a group is a valid, distinct item.
+objective (policy gradient and KL). Each of them is a named option; in parentheses is ReRe's.
 """
 
-import copy
+import itertools
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +17,72 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
-from rere.backbones import load_model
-from rere.catalogue import Catalogue, PrefixTree
+from rere.catalogue import Catalogue
 from rere.config import RlOptions
 from rere.data.splits import read_items
-from rere.engine.beam import Beams, beam_search
-from rere.engine.leaves import pack_leaves
+from rere.engine.beam import beam_search
+from rere.engine.noise import row_seeds
 from rere.engine.packing import Packed
-from rere.engine.scoring import token_log_probs, token_scores
+from rere.engine.scoring import token_scores
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.prompts import PromptEncoder
-from rere.training import advantages, objectives
+from rere.training.advantages import ADVANTAGES, silent
 from rere.training.checkpoints import resumable
+from rere.training.groups import Rewarded, Rollouts, redraw, slices
 from rere.training.models import load, save
-from rere.training.rewards import REWARDS
+from rere.training.objectives import KL, OBJECTIVES
+from rere.training.reference import Reference
+from rere.training.rewards import make_rewards, users_sources
 from rere.training.trainer import Trainer, encode, read_rows, training_arguments
 
 
-def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> None:
+def rl(
+    options: RlOptions,
+    init: Path,
+    data: Path,
+    seed: int,
+    output: Path,
+    factors: Path | None = None,
+) -> None:
     """Train the model in the folder `init`; writes model/, log.jsonl and run.json to `output`.
 
     NDCG@10 on a fixed sample of the validation split chooses the weights; the test split is never
-    read. A run that was killed goes on from its last checkpoint.
+    read. The collaborative reward needs the file `factors`. A run that was killed goes on from its
+    last checkpoint.
     """
-    with resumable(output, options, seed, [init, data]) as checkpoints:
+    given = [factors, options.embeddings and Path(options.embeddings), *users_sources(options)]
+    inputs = [init, data, *filter(None, given)]
+    with resumable(output, options, seed, inputs) as checkpoints:
         set_seed(seed)
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        responses = encoder.responses()
-        catalogue = Catalogue.build(encoder, responses)
+        catalogue = Catalogue.build(encoder, encoder.responses())
         train = read_rows(data, "train")
         if len(train) < options.prompts:
             raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
+        args = training_arguments(
+            options,
+            seed,
+            checkpoints.folder,
+            options.steps,
+            options.prompts,
+            metric_for_best_model="eval_ndcg@10",
+            greater_is_better=True,
+        )
+        row_ids = [row["row_id"] for row in train]
+        rewards = make_rewards(options, encoder.titles, row_ids, factors, args.device)
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            targets = torch.tensor([row["target"] for row in rows])
-            return {"prompts": encode(encoder, rows, seed), "target": targets}
+            return {
+                "prompts": encode(encoder, rows, seed),
+                "row_id": [row["row_id"] for row in rows],
+                "history": [row["history"] for row in rows],
+                "target": torch.tensor([row["target"] for row in rows]),
+            }
 
         trainer = RlTrainer(
-            tree=catalogue.tree,
+            rollouts=Rollouts(options, seed, catalogue.tree, rewards, args.device),
             options=options,
             checkpoints=checkpoints,
             label="rl",
@@ -61,31 +90,33 @@ def rl(options: RlOptions, init: Path, data: Path, seed: int, output: Path) -> N
             data_collator=collate,
             train_dataset=train,
             eval_dataset=read_rows(data, "valid", options.valid_rows),
-            args=training_arguments(
-                options,
-                seed,
-                checkpoints.folder,
-                options.steps,
-                options.prompts,
-                metric_for_best_model="eval_ndcg@10",
-                greater_is_better=True,
-            ),
+            args=args,
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
         save(model, encoder, catalogue, output / "model")
 
 
-class RlTrainer(Trainer):
-    """The update of ReRe. B prompts a step, G candidates each, N candidate tokens a row."""
+@dataclass
+class Pass:
+    """Some groups of a step as one forward pass takes them; filled when an update comes to it."""
 
-    def __init__(self, tree: PrefixTree, **more: Any) -> None:
+    rows: list[int]
+    packed: Packed | None = None
+    reference: Tensor | None = None  # (B, N), log-probabilities of the reference, for a KL
+    old: Tensor | None = None  # (B, N), those of the policy that rolled out; None while it is it
+
+
+class RlTrainer(Trainer):
+    """The update. B prompts a step, G candidates each, N candidate tokens a row, R rewards."""
+
+    def __init__(self, rollouts: Rollouts, **more: Any) -> None:
         super().__init__(**more)
-        self.host_tree, self.tree = tree, tree.to(self.args.device)
-        if self.options.collapse_steps is not None:
-            self.add_callback(CollapseStop(self.options.collapse_steps))
-        self.reference = None
-        if self.options.beta > 0 and self.options.lora_rank is None:
-            self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.rollouts, options = rollouts, self.options
+        clip = {} if options.clip is None else {"clip": tuple(options.clip)}
+        self.objective = partial(OBJECTIVES[options.objective].loss, **clip)
+        if options.collapse_steps is not None:
+            self.add_callback(CollapseStop(options.collapse_steps))
+        self.reference = Reference(self.model, options) if options.beta > 0 else None
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -96,76 +127,76 @@ class RlTrainer(Trainer):
         ratio to itself is 1, and its KL to where it started 0.
         """
         self.started = time.perf_counter()
-        options, prompts = self.options, inputs["prompts"]
+        options = self.options
         model.eval()
-        self.move_reference()
+        if self.reference is not None:
+            self.reference.move(self.language_model, self.state.global_step)
 
-        # Roll out: groups of leaves of the tree, -1 where the catalogue has fewer than G.
-        leaf, sequence = self.roll_out(prompts)  # (B, G), and their log-probabilities
-        exists = leaf >= 0
+        # Roll out and reward: groups of the step's prompts, some of them redrawn to be learnt from.
+        drawn = self.roll_out(inputs)
+        groups, redrawn = redraw(drawn, self.others(inputs["row_id"]), self.silent)
 
-        # Reward: a hit is a candidate with the target's title, hence with its leaf.
-        hit = leaf == self.tree.leaf_of_item[inputs["target"]][:, None]
-        rewards = {name: REWARDS[name](hit, sequence) for name in options.reward}
-        reward = torch.stack([*rewards.values()]).sum(0)
+        # Advantage: how much better than its group, or than all groups, a candidate did.
+        advantage = ADVANTAGES[options.advantage](groups.reward, groups.exists)
 
-        # Advantage: how much better than its group a candidate did.
-        advantage = advantages.grpo(reward, exists)
-        silent = advantages.silent(advantage)
-
-        # Objective: a mean over all candidates of the step, pass after pass.
-        count = exists.sum()
-        beta, passes = options.beta, self.passes(silent.tolist())
+        # Objective: a mean over all candidates or tokens of the step, pass after pass, and again
+        # for each update but the last one, which is the Trainer's.
+        length = self.rollouts.lengths(groups)
+        count = OBJECTIVES[options.objective].count(length, self.rollouts.longest).clamp(min=1)
+        passes, beta = self.passes(silent(advantage).tolist()), options.beta
+        skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
-            beta, passes = 0.0, [[0]]  # its gradient is 0: the optimiser steps all the same
-        loss, kl_sum, entropy_sum, tokens = torch.zeros(4, device=leaf.device)
-        leaf_on_host = leaf.cpu()
-        for rows in passes:
-            packed = pack_leaves(
-                [prompts[row] for row in rows], leaf_on_host[rows], self.host_tree, options.scoring
-            ).to(leaf.device)
-            with self.autocast():
-                log_prob, entropy = token_scores(model, packed)  # (B, N)
-                kl = None
-                if beta > 0:
-                    kl = objectives.k3(log_prob, self.reference_log_probs(packed))
-                    kl_sum += kl.detach().sum()
-                part = objectives.grpo(log_prob, advantage[rows], kl, beta, packed, count)
-            self.accelerator.backward(part)
-            loss += part.detach()
-            entropy_sum += entropy.sum()
-            tokens += (packed.candidate < packed.num_candidates).sum()
+            passes, beta = [Pass([0])], 0.0  # its gradient is 0: the optimiser steps all the same
+        pack, sums = self.rollouts.packing(groups), torch.zeros(4, device=length.device)
+        for update in range(options.updates):
+            if update > 0:
+                self.step_optimizer(model)
+            sums += self.update(model, passes, pack, advantage, beta, count)
+        loss, kl, entropy, tokens = sums
 
         self.record(
-            reward=reward.sum(-1).mean(),
-            **{f"reward_{name}": part.sum(-1).mean() for name, part in rewards.items()},
-            hit_rate=hit.any(-1).float().mean(),
-            distinct=num_distinct(leaf).float().mean(),
-            **({"kl": kl_sum / tokens} if options.beta > 0 else {}),
-            entropy=entropy_sum / tokens,
-            skipped=reward.new_tensor(1 - sum(map(len, passes)) / len(prompts)),
-            candidates=count,
+            **drawn.metrics(self.rollouts.rewards),  # of the policy, before any was redrawn
+            **({"kl": kl / tokens} if options.beta > 0 else {}),
+            entropy=entropy / tokens,
+            skipped=sums.new_tensor(skipped),
+            **({"redrawn": sums.new_tensor(redrawn)} if options.redraw else {}),
+            candidates=drawn.exists.sum() * (1 + redrawn / len(groups.prompts)),
         )
-        return loss
+        return loss / options.updates
 
-    def roll_out(self, prompts: list[list[int]]) -> Beams:
-        """The best G leaves for each prompt and their log-probabilities, both (B, G)."""
-        rows, model = self.options.rows_per_pass, self.language_model
-        with self.autocast():
-            found = [
-                beam_search(
-                    model,
-                    self.tree,
-                    prompts[start : start + rows],
-                    self.options.group_size,
-                    self.options.scoring,
+    def update(
+        self,
+        model: PreTrainedModel,
+        passes: list[Pass],
+        pack: Callable[[list[int]], Packed],
+        advantage: Tensor,
+        beta: float,
+        count: Tensor,
+    ) -> Tensor:
+        """The gradient of one update; its loss, and KL, entropy and number of tokens, (4,)."""
+        options, sums = self.options, torch.zeros(4, device=advantage.device)
+        for each in passes:
+            if each.packed is None:
+                each.packed = pack(each.rows).to(advantage.device)
+                if beta > 0:
+                    with self.autocast():
+                        each.reference = self.reference.log_probs(self.model, each.packed)
+            with self.autocast():
+                log_prob, entropy = token_scores(model, each.packed, options.temperature)  # (B, N)
+                kl = KL[options.kl](log_prob, each.reference) if beta > 0 else None
+                loss = self.objective(
+                    log_prob, advantage[each.rows], kl, beta, each.packed, count, each.old
                 )
-                for start in range(0, len(prompts), rows)
-            ]
-        return Beams(*map(torch.cat, zip(*found, strict=True)))
+            self.accelerator.backward(loss)
+            if each.old is None and options.updates > 1:
+                each.old = log_prob.detach()
+            kl_sum = entropy.new_zeros(()) if kl is None else kl.detach().sum()
+            tokens = (each.packed.candidate < each.packed.num_candidates).sum()
+            sums += torch.stack([loss.detach(), kl_sum, entropy.sum(), tokens])
+        return sums
 
-    def passes(self, silent: list[bool]) -> list[list[int]]:
-        """The rows of each pass of an update.
+    def passes(self, silent: list[bool]) -> list[Pass]:
+        """The passes of an update.
 
         Rows that teach and rows that do not share no pass where the latter may be left out: the
         arithmetic of the former is then the same with them and without.
@@ -179,44 +210,48 @@ class RlTrainer(Trainer):
             if options.skip_silent != "never":
                 blocks.pop()
         size = options.rows_per_pass
-        return [block[i : i + size] for block in blocks for i in range(0, len(block), size)]
+        return [Pass(block[rows]) for block in blocks for rows in slices(len(block), size)]
 
-    # ------------------------------------------------------------------------------- reference
+    def step_optimizer(self, model: PreTrainedModel) -> None:
+        """An update within a step."""
+        self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        model.zero_grad()
 
-    @torch.no_grad()
-    def reference_log_probs(self, packed: Packed) -> Tensor:
-        """The reference's log-probabilities (B, N): of its own weights, or without adapters."""
-        if self.reference is not None:
-            return token_log_probs(self.reference, packed)
-        policy = self.accelerator.unwrap_model(self.model)
-        with policy.disable_adapter():
-            return token_log_probs(policy, packed)
+    # --------------------------------------------------------------------------------- rollouts
 
-    @torch.no_grad()
-    def move_reference(self) -> None:
-        """Every `sync_interval` steps: reference = mix * policy + (1 - mix) * reference.
+    def roll_out(self, inputs: dict[str, Any]) -> Rewarded:
+        with self.autocast():
+            return self.rollouts(self.language_model, inputs, self.state.global_step)
 
-        TR-DPO, Gorbatovski et al. 2024 (arXiv 2404.09656), the soft update.
+    def others(self, row_ids: list[int]) -> Iterator[Rewarded]:
+        """Up to `redraw` batches of groups of other prompts, rolled out as they are asked for.
+
+        Which training rows they are is a function of seed and step.
         """
-        step, interval = self.state.global_step, self.options.sync_interval
-        if interval is None or step == 0 or step % interval:
-            return
-        for ours, policy in zip(
-            self.reference.parameters(), self.language_model.parameters(), strict=True
-        ):
-            ours.lerp_(policy, self.options.sync_mix)
+        seed = row_seeds(self.args.seed, self.state.global_step, [-1])  # no row of its own
+        generator = torch.Generator().manual_seed(int(seed))
+        order = torch.randperm(len(self.train_dataset), generator=generator)
+        taken, rows = set(row_ids), (self.train_dataset[row] for row in order.tolist())
+        other = (row for row in rows if row["row_id"] not in taken)
+        for _ in range(self.options.redraw):
+            if batch := list(itertools.islice(other, self.options.prompts)):
+                yield self.roll_out(self._prepare_inputs(self.data_collator(batch)))
+
+    def silent(self, groups: Rewarded) -> list[bool]:
+        """Which groups teach nothing, where that is a group's own affair."""
+        return silent(ADVANTAGES[self.options.advantage](groups.reward, groups.exists)).tolist()
+
+    # ------------------------------------------------------------- checkpoints, log, validation
 
     def save_more(self, folder: Path) -> None:
-        if self.options.sync_interval is not None:
-            self.reference.save_pretrained(folder / "reference")
+        if self.reference is not None:
+            self.reference.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.options.sync_interval is not None:
-            moved = load_model(Path(resume_from_checkpoint) / "reference")
-            self.reference.load_state_dict(moved.state_dict())
-
-    # ---------------------------------------------------------------------- log and validation
+        if self.reference is not None:
+            self.reference.load(Path(resume_from_checkpoint))
 
     def step_values(self) -> dict[str, float]:
         values = super().step_values()
@@ -224,11 +259,19 @@ class RlTrainer(Trainer):
         return values | {"candidates_per_second": values.pop("candidates") / seconds}
 
     def validate(self) -> dict[str, float]:
-        """NDCG@10 of the rollout's own search on the validation sample."""
+        """NDCG@10 of a beam search with G beams, on the validation sample."""
+        options, tree = self.options, self.rollouts.tree
         ranked, targets = [], []
         for inputs in self.get_eval_dataloader():
-            leaf, _ = self.roll_out(inputs["prompts"])
-            pair = (leaf, self.tree.leaf_of_item[inputs["target"]])
+            with self.autocast():
+                leaf, _ = beam_search(
+                    self.language_model,
+                    tree,
+                    inputs["prompts"],
+                    options.group_size,
+                    options.scoring,
+                )
+            pair = (leaf, tree.leaf_of_item[inputs["target"]])
             leaf, target = self.accelerator.gather_for_metrics(pair)
             ranked.append(leaf.cpu())
             targets.append(target.cpu())
@@ -255,10 +298,3 @@ class CollapseStop(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         return {"args": {"limit": self.limit}, "attributes": {"steps": self.steps}}
-
-
-def num_distinct(leaf: Tensor) -> Tensor:
-    """How many different leaves each group holds, (B, G) -> (B,); -1 is none."""
-    leaf = leaf.sort(-1).values
-    new = leaf[:, 1:] != leaf[:, :-1]
-    return (leaf[:, 0] >= 0) + (new & (leaf[:, 1:] >= 0)).sum(-1)

@@ -83,6 +83,7 @@ class Trainer(transformers.Trainer):
         if "loss" in logs:
             self.stop_if_not_finite(logs)
             logs |= self.step_values() | peak_memory()
+        logs = {**logs, "seconds": round(self.checkpoints.run.seconds, 3)}
         super().log(logs, start_time)
         self.state.log_history.clear()  # the step log has it; checkpoints would grow with it
 

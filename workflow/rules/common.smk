@@ -8,7 +8,7 @@ import os
 import re
 import sys
 
-from rere.config import NO_BACKBONE, Evaluation, flags
+from rere.config import NO_BACKBONE, Evaluation, flags, reward_weights
 from rere.errors import InputError
 from rere.study import load_study
 
@@ -70,9 +70,31 @@ def initial_model(wildcards):
     init = study.methods[wildcards.method].init
     if init is None:
         return f"results/backbones/{wildcards.backbone}"
-    return (
-        f"results/runs/{wildcards.dataset}/{wildcards.backbone}/{init}/seed{wildcards.seed}/model"
-    )
+    seed = study.seed_of(init, wildcards.seed)
+    return f"results/runs/{wildcards.dataset}/{wildcards.backbone}/{init}/seed{seed}/model"
+
+
+def factors(wildcards):
+    """What the collaborative reward asks, of the methods that have it."""
+    method = study.methods[wildcards.method]
+    if not method.asks_baseline:
+        return []
+    seed = study.seed_of(method.collaborative, wildcards.seed)
+    run = f"results/runs/{wildcards.dataset}/{NO_BACKBONE}/{method.collaborative}/seed{seed}"
+    return f"{run}/factors.safetensors"
+
+
+def own_rewards(wildcards):
+    """The user's own rewards, where their modules lie beside the results."""
+    names = reward_weights(study.methods[wildcards.method].options.reward)
+    modules = [name.partition(":")[0].replace(".", "/") for name in names if ":" in name]
+    return [path for module in modules if os.path.exists(path := f"{module}.py")]
+
+
+def rl_flags(wildcards):
+    """The options of an RL method, and what its rewards ask."""
+    options, path = flags(study.methods[wildcards.method].options), factors(wildcards)
+    return [*options, "--factors", path] if path else options
 
 
 def corpus(wildcards):

@@ -5,6 +5,7 @@ REQUIRED INPUTS:
 
     results/backbones/{backbone}/ or the model of the method named by `init`
     results/data/{dataset}/
+    factors.safetensors of the run of the method named by `collaborative`
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
@@ -57,12 +58,14 @@ rule sft:
 
 
 rule rl:
-    """Train with ReRe: constrained rollouts, rewards, a policy update"""
+    """Train with ReRe, or what it is compared with: rollouts, rewards, a policy update"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
         init=initial_model,
+        factors=factors,
+        rewards=own_rewards,
     output:
         model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
         steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
@@ -79,7 +82,7 @@ rule rl:
     resources:
         gpu=1,
     params:
-        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        flags=rl_flags,
     shell:
         r"""
         exec &> >(tee {log:q})
