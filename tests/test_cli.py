@@ -125,8 +125,6 @@ SHARED = {
     "sync_interval": st.none(),
     "start": st.none() | st.dates(max_value=date(1999, 12, 31)),
     "end": st.none() | st.dates(min_value=date(2000, 1, 1)),
-
-
     "rollout": st.just("beam"),
     "reward": st.sampled_from([["rule"], ["rule", "semantic=0.5"], ["my.own:reward"]]),
     "embeddings": st.none(),

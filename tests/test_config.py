@@ -141,10 +141,6 @@ def test_every_key_is_explained():
     text = (CONFIG / "README.md").read_text()
     backbones = (TinyBackbone, Pretrained)
     datasets = get_args(get_args(Dataset)[0])
-    for model in (Study, *datasets, *backbones, Method, Recommend, Table, Speed, Measured):
-
-
-    datasets, backbones = (MovieLensDataset, SplitsDataset), (TinyBackbone, Pretrained)
     for model in (
         *(Study, *datasets, *backbones, Method, RlOptions, Recommend, Table, Speed, Measured),
     ):

@@ -176,8 +176,6 @@ def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
     assert planned(tmp_path, configs, *lengths)["token_lengths"] == 1
 
 
-
-
 @pytest.mark.parametrize(
     ("table", "rl", "others"),
     [
