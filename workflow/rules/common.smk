@@ -87,8 +87,9 @@ def factors(wildcards):
 def own_rewards(wildcards):
     """The user's own rewards, where their modules lie beside the results."""
     names = reward_weights(study.methods[wildcards.method].options.reward)
-    modules = [name.partition(":")[0].replace(".", "/") for name in names if ":" in name]
-    return [path for module in modules if os.path.exists(path := f"{module}.py")]
+    modules = [name.partition(":")[0].split(".") for name in names if ":" in name]
+    paths = [f"{os.path.join(*module)}.py" for module in modules]
+    return [path for path in paths if os.path.exists(path)]
 
 
 def rl_flags(wildcards):
