@@ -7,7 +7,7 @@ import pytest
 from rere.config import Amazon2018
 from rere.data.preprocess import from_events, read
 from rere.data.splits import SPLIT_SCHEMA
-from rere.speed import plain_data
+from rere.speed import plain_data, preprocessing
 from rere.speed.reviews import Size, write_reviews
 
 
@@ -28,6 +28,17 @@ def test_both_sides_make_the_same_splits(seed, tmp_path):
     assert gone.pop("repeats of an earlier one") == 0
     assert len(gone) == 4 and min(gone.values()) > 0
     assert len(splits[2]) > 100
+
+
+@pytest.mark.slow
+def test_the_rows_of_the_table():
+    found = list(preprocessing.rows(Size(20_000, 4000), seed=0))
+    assert [row["setting"].split(", ")[3] for row in found] == ["from gzip", "from parsed rows"]
+    for row in found:
+        assert row["equal"]
+        assert row["ratio"] == row["theirs_seconds"] / row["ours_seconds"]
+        assert (row["what"], row["against"]) == ("preprocessing", "plain Python")
+    assert found[0]["peak_mb_ours"] > 0 and found[0]["peak_mb_theirs"] > 0
 
 
 def test_the_files_are_amazons(tmp_path):
