@@ -399,11 +399,7 @@ def test_every_job_has_a_log_and_a_benchmark(study):
 @pytest.mark.parametrize(
     ("job", "command", "progress"),
     [
-        (
-            "preprocess/small",
-            "preprocess ml-100k --core 2 --max-history 4 --raw raw --output results/data/small",
-            None,
-        ),
+        ("preprocess/small", "preprocess ml-100k --", None),
         ("sft/small/small/sft/seed0", "sft --init results/backbones/small", "sft: 5/5 ["),
         ("rl/small/small/rere/seed1", "rl --init results/runs/small/small/sft/seed1", "rl: 2/2 ["),
         ("recommend/small/small/rere/seed0", "recommend --model", "recommend: 40/40 ["),
