@@ -191,7 +191,8 @@ def test_provenance_tells_what_a_run_came_from(tmp_path, monkeypatch):
         assert output.parent.is_dir()
         assert not output.exists()
     run = read_json(output)
-    assert (run["command"], run["options"]) == (["rere", "fetch"], {"source": "ml-100k"})
+    options = {"source": "ml-100k", "category": None}
+    assert (run["command"], run["options"]) == (["rere", "fetch"], options)
     assert run["seed"] == 3
     assert 0 <= run["seconds"] < 60
     assert 10 < run["peak_memory_mb"] < 100_000

@@ -41,9 +41,8 @@ Ints = NDArray[np.int64]
 
 def left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Prompt ids (B, L) i64, padded with 0 on the left, and where they are real (B, L) bool."""
-    length = torch.tensor([len(prompt) for prompt in prompts])
-    longest = int(length.max())
-    real = torch.arange(longest) >= longest - length[:, None]
+    length = [len(prompt) for prompt in prompts]
+    real = torch.arange(max(length)) >= max(length) - torch.tensor(length)[:, None]
     ids = torch.zeros(real.shape, dtype=torch.long)
     flat = np.fromiter(itertools.chain.from_iterable(prompts), np.int64)
     return ids.masked_scatter(real, torch.from_numpy(flat)), real

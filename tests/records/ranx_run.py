@@ -16,10 +16,11 @@ ROWS, ITEMS, LENGTH = 200, 30, 25
 rng = np.random.default_rng(0)
 ranked = [rng.permutation(ITEMS)[:LENGTH].tolist() for _ in range(ROWS)]
 targets = rng.integers(0, ITEMS, ROWS).tolist()
-qrels = Qrels({str(row): {str(target): 1} for row, target in enumerate(targets)})
+# ranx returns values in the order of the names as text.
+qrels = Qrels({f"{row:03}": {str(target): 1} for row, target in enumerate(targets)})
 run = Run(
     {
-        str(row): {str(item): float(LENGTH - place) for place, item in enumerate(items)}
+        f"{row:03}": {str(item): float(LENGTH - place) for place, item in enumerate(items)}
         for row, items in enumerate(ranked)
     }
 )
