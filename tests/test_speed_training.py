@@ -129,6 +129,13 @@ def test_a_skipped_group_counts_among_those_of_the_mean(subject, small_steps):
     assert step.same(*results)
 
 
+def test_a_step_in_which_all_groups_are_silent(subject, small_steps):
+    batch = step.with_targets(subject, PROMPTS[:2])
+    silent = [row._replace(target=-1) for row in batch]
+    result = step.make(subject, "catalogue", 0.0)((2, 2), silent)
+    assert (result.loss, result.norm) == (0, 0)
+
+
 def test_one_target_in_so_many_is_a_candidate(subject, small_steps):
     batch = step.with_targets(subject, PROMPTS)
     steps = step.make(subject, "vocabulary", 0.0)

@@ -102,10 +102,10 @@ class Step:
         """Add the gradient of the loss, a mean over all groups, skipped or not; its value."""
         kept = advantage.any(-1) if self.skip else torch.ones(len(prompts), dtype=torch.bool)
         total = 0.0
-        for part in kept.nonzero()[:, 0].split(at_once):
+        for part in batched(kept.nonzero()[:, 0].tolist(), at_once):
             chosen = torch.tensor(leaves)[part]
             tree, device = self.subject.host_tree, self.subject.device
-            some = [prompts[row] for row in part.tolist()]
+            some = [prompts[row] for row in part]
             packed = pack_leaves(some, chosen, tree, self.side).to(device)
             log_prob, kl = token_log_probs(self.model, packed), None
             if self.reference is not None:
@@ -201,9 +201,12 @@ def rows(subject: Subject, dataset: str, prompts: Prompts) -> Iterator[dict[str,
 def make(subject: Subject, side: str, beta: float) -> Step:
     """A step that skips silent groups where that is exact, without a reference."""
     model = subject.models["float32"]
+    reference = copy.deepcopy(model).requires_grad_(False) if beta else None
+    for weight in reference.parameters() if reference else ():
+        weight.mul_(1.01)  # so that there is a divergence to compare
     return Step(
         subject,
-        copy.deepcopy(model).requires_grad_(False) if beta else None,
+        reference,
         torch.optim.AdamW(model.parameters(), lr=0.0),
         side,
         beta,
