@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rere.config import Pretrained, Tiny
+from rere.config.backbones import Pretrained, Tiny
 from rere.data.splits import read_items, read_split
 from rere.errors import InputError
 from rere.files import replacing

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from rere.config import Options
+from rere.config.options import Options
 from rere.files import SNAKEMAKE, sha256, write_json
 
 PACKAGES = ("numpy", "polars", "torch", "transformers")

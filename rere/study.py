@@ -10,7 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rere.config import NO_BACKBONE, STAGES, Measured, Sasrec, Study, TinyBackbone
+from rere.config.backbones import TinyBackbone
+from rere.config.baselines import Sasrec
+from rere.config.measurements import Measured
+from rere.config.run import NO_BACKBONE
+from rere.config.study import STAGES, Study
 from rere.errors import InputError, remedy, unknown
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rere.config import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules, Yelp
+from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules, Yelp
 
 Events = list[tuple[str, str, int]]
 Titles = dict[str, str | None]

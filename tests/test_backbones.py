@@ -12,7 +12,7 @@ from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data
 from transformers import GenerationConfig
 
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
-from rere.config import Pretrained, Tiny
+from rere.config.backbones import Pretrained, Tiny
 from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.prompts import PromptEncoder, choose_instruction, prompt_text, response_text

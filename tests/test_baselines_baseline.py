@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rere.baselines.baseline import baseline
-from rere.config import Caser, Evaluation, Gru4rec, ItemKnn, Popularity, RepeatLast, Sasrec
+from rere.config.baselines import Caser, Gru4rec, ItemKnn, Popularity, RepeatLast, Sasrec
+from rere.config.evaluation import Evaluation
 from rere.data.factors import FACTORS, Factors
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
@@ -129,7 +130,8 @@ def test_too_small_a_catalogue(data, tmp_path, options, count):
 @pytest.mark.parametrize("model", ["Popularity", "RepeatLast", "ItemKnn"])
 def test_what_is_not_trained_runs_without_torch(data, tmp_path, model):
     code = (
-        f"import sys; from pathlib import Path; from rere.config import Evaluation, {model}\n"
+        "import sys; from pathlib import Path; from rere.config.evaluation import Evaluation\n"
+        f"from rere.config.baselines import {model}\n"
         "from rere.baselines.baseline import baseline\n"
         f"data, output = Path({str(data)!r}), Path({str(tmp_path / 'p.parquet')!r})\n"
         f"baseline({model}(), Evaluation(), data, 0, output)\n"

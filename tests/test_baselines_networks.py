@@ -9,7 +9,7 @@ from rere.baselines.caser import CaserModel
 from rere.baselines.gru4rec import Gru4recModel
 from rere.baselines.network import Network
 from rere.baselines.sasrec import SasrecModel, visible_keys
-from rere.config import Caser, Gru4rec, Sasrec
+from rere.config.baselines import Caser, Gru4rec, Sasrec
 
 NUM_ITEMS = 12
 PADDING = NUM_ITEMS

@@ -21,7 +21,7 @@ from rere.baselines.sequential import (
     top_items,
     validate,
 )
-from rere.config import Caser, Gru4rec, Sasrec, Sequential
+from rere.config.baselines import Caser, Gru4rec, Sasrec, Sequential
 from rere.errors import InputError
 
 NUM_ITEMS = 12

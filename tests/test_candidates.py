@@ -12,7 +12,7 @@ from rere.backbones import load_tokenizer
 from rere.candidates import table
 from rere.candidates.figure import figure
 from rere.candidates.subject import CERTIFIED, Found, Side, load
-from rere.config import Candidates
+from rere.config.measurements import Candidates
 from rere.engine.noise import row_seeds
 from rere.engine.rollout import roll_out
 from rere.prompts import PromptEncoder

@@ -16,7 +16,7 @@ from tiny_models import TITLES, tokenizer, write_fixed_model
 
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.cli import COMMANDS, is_fixed, parse
-from rere.config import NAME, flags
+from rere.config.options import NAME, flags
 from rere.evaluation.recommend import continue_history
 from rere.prompts import PromptEncoder
 

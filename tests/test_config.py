@@ -11,19 +11,13 @@ import jsonschema  # comes with Snakemake
 import pytest
 import yaml
 
-from rere.config import (
-    Dataset,
-    Measured,
-    Method,
-    Pretrained,
-    Recommend,
-    RlOptions,
-    Speed,
-    Study,
-    Table,
-    TinyBackbone,
-    flags,
-)
+from rere.config.backbones import Pretrained, TinyBackbone
+from rere.config.data import Dataset
+from rere.config.evaluation import Recommend
+from rere.config.measurements import Measured, Speed
+from rere.config.options import flags
+from rere.config.study import Method, Study, Table
+from rere.config.training import RlOptions
 from rere.errors import InputError
 from rere.study import load_study
 
@@ -96,7 +90,7 @@ def test_options_that_are_not_given_have_their_defaults():
 
 def test_the_config_is_read_without_heavy_imports():
     heavy = {"torch", "transformers", "numpy", "polars", "snakemake"}
-    code = f"import rere.config, sys; assert not {heavy} & set(sys.modules)"
+    code = f"import rere.config.study, sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

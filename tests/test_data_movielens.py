@@ -4,7 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rere.config import MovieLens
+from rere.config.data import MovieLens
 from rere.data.movielens import read_movielens
 from rere.errors import InputError
 

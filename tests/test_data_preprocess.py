@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rere.config import MovieLens
+from rere.config.data import MovieLens
 from rere.data.filtering import k_core
 from rere.data.numbering import dense_ids
 from rere.data.preprocess import preprocess

@@ -4,7 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rere.config import Splits
+from rere.config.data import Splits
 from rere.data.preprocess import preprocess
 from rere.data.splits import SPLITS, read_items, read_split
 from rere.errors import InputError

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_files import CATEGORY, OPTIONS, WRITERS, world, write, write_yelp_tar
 
-from rere.config import Amazon2018, OwnTables, Yelp
+from rere.config.data import Amazon2018, OwnTables, Yelp
 from rere.data.preprocess import preprocess, read
 from rere.data.splits import SPLITS, read_items, read_split
 from rere.errors import InputError

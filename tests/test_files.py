@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rere.config import Fetch
+from rere.config.data import Fetch
 from rere.errors import InputError
 from rere.files import SNAKEMAKE, replacing, sha256, write_json
 from rere.provenance import provenance

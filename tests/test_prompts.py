@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
 from rere.backbones import backbone, load_tokenizer
-from rere.config import Tiny
+from rere.config.backbones import Tiny
 from rere.errors import InputError
 from rere.prompts import (
     INSTRUCTIONS,

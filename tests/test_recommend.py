@@ -12,7 +12,7 @@ from tiny_models import TITLES, causal_lm, tokenizer, write_data, write_fixed_mo
 
 from rere.backbones import load_model
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.config import Recommend, Search
+from rere.config.evaluation import Recommend, Search
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
 from rere.errors import InputError

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rere.config import NO_BACKBONE, Run
+from rere.config.run import NO_BACKBONE, Run
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, metrics

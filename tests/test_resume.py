@@ -15,7 +15,8 @@ import torch
 from tiny_models import write_cycle, write_fixed_model
 from training_runs import records
 
-from rere.config import RlOptions, SftOptions, Training, flags
+from rere.config.options import flags
+from rere.config.training import RlOptions, SftOptions, Training
 from rere.errors import InputError
 from rere.training.checkpoints import locked
 from rere.training.rl import rl

@@ -15,7 +15,8 @@ from tiny_models import CYCLE, causal_lm, unigram_lm, write_data, write_fixed_mo
 
 from rere.backbones import load_tokenizer, tiny_model
 from rere.catalogue import PrefixTree
-from rere.config import Measurement, Tiny
+from rere.config.backbones import Tiny
+from rere.config.measurements import Measurement
 from rere.engine.beam import beam_search
 from rere.speed import measure, table
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from rere.config import Amazon2018
+from rere.config.data import Amazon2018
 from rere.data.preprocess import from_events, read
 from rere.data.splits import SPLIT_SCHEMA
 from rere.speed import plain_data, preprocessing

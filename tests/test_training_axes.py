@@ -23,7 +23,9 @@ from training_runs import assert_weights_close, steps, weights
 
 from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import PrefixTree
-from rere.config import Method, RlOptions, SftOptions, Tiny, reward_weights
+from rere.config.backbones import Tiny
+from rere.config.study import Method
+from rere.config.training import RlOptions, SftOptions, reward_weights
 from rere.data.factors import Factors
 from rere.data.splits import read_split
 from rere.engine.noise import row_seeds

@@ -14,7 +14,7 @@ from training_runs import TIMES, assert_weights_close, records, steps, weights
 from transformers import TrainerState
 
 from rere.backbones import load_model
-from rere.config import RlOptions, SftOptions
+from rere.config.training import RlOptions, SftOptions
 from rere.data.splits import read_split
 from rere.engine.packing import Packed
 from rere.engine.rollout import Candidates, roll_out

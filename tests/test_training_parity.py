@@ -18,7 +18,7 @@ from training_runs import steps
 from transformers import GenerationConfig, PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
-from rere.config import RlOptions
+from rere.config.training import RlOptions
 from rere.prompts import PromptEncoder
 from rere.training import models
 from rere.training.advantages import ADVANTAGES

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rere import config
 from rere.baselines import sequential
 from rere.baselines.sasrec import SasrecModel
-from rere.config import reward_weights
+from rere.config.training import reward_weights
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.training.rewards import (

@@ -11,7 +11,8 @@ from training_runs import assert_carries_catalogue, assert_weights_close, record
 from rere import prompts
 from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import PrefixTree
-from rere.config import RlOptions, SftOptions, Tiny
+from rere.config.backbones import Tiny
+from rere.config.training import RlOptions, SftOptions
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
 from rere.errors import InputError

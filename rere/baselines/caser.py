@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rere.baselines.network import Network, initialise
-from rere.config import Caser
+from rere.config.baselines import Caser
 
 
 class CaserModel(Network):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rere.baselines.network import Network, initialise
-from rere.config import Gru4rec
+from rere.config.baselines import Gru4rec
 
 
 class Gru4recModel(Network):

@@ -10,7 +10,7 @@ one training loop, one loss and one ranking serve them all.
 import torch
 from torch import nn
 
-from rere.config import Sequential
+from rere.config.baselines import Sequential
 
 
 class Network(nn.Module):

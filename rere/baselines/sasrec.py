@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rere.baselines.network import Network, initialise
-from rere.config import Sasrec
+from rere.config.baselines import Sasrec
 
 
 class SasrecModel(Network):

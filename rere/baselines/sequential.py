@@ -22,7 +22,7 @@ from rere.baselines.caser import CaserModel
 from rere.baselines.gru4rec import Gru4recModel
 from rere.baselines.network import Network
 from rere.baselines.sasrec import SasrecModel
-from rere.config import Sequential
+from rere.config.baselines import Sequential
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, gains, target_ranks

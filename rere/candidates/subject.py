@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import PrefixTree
-from rere.config import Candidates
+from rere.config.measurements import Candidates
 from rere.data.splits import read_items, read_split
 from rere.engine.certificate import certified_top
 from rere.engine.frontier import Scoring

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from rere.candidates.subject import CERTIFIED, TOP, Found, Side, Subject, load
-from rere.config import Candidates
+from rere.config.measurements import Candidates
 from rere.files import replacing
 from rere.reporting.markup import pipes
 from rere.speed.measure import batched, fastest_size, in_batches, in_turn

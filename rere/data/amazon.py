@@ -11,7 +11,7 @@ Recommendation, arXiv 2403.03952.
 
 from pathlib import Path
 
-from rere.config import Amazon2018, Amazon2023
+from rere.config.data import Amazon2018, Amazon2023
 from rere.data.lines import Tally, find
 from rere.data.records import Raw, json_records, read_events, read_titles, side_by_side
 

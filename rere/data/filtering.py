@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 import polars as pl
 
-from rere.config import Rules
+from rere.config.data import Rules
 
 
 def choose(events: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, date | None, dict[str, int]]:

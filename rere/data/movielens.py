@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from rere.config import MovieLens
+from rere.config.data import MovieLens
 from rere.data.lines import Tally, line_blocks, opened, variant, without_blank
 from rere.data.records import Raw, read_events, read_titles, whole
 from rere.data.tables import table_records

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.config import Amazon2018, Amazon2023, MovieLens, Options, OwnTables, Rules, Splits, Yelp
+from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules, Splits, Yelp
+from rere.config.options import Options
 from rere.data.amazon import read_amazon
 from rere.data.audit import audit
 from rere.data.filtering import choose

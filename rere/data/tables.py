@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.config import OwnTables
+from rere.config.data import OwnTables
 from rere.data.lines import Tally, find
 from rere.data.records import (
     UNITS,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.config import Yelp
+from rere.config.data import Yelp
 from rere.data.lines import Tally, find
 from rere.data.records import Raw, json_records, read_events, read_titles
 

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from rere.config import CUTOFFS, Run
+from rere.config.evaluation import CUTOFFS
+from rere.config.run import Run
 from rere.data.splits import read_items, read_split
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.config import Recommend, Search
+from rere.config.evaluation import Recommend, Search
 from rere.data.splits import read_items, read_split
 from rere.engine.batching import rows_that_fit
 from rere.engine.beam import beam_search

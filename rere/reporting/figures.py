@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rere.config import NO_BACKBONE
+from rere.config.run import NO_BACKBONE
 from rere.files import replacing
 
 PANELS = ("HR@10", "NDCG@10")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from rere.config import Run
+from rere.config.run import Run
 from rere.data.splits import read_items
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from rere.config import Measurement
+from rere.config.measurements import Measurement
 from rere.files import replacing
 from rere.speed.measure import Prompts, batched, in_turn
 from rere.speed.subject import GENERATE, Side, Subject, load, sample

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from rere.config import Amazon2018
+from rere.config.data import Amazon2018
 from rere.data.preprocess import from_events, preprocess, read
 from rere.data.splits import SPLITS, read_items, read_split
 from rere.speed import plain_data

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from rere.catalogue import PrefixTree
-from rere.config import Measurement
+from rere.config.measurements import Measurement
 from rere.files import replacing
 from rere.progress import progress
 from rere.reporting.markup import pipes

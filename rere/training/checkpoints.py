@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rere.config import Training
+from rere.config.training import Training
 from rere.errors import InputError
 from rere.files import flush, sync
 from rere.provenance import Run, provenance

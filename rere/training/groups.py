@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.config import RlOptions, reward_weights
+from rere.config.training import RlOptions, reward_weights
 from rere.engine.leaves import pack_leaves
 from rere.engine.noise import row_seeds
 from rere.engine.packing import Packed, pack

@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.config import Training
+from rere.config.training import Training
 from rere.engine.decoder import shares_prompts
 from rere.errors import InputError
 from rere.files import replacing

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rere.backbones import load_model
-from rere.config import RlOptions
+from rere.config.training import RlOptions
 from rere.engine.packing import Packed
 from rere.engine.scoring import token_log_probs
 from rere.training.models import Model

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from rere.config import RlOptions, reward_weights
+from rere.config.training import RlOptions, reward_weights
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.training.embeddings import sentence_embeddings, tfidf_embeddings

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
 from rere.catalogue import Catalogue
-from rere.config import RlOptions
+from rere.config.training import RlOptions
 from rere.data.splits import read_items
 from rere.engine.beam import beam_search
 from rere.engine.noise import row_seeds

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rere.catalogue import Catalogue
-from rere.config import SftOptions
+from rere.config.training import SftOptions
 from rere.data.splits import read_items
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs

@@ -26,7 +26,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from rere.config import RlOptions, SftOptions, Training
+from rere.config.training import RlOptions, SftOptions, Training
 from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.progress import progress

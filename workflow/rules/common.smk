@@ -8,7 +8,10 @@ import os
 import re
 import sys
 
-from rere.config import NO_BACKBONE, Evaluation, flags, reward_weights
+from rere.config.evaluation import Evaluation
+from rere.config.options import flags
+from rere.config.run import NO_BACKBONE
+from rere.config.training import reward_weights
 from rere.errors import InputError
 from rere.study import load_study
 
