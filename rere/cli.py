@@ -28,7 +28,7 @@ RunFolder = Annotated[Path, Field(description="Run folder: gets model/, log.json
 Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")]
 
 
-class Fetch(config.Fetch):
+class Fetch(config.data.Fetch):
     """Download a public data set, or say where it is to be had; checked by sha256."""
 
     output: Path = Field(description="Folder for the raw files; replaced as a whole.")
@@ -39,7 +39,7 @@ class Fetch(config.Fetch):
         fetch(self.source, self.output, self.category)
 
 
-class Preprocess(config.Options):
+class Preprocess(config.options.Options):
     raw: Path = Field(description="Folder with the raw files.")
     output: Path = Field(description="Folder for the splits; replaced as a whole.")
 
@@ -50,7 +50,7 @@ class Preprocess(config.Options):
 
 
 def preprocess_stages() -> dict[str, type[BaseModel]]:
-    """`preprocess SOURCE` for each source that `config.SOURCES` has options for."""
+    """`preprocess SOURCE` for each source that `config.data.SOURCES` has options for."""
     return {
         f"preprocess {source}": create_model(
             f"Preprocess_{source}",
@@ -58,12 +58,12 @@ def preprocess_stages() -> dict[str, type[BaseModel]]:
             __doc__=options.__doc__,
             source=(Literal[source], source),
         )
-        for options in config.SOURCES
+        for options in config.data.SOURCES
         for source in get_args(options.model_fields["source"].annotation)
     }
 
 
-class Audit(config.Options):
+class Audit(config.options.Options):
     """Print what `rere preprocess` found easy, strange or leaking in data sets."""
 
     data: list[Path] = Field(min_length=1, description="Folders that `rere preprocess` wrote.")
@@ -74,7 +74,7 @@ class Audit(config.Options):
         print(table(self.data))
 
 
-class TokenLengths(config.Options):
+class TokenLengths(config.options.Options):
     """Count the tokens of a data set's titles and prompts under a backbone's tokenizer."""
 
     backbone: DirectoryPath = Field(description="Folder that `rere backbone` wrote.")
@@ -88,7 +88,7 @@ class TokenLengths(config.Options):
         token_lengths(self.backbone, self.data, self.rows, self.output)
 
 
-class Tiny(config.Tiny):
+class Tiny(config.backbones.Tiny):
     """A small Qwen2 from scratch, its tokenizer trained on one data set's training text."""
 
     corpus: Data
@@ -100,7 +100,7 @@ class Tiny(config.Tiny):
         backbone(self, self.corpus, self.output)
 
 
-class Pretrained(config.Pretrained):
+class Pretrained(config.backbones.Pretrained):
     """A published model: a hub id or a local folder."""
 
     output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
@@ -111,7 +111,7 @@ class Pretrained(config.Pretrained):
         backbone(self, None, self.output)
 
 
-class Sft(config.SftOptions):
+class Sft(config.training.SftOptions):
     """Fine-tune a language model on the training split's titles."""
 
     init: Init
@@ -125,7 +125,7 @@ class Sft(config.SftOptions):
         sft(self, self.init, self.data, self.seed, self.output)
 
 
-class Rl(config.RlOptions):
+class Rl(config.training.RlOptions):
     """Train a language model with ReRe's reinforcement learning."""
 
     init: Init
@@ -138,7 +138,9 @@ class Rl(config.RlOptions):
 
     @model_validator(mode="after")
     def the_collaborative_reward_has_factors(self):
-        if ("collaborative" in config.reward_weights(self.reward)) != (self.factors is not None):
+        if ("collaborative" in config.training.reward_weights(self.reward)) != (
+            self.factors is not None
+        ):
             raise ValueError("the collaborative reward and --factors need each other")
         return self
 
@@ -148,7 +150,7 @@ class Rl(config.RlOptions):
         rl(self, self.init, self.data, self.seed, self.output, self.factors)
 
 
-class Baseline(config.Evaluation):
+class Baseline(config.evaluation.Evaluation):
     """Rank the test rows without a language model."""
 
     data: Data
@@ -163,31 +165,31 @@ class Baseline(config.Evaluation):
             baseline(self, self, self.data, self.seed, predictions)
 
 
-class Popularity(Baseline, config.Popularity):
+class Popularity(Baseline, config.baselines.Popularity):
     """Rank by how often an item is a target of the training split."""
 
 
-class RepeatLast(Baseline, config.RepeatLast):
+class RepeatLast(Baseline, config.baselines.RepeatLast):
     """Rank the user's own history, latest first, then by popularity."""
 
 
-class ItemKnn(Baseline, config.ItemKnn):
+class ItemKnn(Baseline, config.baselines.ItemKnn):
     """Rank by similarity to the items of the user's history."""
 
 
-class Gru4rec(Baseline, config.Gru4rec):
+class Gru4rec(Baseline, config.baselines.Gru4rec):
     """Recurrent sequential recommendation."""
 
 
-class Caser(Baseline, config.Caser):
+class Caser(Baseline, config.baselines.Caser):
     """Convolutional sequential recommendation."""
 
 
-class Sasrec(Baseline, config.Sasrec):
+class Sasrec(Baseline, config.baselines.Sasrec):
     """Self-attentive sequential recommendation."""
 
 
-class Recommend(config.Recommend):
+class Recommend(config.evaluation.Recommend):
     """Rank the test rows by constrained beam search over the catalogue."""
 
     model: DirectoryPath = Field(description="Folder of a model and its tokenizer.")
@@ -201,7 +203,7 @@ class Recommend(config.Recommend):
         recommend(self, self.model, self.data, self.seed, self.output)
 
 
-class RecommendTitles(config.Search):
+class RecommendTitles(config.evaluation.Search):
     """Print what a model recommends after a history of titles."""
 
     model: DirectoryPath = Field(description="Folder of a model that `rere sft` or `rl` wrote.")
@@ -218,7 +220,7 @@ class RecommendTitles(config.Search):
             print(f"{rank:{len(str(len(ranked)))}}  {score:8.3f}  {shown}")
 
 
-class Metrics(config.Run):
+class Metrics(config.run.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
     predictions: Predictions
@@ -228,11 +230,11 @@ class Metrics(config.Run):
     def run(self) -> None:
         from rere.evaluation.metrics import metrics
 
-        run = config.Run(**self.model_dump(include=set(config.Run.model_fields)))
+        run = config.run.Run(**self.model_dump(include=set(config.run.Run.model_fields)))
         metrics(self.predictions, self.data, run, self.output)
 
 
-class Table(config.Options):
+class Table(config.options.Options):
     """Gather runs into a table: .csv, .runs.csv, .md and .tex."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
@@ -246,7 +248,7 @@ class Table(config.Options):
         table(self.runs, self.data, self.output, self.reference)
 
 
-class Figure(config.Options):
+class Figure(config.options.Options):
     """Draw a table's methods as bars with intervals."""
 
     table: Path = Field(description="The table's .csv.")
@@ -258,7 +260,7 @@ class Figure(config.Options):
         figure(self.table, self.output)
 
 
-class Curves(config.Options):
+class Curves(config.options.Options):
     """Draw how RL runs trained: validation, reward, hits, distinct items and KL."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with log.jsonl.")
@@ -270,7 +272,7 @@ class Curves(config.Options):
         curves(self.runs, self.output)
 
 
-class Speed(config.Measurement):
+class Speed(config.measurements.Measurement):
     """Measure the search's time, memory and results beside transformers' `generate`."""
 
     models: list[DirectoryPath] = Field(min_length=1, description="Folders of the models.")
@@ -291,7 +293,7 @@ class Speed(config.Measurement):
         speed(self, self.models, self.names, self.test_rows, self.data, self.output)
 
 
-class SpeedCurves(config.Measurement):
+class SpeedCurves(config.measurements.Measurement):
     """Time the search against catalogue size, beams and prompt length."""
 
     model: DirectoryPath = Field(description="Folder of the model and its tokenizer.")
@@ -304,7 +306,7 @@ class SpeedCurves(config.Measurement):
         speed_curves(self, self.model, self.data, self.output)
 
 
-class SpeedFigure(config.Options):
+class SpeedFigure(config.options.Options):
     """Draw the search's time against catalogue size, beams and prompt length."""
 
     curves: Path = Field(description="The .csv that `rere speed-curves` wrote.")
@@ -316,7 +318,7 @@ class SpeedFigure(config.Options):
         figure(self.curves, self.output)
 
 
-class Search(config.Candidates):
+class Search(config.measurements.Candidates):
     """Measure the ways to get candidates, and what beam search misses of the true top 10."""
 
     model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
@@ -329,7 +331,7 @@ class Search(config.Candidates):
         search(self, self.model, self.data, self.output)
 
 
-class SearchFigure(config.Options):
+class SearchFigure(config.options.Options):
     """Draw distinct candidates and hits against group size, and the error of beam search."""
 
     table: Path = Field(description="The .csv that `rere search` wrote.")
@@ -341,11 +343,11 @@ class SearchFigure(config.Options):
         figure(self.table, self.output)
 
 
-class Schema(config.Options):
+class Schema(config.options.Options):
     """Print the JSON schema of a study's config, for editors."""
 
     def run(self) -> None:
-        print(json.dumps(config.Study.model_json_schema(), indent=2))
+        print(json.dumps(config.study.Study.model_json_schema(), indent=2))
 
 
 COMMANDS: dict[str, type[BaseModel]] = {
@@ -419,9 +421,11 @@ def parse(stage: str, arguments: list[str]) -> Any:
     given, unknown = parser(stage, command.__doc__, fields).parse_known_args(arguments)
     if unknown:
         for form in other_forms(stage):
-            if unknown[0].partition("=")[0] in map(config.flag, COMMANDS[form].model_fields):
+            if unknown[0].partition("=")[0] in map(
+                config.options.flag, COMMANDS[form].model_fields
+            ):
                 fail(f"rere {stage}: {unknown[0]} is an option of rere {form}", 2)
-        advice = hint(unknown[0], map(config.flag, fields), f"see rere {stage} --help")
+        advice = hint(unknown[0], map(config.options.flag, fields), f"see rere {stage} --help")
         fail(f"rere {stage}: unknown option {unknown[0]}; {advice}", 2)
     values = {
         name: None
@@ -432,12 +436,12 @@ def parse(stage: str, arguments: list[str]) -> Any:
     missing = [name for name, field in fields.items() if field.is_required() and name not in values]
     if missing:
         others = "".join(f"; there is also rere {form}" for form in other_forms(stage))
-        fail(f"rere {stage}: missing {', '.join(map(config.flag, missing))}{others}", 2)
+        fail(f"rere {stage}: missing {', '.join(map(config.options.flag, missing))}{others}", 2)
     try:
         return command.model_validate(values, strict=False)
     except ValidationError as error:
         problems = [
-            ": ".join([*map(config.flag, problem["loc"][:1]), remedy(problem)])
+            ": ".join([*map(config.options.flag, problem["loc"][:1]), remedy(problem)])
             for problem in error.errors()
         ]
         fail(f"rere {stage}: {'; '.join(problems)}", 2)
@@ -466,9 +470,11 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
     )
     required, optional = map(made.add_argument_group, ("required", "options"))
     for name, field in fields.items():
-        default = "" if field.is_required() else f" [{' '.join(config.words(field.default))}]"
+        default = (
+            "" if field.is_required() else f" [{' '.join(config.options.words(field.default))}]"
+        )
         (required if field.is_required() else optional).add_argument(
-            config.flag(name),
+            config.options.flag(name),
             dest=name,
             metavar=placeholder(field.annotation),
             nargs=number_of_words(field),

@@ -229,7 +229,7 @@ def test_collaborative_by_hand():
 def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
     """A model with large weights, training rows in no order, and its factors."""
     torch.manual_seed(0)
-    model = SasrecModel(config.Sasrec(hidden_size=8), num_items=6, max_history=3)
+    model = SasrecModel(config.baselines.Sasrec(hidden_size=8), num_items=6, max_history=3)
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(std=0.5)
@@ -276,12 +276,12 @@ def test_factors_of_other_data_are_refused(sasrec, tmp_path):
 
 
 def test_every_name_of_the_config_is_a_reward(sasrec):
-    made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.REWARDS}
+    made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.training.REWARDS}
     each = groups()
     parts = {name: reward(each) for name, reward in made.items()}
     assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in parts.values())
     assert all(part[0, 2] == 0 for part in parts.values())  # the place without an item
-    assert set(REWARDS) < set(config.REWARDS)
+    assert set(REWARDS) < set(config.training.REWARDS)
 
 
 def test_a_weighted_sum_by_hand():

@@ -4,3 +4,27 @@ The option models here are three things at a time: the flags of the command line
 adds only the paths a stage reads and writes), the keys of a study's config, and the JSON schema
 that editors use. Nothing heavy is imported: Snakemake reads this package to plan.
 """
+
+from rere.config import (
+    backbones,
+    baselines,
+    data,
+    evaluation,
+    measurements,
+    options,
+    run,
+    study,
+    training,
+)
+
+__all__ = [
+    "backbones",
+    "baselines",
+    "data",
+    "evaluation",
+    "measurements",
+    "options",
+    "run",
+    "study",
+    "training",
+]
