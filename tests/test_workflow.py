@@ -136,7 +136,7 @@ def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, 
     }
 
 
-@pytest.mark.parametrize(("table", "runs"), [("faithful", 3), ("tuned", 12)])
+@pytest.mark.parametrize(("table", "runs"), [("faithful", 3), ("tuned", 10)])
 def test_the_tables_of_sequential_baselines_are_planned(tmp_path, table, runs):
     assert planned(tmp_path, SEQUENTIAL, f"results/tables/{table}.csv") == {
         "fetch": 1,

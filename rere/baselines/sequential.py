@@ -4,7 +4,8 @@
 own loss, `bce`, the binary cross-entropy with one sampled negative a target (Klenitskiy &
 Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). Where SASRec draws negatives among the items
 that the user never took, here they are any items but the target: the training rows do not tell
-what a user took later.
+what a user took later. Every network learns from all items of a training row, each predicted from
+those before it, and not from the row's target alone.
 """
 
 import copy
