@@ -42,6 +42,27 @@ def logits(decoder, seed=0):
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("make", [SharedPrompt, Plain])
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "gpt2"])
+def test_forgetting_what_nothing_follows_changes_no_logit(family, make):
+    decoder = make(precise(family), PROMPTS)
+    visible, depth = paths(len(PROMPTS), 30, seed=0)
+    ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(0))
+    decoder.prefill(OPENING, keep=3)
+    decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], keep=20)
+    before, new = visible[:, 20:, :20], visible[:, 20:, 20:]
+    followed = before.any(1)
+    num_kept = int(followed.sum(-1).max())
+    assert num_kept < 20
+    kept = followed.int().argsort(dim=-1, descending=True, stable=True)[:, :num_kept]
+    decoder.keep(kept)
+    before = before.gather(2, kept[:, None, :].expand(-1, 10, -1))
+    actual = decoder.feed(ids[:, 20:], depth[:, 20:], torch.cat([before, new], dim=-1), keep=4)
+    expected = logits(make(precise(family), PROMPTS))[:, -4:]
+    torch.testing.assert_close(actual, expected, atol=100 * tolerance(precise(family)), rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shared_prompt_changes_no_logit(family):
     model = precise(family)

@@ -27,7 +27,7 @@ from rere.training import objectives
 EOS = 1
 SEQUENCES = random_catalogue(60, seed=5)
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22], [4, 4], [9, 6, 5], [3], [12, 2, 9, 9], [20]]
-SIZES = {"PROMPTS": 2, "GROUP_SIZE": 4, "AT_ONCE": (1, 2), "EVERY": 2}
+SIZES = {"PROMPTS": 2, "GROUP_SIZE": 4, "EVERY": 2}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_one_target_in_so_many_is_a_candidate(subject, small_steps):
 
 
 def test_the_rows_of_steps(subject, small_steps):
-    rows = list(step.rows(subject, "cycle", PROMPTS[:4]))
+    rows = list(step.rows(subject, "cycle", PROMPTS[:4], [1, 2]))
     assert [row["equal"] for row in rows] == [True, None, True, None]
     assert ["skipped, hit rate 0.5" in row["setting"] for row in rows] == [False, False, True, True]
     for row in rows:
@@ -173,10 +173,9 @@ def inputs(tmp_path_factory):
 
 
 def test_the_rows_of_scoring(inputs, monkeypatch):
-    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", (1, 2))
     monkeypatch.setattr(scoring, "in_fresh_process", lambda function, *args: function(*args))
     subject = load("fixed", *inputs, ["float32"])
-    rows = list(scoring.rows(subject, *inputs, PROMPTS[:4], 3))
+    rows = list(scoring.rows(subject, *inputs, PROMPTS[:4], 3, [1, 2]))
     assert [row["equal"] for row in rows] == [True, True]
     assert [" vocabulary," in row["setting"] for row in rows] == [True, False]
     assert all(row.keys() <= SCHEMA.keys() for row in rows)
@@ -194,8 +193,7 @@ def test_another_gradient_is_not_equal(subject, monkeypatch):
 
 def test_the_row_of_sft(inputs, monkeypatch):
     monkeypatch.setattr(sft, "BATCH_SIZE", 4)
-    monkeypatch.setattr(sft, "ROWS_AT_ONCE", (2, 4))
-    (row,) = sft.rows(load("fixed", *inputs, ["float32"]), *inputs, seed=0)
+    (row,) = sft.rows(load("fixed", *inputs, ["float32"]), *inputs, 8, [2, 4], seed=0)
     assert row["equal"]
     assert row.keys() <= SCHEMA.keys()
 

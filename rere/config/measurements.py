@@ -45,6 +45,11 @@ class Measurement(Options):
     training_rows: int = Field(
         24, ge=0, description="Test rows that scoring and steps of RL are measured on; 0: none is."
     )
+    training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 2, 4],
+        min_length=1,
+        description="Prompts a pass of them: each side takes what it is fastest with.",
+    )
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],
         min_length=1,

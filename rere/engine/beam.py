@@ -57,6 +57,7 @@ def beam_search(
             plan = frontier.plan(beams, known)
             if plan.num_paths == 0:
                 return results
+            known = frontier.forget(beams, known, plan)
             beams, known = frontier.feed(beams, known, plan)
             num_steps = plan.num_steps
 

@@ -97,6 +97,14 @@ class SharedPrompt:
         visible = torch.cat([prompt, visible], dim=-1)
         return self._forward(ids, self.prompt_length + depth, visible, keep)
 
+    def keep(self, kept: Tensor) -> None:
+        """Forget what was fed but the tokens `kept` (B, N), in their order."""
+        start = self.real.shape[1]
+        fed = self.position[:, start:].gather(1, kept)
+        self.position = torch.cat([self.position[:, :start], fed], dim=1)
+        for layer in self.cache.layers:
+            layer.keep(start, kept)
+
     def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, keep: int) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
         return self.model(
@@ -130,6 +138,14 @@ class GrowingLayer(DynamicLayer):
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, start: int, kept: Tensor) -> None:
+        """Keep what lies before `start`, and behind it the tokens `kept` (B, N) alone."""
+        self.length = start + kept.shape[1]
+        at = (start + kept)[:, None, :, None]
+        for states in (self.keys, self.values):
+            index = at.expand(-1, states.shape[1], -1, states.shape[-1])
+            states[:, :, start : self.length] = states.gather(2, index)
 
     def _grown(self, states: Tensor, end: int) -> Tensor:
         batch, heads, _, width = states.shape
@@ -165,6 +181,10 @@ class Plain:
     def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, keep: int) -> Tensor:
         self.fed = torch.cat([self.fed, ids], dim=1)
         return self._logits(pad(visible[:, -keep:], (self.num_opening, 0), value=True))
+
+    def keep(self, kept: Tensor) -> None:
+        fed = self.fed[:, self.num_opening :].gather(1, kept)
+        self.fed = torch.cat([self.fed[:, : self.num_opening], fed], dim=1)
 
     def _logits(self, visible: Tensor) -> Tensor:
         """Logits (B, N, V) after the prompt and the fed tokens `visible` (B, N, S), in order."""

@@ -73,6 +73,7 @@ class Plan(NamedTuple):
     num_inner: int  # tokens they feed before their last ones
     fanout: int  # F
     num_steps: int  # steps that paths can go afterwards
+    num_live: int  # fed tokens that paths follow, in the row with most of them
 
 
 class Layout(NamedTuple):
@@ -162,12 +163,26 @@ class Frontier:
             (count - 1).clamp(min=0).sum(-1).amax(),
             self.tree.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
             (paths.fed + count + 1 - paths.taken).where(exists, 1).amax(),
+            live(paths, known).sum(-1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
         ]
         *plan, is_nan = torch.stack(sizes).tolist()
         if is_nan:
             raise InputError("the model's logits are not numbers; its weights are broken")
         return Plan(*plan)
+
+    def forget(self, paths: Paths, known: Known, plan: Plan) -> Known:
+        """Drop the fed tokens that no path follows any more, once they are half of all.
+
+        For searches that never come back to a path they left.
+        """
+        if 2 * plan.num_live > known.ancestors.shape[-1]:
+            return known
+        kept = live(paths, known).int().argsort(dim=-1, descending=True, stable=True)
+        kept = kept[:, : plan.num_live]
+        self.decoder.keep(kept)
+        kept = kept[:, None, :].expand(-1, known.ancestors.shape[1], -1)
+        return known._replace(ancestors=known.ancestors.gather(2, kept))
 
     def feed(self, paths: Paths, known: Known, plan: Plan) -> tuple[Paths, Known]:
         """One forward pass over the tokens that paths have entered, and what it tells of them."""
@@ -243,6 +258,12 @@ class Frontier:
         token = self.tree.token[self.tree.edge[node][..., None] + at]
         rows = torch.arange(len(node), device=node.device)[:, None, None]
         return logits[rows, column, token] / self.temperature - norm[rows, column]
+
+
+def live(paths: Paths, known: Known) -> Tensor:
+    """Which fed tokens (B, S) some path follows."""
+    followed = take(known.ancestors, paths.origin) & paths.score.isfinite()[..., None]
+    return followed.any(1)
 
 
 def lay_out(count: Tensor, num_inner: int) -> Layout:

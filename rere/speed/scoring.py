@@ -22,8 +22,6 @@ from rere.speed.subject import Subject, load
 SCORING = "scoring with backward"
 EXPANDED = "expanded batch"
 SIDES = ("vocabulary", "catalogue", EXPANDED)
-ROWS_AT_ONCE = (1, 2, 4)
-"""Rows of a pass: every side takes the number that it is fastest with."""
 TOLERANCE = 1e-4
 """By how much of their size gradients in float32 may differ."""
 
@@ -42,14 +40,22 @@ def groups(subject: Subject, prompts: Sequence[Sequence[int]], size: int) -> lis
 
 
 def rows(
-    subject: Subject, model: Path, data: Path, prompts: Sequence[Sequence[int]], size: int
+    subject: Subject,
+    model: Path,
+    data: Path,
+    prompts: Sequence[Sequence[int]],
+    size: int,
+    sizes: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table (`rere.speed.table`) for groups of `size`, both scorings in turn."""
-    batches = [groups(subject, batch, size) for batch in batched(prompts, max(ROWS_AT_ONCE))]
+    """Rows of the table (`rere.speed.table`) for groups of `size`, both scorings in turn.
+
+    Every side takes of `sizes` the rows a pass that it is fastest with.
+    """
+    batches = [groups(subject, batch, size) for batch in batched(prompts, max(sizes))]
     label = f"speed: {subject.name}, {SCORING}"
     passes = {side: partial(gradient, subject, side) for side in SIDES}
     at_once = {
-        side: fastest(call, batches[len(batches) // 2], ROWS_AT_ONCE, label)
+        side: fastest(call, batches[len(batches) // 2], sizes, label)
         for side, call in passes.items()
     }
     timed = in_turn(
@@ -138,6 +144,8 @@ def fastest(
     label: str,
 ) -> int:
     """Which of the sizes a side is fastest with, on one batch."""
+    if len(sizes) == 1:
+        return sizes[0]
     timed = in_turn({size: partial(call, size) for size in sizes}, [batch], label)
     return min(sizes, key=lambda size: timed[size].median)
 

@@ -36,9 +36,7 @@ from rere.training.sft import SftTrainer
 SFT = "supervised fine-tuning"
 STOCK = "transformers Trainer"
 OURS = "rere"
-NUM_ROWS, BATCH_SIZE = 256, 32
-ROWS_AT_ONCE = (8, 16, 32)
-"""Rows a pass, of the step's BATCH_SIZE: each side takes what it is fastest with."""
+BATCH_SIZE = 32
 
 
 class Row(NamedTuple):
@@ -60,12 +58,17 @@ class PackedTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
 
 
-def rows(subject: Subject, model: Path, folder: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """The row of the table (`rere.speed.table`) on rows of a data set's training split."""
-    tokenizer, data = load_tokenizer(model), sample(model, folder, seed)
+def rows(
+    subject: Subject, model: Path, folder: Path, num_rows: int, sizes: Sequence[int], seed: int
+) -> Iterator[dict[str, Any]]:
+    """The row of the table (`rere.speed.table`) on `num_rows` of a data set's training split.
+
+    Each side takes of `sizes` the rows a pass, of the step's BATCH_SIZE, that it is fastest with.
+    """
+    tokenizer, data = load_tokenizer(model), sample(model, folder, num_rows, seed)
     label = f"speed: {subject.name}, {SFT}"
     trains = {OURS: partial(train, subject), STOCK: partial(train_stock, subject, tokenizer)}
-    at_once = {side: fastest(call, data, ROWS_AT_ONCE, label) for side, call in trains.items()}
+    at_once = {side: fastest(call, data, sizes, label) for side, call in trains.items()}
     calls = {side: partial(call, at_once[side]) for side, call in trains.items()}
     timed = in_turn(calls, [data] * 3, label)
     ours, theirs = timed[OURS].median, timed[STOCK].median
@@ -80,14 +83,14 @@ def rows(subject: Subject, model: Path, folder: Path, seed: int) -> Iterator[dic
         "ours_seconds": ours,
         "theirs_seconds": theirs,
         "ratio": theirs / ours,
-        "equal": equals_stock(subject, tokenizer, data[: max(ROWS_AT_ONCE)]),
+        "equal": equals_stock(subject, tokenizer, data[: max(sizes)]),
     }
 
 
-def sample(model: Path, folder: Path, seed: int) -> list[Row]:
-    """Rows of the training split, NUM_ROWS of them at most."""
+def sample(model: Path, folder: Path, num_rows: int, seed: int) -> list[Row]:
+    """Rows of the training split, `num_rows` of them at most."""
     encoder = PromptEncoder(load_tokenizer(model), read_items(folder)["title"].to_list())
-    chosen = read_split(folder, "train", NUM_ROWS)
+    chosen = read_split(folder, "train", num_rows)
     prompts = encoder.prompts(chosen["row_id"].to_list(), chosen["history"].to_list(), seed)
     responses = encoder.responses()
     return [Row(p, responses[t]) for p, t in zip(prompts, chosen["target"], strict=True)]

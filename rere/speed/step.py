@@ -33,8 +33,6 @@ from rere.training import advantages, objectives, rewards
 STEP = "RL step"
 PLAIN = "plain step"
 PROMPTS, GROUP_SIZE, MAX_NORM = 4, 16, 0.3
-AT_ONCE = (1, 2, 4)
-"""Prompts of a search, and of a training pass: every side takes what it is fastest with."""
 BETAS = (1e-3, 0.0)
 """The paper's weight of the KL, and none."""
 EVERY = 4
@@ -163,18 +161,21 @@ def missing(every: Sequence[int], found: Sequence[int]) -> int:
     return next(leaf for leaf in every if leaf not in found)
 
 
-def rows(subject: Subject, dataset: str, prompts: Prompts) -> Iterator[dict[str, Any]]:
+def rows(
+    subject: Subject, dataset: str, prompts: Prompts, sizes: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
 
-    With a reference, under either scoring, against the plain step with one; and without, groups
-    that teach nothing skipped, against the plain step without.
+    Every side takes of `sizes` the prompts of a search, and of a training pass, that it is fastest
+    with. First with a reference, under either scoring, against the plain step with one; then
+    without, groups that teach nothing skipped, against the plain step without.
     """
     batches = [with_targets(subject, batch) for batch in batched(prompts, PROMPTS)]
     sides = (*SCORINGS, PLAIN)
     steps = {(side, beta): make(subject, side, beta) for beta in BETAS for side in sides}
     label = f"speed: {subject.name}, {STEP}"
     middle = batches[len(batches) // 2]
-    at_once = {side: tuned(steps[side, BETAS[0]], middle, label) for side in sides}
+    at_once = {side: tuned(steps[side, BETAS[0]], middle, sizes, label) for side in sides}
     calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label)
     for (side, beta), ours in timed.items():
@@ -214,10 +215,10 @@ def make(subject: Subject, side: str, beta: float) -> Step:
     )
 
 
-def tuned(step: Step, batch: Sequence[Row], label: str) -> tuple[int, int]:
+def tuned(step: Step, batch: Sequence[Row], sizes: Sequence[int], label: str) -> tuple[int, int]:
     """How many prompts a step is fastest with, in its searches and in its training passes."""
-    search = fastest(lambda number, rows: step((number, PROMPTS), rows), batch, AT_ONCE, label)
-    return search, fastest(lambda number, rows: step((search, number), rows), batch, AT_ONCE, label)
+    search = fastest(lambda number, rows: step((number, PROMPTS), rows), batch, sizes, label)
+    return search, fastest(lambda number, rows: step((search, number), rows), batch, sizes, label)
 
 
 def same(ours: Result, theirs: Result) -> bool:

@@ -66,6 +66,8 @@ PLAIN_ROWS = 4
 """Rows of each setting that are searched plainly, too."""
 FIRST = 10
 """Ranks that bfloat16 is compared on."""
+ROWS_OF_SFT = 8
+"""Rows of SFT for each row of the other training."""
 
 
 class Measured(NamedTuple):
@@ -237,10 +239,13 @@ def training(
     options: Measurement, subject: Subject, model: Path, data: Path, prompts: Prompts
 ) -> Iterator[dict[str, Any]]:
     """The table's rows of what trains a model."""
-    chosen = spread(prompts, options.training_rows)
-    yield from scoring.rows(subject, model, data, chosen, options.beams[0])
-    yield from step.rows(subject, data.name, chosen)
-    yield from sft.rows(subject, model, data, options.seed)
+    chosen, sizes = spread(prompts, options.training_rows), options.training_batch_sizes
+    yield from scoring.rows(subject, model, data, chosen, options.beams[0], sizes)
+    yield from step.rows(subject, data.name, chosen, sizes)
+    # SFT has one candidate a row where the others have a group of them.
+    sizes = [ROWS_OF_SFT * size for size in sizes]
+    num_rows = ROWS_OF_SFT * options.training_rows
+    yield from sft.rows(subject, model, data, num_rows, sizes, options.seed)
 
 
 def build_row(options: Measurement, subject: Subject) -> dict[str, Any]:
