@@ -131,7 +131,8 @@ class Rl(config.training.RlOptions):
     init: Init
     data: Data
     factors: Path | None = Field(
-        None, description="factors.safetensors of `rere baseline sasrec`: the collaborative reward."
+        None,
+        description="factors.safetensors of a sequential baseline, for the collaborative reward.",
     )
     seed: Seed = 0
     output: RunFolder

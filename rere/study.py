@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from rere.config.backbones import TinyBackbone
-from rere.config.baselines import Sasrec
+from rere.config.baselines import Sequential
 from rere.config.measurements import Measured
 from rere.config.run import NO_BACKBONE
 from rere.config.study import STAGES, Study
@@ -101,8 +101,8 @@ def wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator
         return
     if given not in study.methods:
         yield f"{where}: {unknown(given, study.methods)}"
-    elif not isinstance(study.methods[given].baseline, Sasrec):
-        yield f"{where}: {given} is no sequential baseline; name one with model: sasrec"
+    elif not isinstance(study.methods[given].baseline, Sequential):
+        yield f"{where}: {given} is no sequential baseline; name one of gru4rec, caser or sasrec"
     elif not method.asks_baseline and name not in grid_of:  # other members of a grid may ask
         yield f"{where}: no reward of {name} is collaborative; leave it out"
 

@@ -313,8 +313,8 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
                 "methods__rere__collaborative": "popularity",
                 "methods__rere__rl__reward": ["collaborative"],
             },
-            "methods.rere.collaborative: popularity is no sequential baseline; name one with "
-            "model: sasrec",
+            "methods.rere.collaborative: popularity is no sequential baseline; name one of "
+            "gru4rec, caser or sasrec",
         ),
         (
             {"methods__rere__collaborative": "sasrek"},
