@@ -1,24 +1,37 @@
 """Which events count: a window of time, users and items with enough of them."""
 
 from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from rere.config.data import Rules
+from rere.data.numbering import codes
 
 
-def choose(events: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, date | None, dict[str, int]]:
-    """The events that the rules keep, the day that the window came to start on, and what went.
+class Chosen(NamedTuple):
+    """What the rules keep, and what went."""
 
-    `events` (user, item, timestamp) have whole numbers from 0 for users and items. While fewer
-    than `least_items` items are left and there are earlier events, the window starts a year
-    earlier.
+    events: pl.DataFrame  # user, item (whole numbers from 0), timestamp
+    users: pl.Series  # the raw id (str) of each user's number
+    start: date | None  # the day that the window came to start on
+    gone: dict[str, int]  # events by why they went
+
+
+def choose(events: pl.DataFrame, rules: Rules) -> Chosen:
+    """The events that the rules keep, of events (user str, item a whole number from 0, timestamp).
+
+    While fewer than `least_items` items are left and there are earlier events, the window starts
+    a year earlier.
     """
     first, start = events["timestamp"].min(), rules.start
     while True:
         inside = events.filter(in_window(start, rules.end))
-        apart = inside if rules.repeats == "keep" else merge_repeats(inside)
+        numbers, users = codes(inside["user"])  # few users of a log are in a window of it
+        apart = inside.with_columns(user=numbers)
+        if rules.repeats == "merge":
+            apart = merge_repeats(apart)
         kept = k_core(apart, rules.core)
         enough = rules.least_items is None or kept["item"].n_unique() >= rules.least_items
         if enough or start is None or first is None or seconds(start) <= first:
@@ -29,7 +42,7 @@ def choose(events: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, date | Non
         "repeats of an earlier one": len(inside) - len(apart),
         "outside of the core": len(apart) - len(kept),
     }
-    return kept, start, gone
+    return Chosen(kept, users, start, gone)
 
 
 def in_window(start: date | None, end: date | None) -> pl.Expr:

@@ -25,8 +25,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-BLOCK = 1 << 20
-"""Bytes read at a time."""
+BLOCK = 1 << 22
+"""Bytes read at a time: enough that a block's own cost is lost in that of its lines."""
 
 LONGEST_LINE = 1 << 26
 """Bytes; a file without line ends would fill the memory."""

@@ -1,5 +1,7 @@
 """Raw events to the catalogue and the splits that every other stage reads."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -37,14 +39,11 @@ def preprocess(options: Options, raw: Path, output: Path) -> None:
     """
     if output.resolve() in (raw.resolve(), *raw.resolve().parents):
         raise InputError(f"{output}: would replace the raw files in {raw}; choose another folder")
-    if isinstance(options, Splits):
-        made = read_ready_made(raw)
-    else:
-        made = from_events(options, read(options, raw))
+    made, checksums = make(options, raw)
     items = with_counts(made.items, made.splits["train"])
     stats = {
         "options": options.model_dump(mode="json", exclude=PATHS),
-        "raw_sha256": {path.name: sha256(path) for path in made.files},
+        "raw_sha256": checksums,
         **made.stats,
         "users": pl.concat(frame["user_id"] for frame in made.splits.values()).n_unique(),
         **describe(items, made.splits),
@@ -56,6 +55,23 @@ def preprocess(options: Options, raw: Path, output: Path) -> None:
             frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
         write_json(temporary / "audit.json", audit(items, made.splits, made.core))
+
+
+def make(options: Options, raw: Path) -> tuple[Made, dict[str, str]]:
+    """A catalogue and its splits, and the sha256 of each file that they were made from."""
+    if isinstance(options, Splits):
+        made = read_ready_made(raw)
+        return made, hashed(made.files)
+    found = read(options, raw)
+    # The rules leave a core idle, which large files take seconds of.
+    with ThreadPoolExecutor(1) as aside:
+        checksums = aside.submit(hashed, found.files)
+        return from_events(options, found), checksums.result()
+
+
+def hashed(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of files, by their names."""
+    return {path.name: sha256(path) for path in files}
 
 
 def read(options: Rules, raw: Path) -> Raw:
@@ -77,17 +93,17 @@ def from_events(rules: Rules, raw: Raw) -> Made:
 
     What became of every event and item is counted in the stats.
     """
-    listed = raw.titles.join(raw.events, on="item", how="semi", maintain_order="left")
+    numbers, names = codes(raw.events["item"])
+    listed = raw.titles.join(names.to_frame("item"), on="item", how="semi", maintain_order="left")
     titles = clean(listed, rules.max_title_words)
-    events, untitled = with_item_codes(raw.events, titles)
+    events, untitled = with_titles(raw.events.with_columns(item=numbers), names, titles)
     if events.is_empty():
         raise InputError(
             f"{raw.files[-1]}: has a title for none of the {len(raw.events)} events of "
             f"{raw.files[0].name}; is it of the same items?"
         )
-    users, names = codes(events["user"])
-    kept, start, gone = choose(events.with_columns(user=users), rules)
-    numbered, items = number(kept, names, titles)
+    kept, users, start, gone = choose(events, rules)
+    numbered, items = number(kept, users, titles)
     rows = samples(numbered, rules.max_history)
     splits = leave_one_out(rows) if rules.split == "leave_one_out" else chronological_split(rows)
     if len(rows) < LEAST_SAMPLES or any(frame.is_empty() for frame in splits.values()):
@@ -112,17 +128,21 @@ def from_events(rules: Rules, raw: Raw) -> Made:
     return Made(raw.files, items, splits, stats, rules.core)
 
 
-def with_item_codes(
-    events: pl.DataFrame, titles: pl.DataFrame
+def with_titles(
+    events: pl.DataFrame, names: pl.Series, titles: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The events of items with a title that will do, items as rows of `titles`; what went."""
-    rows = titles.select("item", "fault").with_row_index("code")
-    found = events.join(rows, on="item", how="left", maintain_order="left")
-    fault = pl.when(pl.col("code").is_null()).then(pl.lit("not listed")).otherwise("fault")
-    found = found.with_columns(fault=fault)
-    titled = found.filter(pl.col("fault").is_null())
-    gone = {f"of an item {fault}": count for fault, count in counts(found["fault"]).items()}
-    return titled.select("user", "timestamp", item="code"), gone
+    """The events of items with a title that will do, items as rows of `titles`; what went.
+
+    The items of `events` are numbers, of which `names` has the raw ids.
+    """
+    rows = titles.select("item", "fault").with_row_index("row")
+    found = names.to_frame("item").join(rows, on="item", how="left", maintain_order="left")
+    fault = pl.when(pl.col("row").is_null()).then(pl.lit("not listed")).otherwise("fault")
+    found = found.select("row", fault=fault)
+    of_events = found[events["item"]]
+    gone = {f"of an item {fault}": count for fault, count in counts(of_events["fault"]).items()}
+    titled = events.with_columns(item=of_events["row"]).filter(of_events["fault"].is_null())
+    return titled, gone
 
 
 def counts(faults: pl.Series) -> dict[str, int]:

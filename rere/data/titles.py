@@ -1,6 +1,7 @@
 """Titles as a model is to read and write them, and which items have none."""
 
 import html
+from collections.abc import Callable
 
 import polars as pl
 
@@ -43,14 +44,24 @@ def clean(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
 def plain(texts: pl.Series) -> pl.Series:
     """Texts without escapes, control characters, runs of white space and quotes around them."""
     texts = unquoted(texts.fill_null(""))  # before `&quot;` becomes one more quote
-    escaped = texts.str.contains("&", literal=True)
-    if escaped.any():
-        unescaped = [html.unescape(text) for text in texts.filter(escaped)]
-        texts = texts.scatter(escaped.arg_true(), unescaped)
-    return unquoted(texts)
+    return mended(texts, texts.str.contains("&", literal=True), unescaped)
+
+
+def unescaped(texts: pl.Series) -> pl.Series:
+    return unquoted(pl.Series([html.unescape(text) for text in texts], dtype=pl.String))
 
 
 def unquoted(texts: pl.Series) -> pl.Series:
     """Texts on one line, without a pair of quotes around what has no quote in it."""
-    texts = texts.str.replace_all(r"[\p{Cc}\s]+", " ").str.strip_chars(" ")
-    return texts.str.replace(r'^"([^"]*)"$', "$1").str.strip_chars(" ")
+    texts = mended(texts, texts.str.contains(r"[\p{Cc}\s&&[^ ]]|  "), on_one_line)
+    texts = texts.str.strip_chars(" ").str.replace(r'^"([^"]*)"$', "$1")
+    return texts.str.strip_chars(" ")
+
+
+def on_one_line(texts: pl.Series) -> pl.Series:
+    return texts.str.replace_all(r"[\p{Cc}\s]+", " ")
+
+
+def mended(texts: pl.Series, some: pl.Series, mend: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """Texts with those mended that `some` says, which is cheaper to tell than to mend all."""
+    return texts.scatter(some.arg_true(), mend(texts.filter(some)))
