@@ -31,7 +31,7 @@ class Measured(Options):
 
 
 class Measurement(Options):
-    """How the search is measured."""
+    """How the search, training and preprocessing are measured."""
 
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     beams: list[Annotated[int, Field(ge=2)]] = Field(
@@ -63,11 +63,18 @@ class Measurement(Options):
         min_length=1,
         description="Tokens of the figure's prompts, ascending.",
     )
+    reviews: list[Annotated[int, Field(ge=1000)]] = Field(
+        [20_000, 200_000, 2_000_000],
+        description="Synthetic reviews of the figure that preprocessing is measured on, ascending; "
+        "the last is the table's; none: it is not measured.",
+    )
     curve_batches: int = Field(
         6, ge=1, description="Timed batches a point of the figure, of the smallest size."
     )
     curve_seconds: float = Field(
-        5.0, gt=0, description="A curve of the figure ends where a batch takes longer than this."
+        5.0,
+        gt=0,
+        description="A curve of the figure ends where a batch, or preprocessing, takes longer.",
     )
 
 

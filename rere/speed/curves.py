@@ -1,7 +1,9 @@
-"""Seconds a row against catalogue size, beams and prompt length.
+"""Seconds a row against catalogue size, beams and prompt length; preprocessing against reviews.
 
-{speed}.curves.csv    x, panel, what, seconds (a row), in float32;
-                      what: catalogue, vocabulary (ours by scoring), generate
+{speed}.curves.csv    x, panel, what, seconds, peak_mb;
+                      titles, beams, prompt tokens: seconds a row in float32 of catalogue,
+                      vocabulary (ours by scoring) and generate; reviews: seconds in all and MB at
+                      the peak of preprocessing (ours) and plain Python
 """
 
 import itertools
@@ -17,11 +19,18 @@ import polars as pl
 from rere.config.measurements import Measurement
 from rere.files import replacing
 from rere.speed.measure import Prompts, batched, in_turn
+from rere.speed.preprocessing import growth
 from rere.speed.subject import GENERATE, Side, Subject, load, sample
 
 SIDES = (Side("catalogue"), Side("vocabulary"), GENERATE)
 PANELS = ("titles", "beams", "prompt tokens")
-SCHEMA = {"x": pl.Int64, "panel": pl.String, "what": pl.String, "seconds": pl.Float64}
+SCHEMA = {
+    "x": pl.Int64,
+    "panel": pl.String,
+    "what": pl.String,
+    "seconds": pl.Float64,
+    "peak_mb": pl.Float64,
+}
 
 
 class Point(NamedTuple):
@@ -37,13 +46,15 @@ def speed_curves(options: Measurement, model: Path, data: Path, output: Path) ->
     """Measure the model in a folder on a data set and write `output`, a .csv."""
     size = min(options.batch_sizes)
     prompts, _ = sample(model, data, options.curve_batches * size, options.seed)
-    drawn = curves(options, load("", model, data, ["float32"]), batched(prompts, size))
+    rows = curves(options, load("", model, data, ["float32"]), batched(prompts, size))
+    rows += growth(options.reviews, options.curve_seconds, options.seed)
+    drawn = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     with replacing(output) as temporary:
         temporary.write_text(drawn.write_csv(float_precision=6), encoding="utf-8")
 
 
-def curves(options: Measurement, subject: Subject, batches: Sequence[Prompts]) -> pl.DataFrame:
-    """Time all sides at each point of each panel, with the columns of {speed}.curves.csv.
+def curves(options: Measurement, subject: Subject, batches: Sequence[Prompts]) -> list[tuple]:
+    """Time all sides at each point of each panel, as rows of {speed}.curves.csv.
 
     A curve ends where a batch takes longer than `curve_seconds`.
     """
@@ -53,10 +64,10 @@ def curves(options: Measurement, subject: Subject, batches: Sequence[Prompts]) -
         for x, searched, num_beams, prompts in points:
             searches = {side: partial(searched.search, side, num_beams) for side in sides}
             timed = in_turn(searches, prompts, f"speed: {x} {panel}")
-            rows += [(x, panel, side.what, timed[side].median) for side in sides]
+            rows += [(x, panel, side.what, timed[side].median, None) for side in sides]
             limit = options.curve_seconds / len(prompts[0])
             sides = [side for side in sides if timed[side].median <= limit]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return rows
 
 
 def panels(

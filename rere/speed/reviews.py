@@ -12,7 +12,7 @@ from isal import igzip
 DAY = 86_400
 FIRST_DAY, DAYS = 951_868_800 // DAY, 6_850  # 1 March 2000 to the end of November 2018
 CHUNK = 100_000
-"""Lines written at a time."""
+"""Lines made and written at a time."""
 
 LETTERS = np.array(list("etaoinshrdlucmfwypvbgk"))
 
@@ -67,9 +67,7 @@ def reviews(size: Size, texts: list[str], random: np.random.Generator) -> Iterat
     for column in (users, items, days):
         column[1:][again[1:]] = column[:-1][again[1:]]
     picks = random.integers(0, len(texts), (count, 2))
-    for user, item, day, (text, other) in zip(
-        users.tolist(), items.tolist(), days.tolist(), picks.tolist(), strict=True
-    ):
+    for user, item, day, (text, other) in chunked(users, items, days, picks):
         yield (
             f'{{"overall": 5.0, "verified": true, "reviewTime": "10 3, 2016", '
             f'"reviewerID": "{reviewer(user)}", "asin": "{asin(item)}", '
@@ -88,9 +86,7 @@ def metadata(
     )
     picks = random.integers(0, len(texts), (size.metadata, 4))
     starts = random.integers(0, len(words) - 25, size.metadata)
-    for item, (length, start, numbers) in enumerate(
-        zip(lengths.tolist(), starts.tolist(), picks.tolist(), strict=True)
-    ):
+    for item, (length, start, numbers) in enumerate(chunked(lengths, starts, picks)):
         title = f"{' '.join(words[start : start + length])}{' &amp;' * (item % 8 == 0)} {item}"
         record = {
             "category": ["Toys & Games", "Games"],
@@ -103,6 +99,12 @@ def metadata(
             "asin": asin(item),
         }
         yield f"{json.dumps(record)}\n"
+
+
+def chunked(*columns: np.ndarray) -> Iterator[tuple]:
+    """The rows of columns of one length; Python's own numbers, of which memory holds few."""
+    for start in range(0, len(columns[0]), CHUNK):
+        yield from zip(*(column[start : start + CHUNK].tolist() for column in columns), strict=True)
 
 
 def reviewer(number: int) -> str:

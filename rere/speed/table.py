@@ -1,14 +1,14 @@
 """The table of measurements.
 
 {speed}.csv         one row a comparison: the search in float32 against `generate`, and in bfloat16
-                    against float32; scoring, a step of RL and SFT against plain ones; the
-                    building of the prefix tree alone:
-                    what, against, setting; seconds a row of data (of a step: a prompt, of the
-                    tree: in all) and their ratio, theirs to ours; equal, whether the lists are
-                    the same but for near ties, or losses and gradients but for rounding; MB at
-                    the peak above the weights, both sides with as many rows a pass as theirs;
-                    differing_lists, the share of rows whose lists differ (in bfloat16: whose
-                    first ten do); NDCG@10
+                    against float32; scoring, a step of RL and SFT against plain ones;
+                    preprocessing against plain Python; the building of the prefix tree alone:
+                    what, against, setting; seconds a row of data (of a step: a prompt, of
+                    preprocessing and the tree: in all) and their ratio, theirs to ours; equal,
+                    whether the lists are the same but for near ties, losses and gradients but for
+                    rounding, or the splits; MB at the peak above the weights and what is
+                    imported, both sides with as many rows a pass as theirs; differing_lists, the
+                    share of rows whose lists differ (in bfloat16: whose first ten do); NDCG@10
 {speed}.md          the same, to read and to paste
 """
 
@@ -28,7 +28,7 @@ from rere.config.measurements import Measurement
 from rere.files import replacing
 from rere.progress import progress
 from rere.reporting.markup import pipes
-from rere.speed import scoring, sft, step
+from rere.speed import preprocessing, scoring, sft, step
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
 from rere.speed.curves import synthetic_titles
 from rere.speed.generate import generate
@@ -46,7 +46,10 @@ from rere.speed.measure import (
 from rere.speed.subject import GENERATE, SCORINGS, Side, Subject, load, peak_of_search, sample
 
 SEARCH, IN_BFLOAT16, TREE = "beam search", "beam search in bfloat16", "prefix tree"
-WHATS = (SEARCH, IN_BFLOAT16, scoring.SCORING, step.STEP, sft.SFT, TREE)
+WHATS = (
+    *(SEARCH, IN_BFLOAT16, scoring.SCORING, step.STEP, sft.SFT),
+    *(preprocessing.PREPROCESSING, TREE),
+)
 """The order of the table."""
 SCHEMA = {
     "what": pl.String,
@@ -102,6 +105,8 @@ def speed(
             measured += compare(subject, data.name, num_beams, prompts, sides)
         if options.training_rows:
             measured += training(options, subject, model, data, prompts)
+    if options.reviews:
+        measured += preprocessing.rows(preprocessing.like_toys(options.reviews[-1]), options.seed)
     measured.append(build_row(options, subject))
     measured.sort(key=lambda row: WHATS.index(row["what"]))
     table = pl.DataFrame(measured, schema=SCHEMA)
@@ -270,8 +275,8 @@ def markdown(table: pl.DataFrame) -> str:
     rows = [[text(value) for value in row] for row in table.iter_rows()]
     lines = pipes([table.columns, *rows], names=3)
     return (
-        f"{lines}\n\nMedians, in seconds a row of data (of the tree: in all). Sides in turn, "
-        f"memory in fresh processes. torch {torch.__version__}, transformers "
+        f"{lines}\n\nMedians, in seconds a row of data (of preprocessing and the tree: in all). "
+        f"Sides in turn, memory in fresh processes. torch {torch.__version__}, transformers "
         f"{transformers.__version__}, {platform.platform()}.\n"
     )
 
