@@ -4,7 +4,6 @@ How a file is compressed is told from its first bytes, whatever it is called. Me
 blocks, not the file; while one block is parsed, the next one is decompressed.
 """
 
-import io
 import sys
 import tarfile
 from collections import Counter
@@ -25,8 +24,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-BLOCK = 1 << 22
-"""Bytes read at a time: enough that a block's own cost is lost in that of its lines."""
+BLOCK = 1 << 21
+"""Bytes read at a time: enough lines that a block's own cost is little, few enough for a cache."""
 
 LONGEST_LINE = 1 << 26
 """Bytes; a file without line ends would fill the memory."""
@@ -127,18 +126,13 @@ def without_blank(lines: pl.DataFrame) -> pl.DataFrame:
 
 def blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """A file's bytes in pieces that end where a line ends."""
-    rest = b""
-    while piece := file.read(BLOCK):
-        end = piece.rfind(b"\n") + 1
-        if end:
-            yield rest + piece[:end]
-            rest = piece[end:]
-        else:
-            rest += piece
-            if len(rest) > LONGEST_LINE:
+    while block := file.read(BLOCK):
+        if not block.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+            if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}: a line of more than {LONGEST_LINE >> 20} MB; no text")
-    if rest:
-        yield rest
+            block += line
+        yield block
 
 
 def ahead(items: Iterator[bytes]) -> Iterator[bytes]:
@@ -153,7 +147,7 @@ def ahead(items: Iterator[bytes]) -> Iterator[bytes]:
 def split(block: bytes, fallback: str | None) -> pl.Series:
     """The lines of a block (str); one that is not UTF-8 as `fallback`, or null without one."""
     try:
-        return pl.read_lines(io.BytesIO(block), name="text").to_series()
+        return pl.read_lines(block, name="text").to_series()
     except pl.exceptions.ComputeError:
         lines = block.removesuffix(b"\n").split(b"\n")
         texts = [decode(line.removesuffix(b"\r"), fallback) for line in lines]
