@@ -274,7 +274,7 @@ class Curves(config.options.Options):
 
 
 class Speed(config.measurements.Measurement):
-    """Measure the search's time, memory and results beside transformers' `generate`."""
+    """Measure search, training and preprocessing: time, memory, results, beside plain versions."""
 
     models: list[DirectoryPath] = Field(min_length=1, description="Folders of the models.")
     names: list[str] = Field(description="What the table calls each of them.")
@@ -295,7 +295,7 @@ class Speed(config.measurements.Measurement):
 
 
 class SpeedCurves(config.measurements.Measurement):
-    """Time the search against catalogue size, beams and prompt length."""
+    """Time the search against titles, beams and prompt length, preprocessing against reviews."""
 
     model: DirectoryPath = Field(description="Folder of the model and its tokenizer.")
     data: Data
@@ -308,7 +308,7 @@ class SpeedCurves(config.measurements.Measurement):
 
 
 class SpeedFigure(config.options.Options):
-    """Draw the search's time against catalogue size, beams and prompt length."""
+    """Draw the time of the search and of preprocessing as curves."""
 
     curves: Path = Field(description="The .csv that `rere speed-curves` wrote.")
     output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")

@@ -1,5 +1,10 @@
+import html
+import re
+
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rere.data.titles import LONGEST_TITLE, clean, plain
 
@@ -30,6 +35,41 @@ from rere.data.titles import LONGEST_TITLE, clean, plain
 )
 def test_plain(raw, title):
     assert plain(pl.Series([raw, "another"], dtype=pl.String)).to_list() == [title, "another"]
+
+
+def plainly(text: str | None) -> str:
+    """A title's text by the rules as they are told, one text at a time."""
+    return unquoted(html.unescape(unquoted(text or "")))
+
+
+def unquoted(text: str) -> str:
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip(" ")
+    whole = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
+    return text[1:-1].strip(" ") if whole else text
+
+
+PIECES = [
+    "a",
+    "B",
+    " ",
+    "  ",
+    '"',
+    "&quot;",
+    "&amp;",
+    "&nbsp;",
+    "\t",
+    "\x00",
+    "\u2003",
+    "\x85",
+    "é",
+]
+
+
+@given(st.lists(st.none() | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)))
+def test_each_text_is_mended_whatever_the_others_are(texts):
+    raw = pl.Series(texts, dtype=pl.String)
+    assert plain(raw).to_list() == [plainly(text) for text in texts]
+    assert raw.to_list() == texts
 
 
 def cleaned(*titles: tuple, max_words: int | None = 3) -> dict[str, tuple]:

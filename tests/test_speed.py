@@ -18,10 +18,10 @@ from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.measurements import Measurement
 from rere.engine.beam import beam_search
-from rere.speed import measure, table
+from rere.speed import measure, preprocessing, table
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
 from rere.speed.curves import PANELS, of_length, speed_curves, synthetic_titles, with_titles
-from rere.speed.figure import figure, short
+from rere.speed.figure import draw, figure, short
 from rere.speed.generate import TokenTree, TreeProcessor, generate
 from rere.speed.measure import Timed, in_fresh_process, in_turn, peak_memory
 from rere.speed.subject import GENERATE, Side, Subject, load, peak_of_search, sample
@@ -41,6 +41,7 @@ OPTIONS = Measurement(
     catalogue_sizes=[20, 50],
     sweep_beams=[1, 3],
     prompt_lengths=[8, 16],
+    reviews=[1000, 2000],
     curve_batches=1,
 )
 ROWS = 5
@@ -230,9 +231,10 @@ def measured(inputs, random_inputs):
     output = model.parent / "tables" / "speed.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "in_fresh_process", inline)
+        patch.setattr(preprocessing, "in_new_process", inline)
         names, rows = ["random", "fixed sft"], [2, ROWS]
         table.speed(OPTIONS, [random, model], names, rows, data, output)
-    speed_curves(OPTIONS, random, data, output.with_suffix(".curves.csv"))
+        speed_curves(OPTIONS, random, data, output.with_suffix(".curves.csv"))
     return output.parent
 
 
@@ -247,18 +249,24 @@ def test_the_table_has_a_row_a_comparison(measured):
         for beams in (2, 4)
         for scoring in ("vocabulary", "catalogue")
     ]
+    size = rows["setting"][16].partition(", from")[0]
+    assert size.startswith("2000 reviews, 600 metadata rows, ")
+    threads = f"{pl.thread_pool_size()} threads"
     assert rows.select("what", "against", "setting").rows() == [
         *(("beam search", "transformers generate", f"{s}, {tail}") for s in settings),
         *(("beam search in bfloat16", "float32", f"{s}, {half_tail}") for s in settings),
+        ("preprocessing", "plain Python", f"{size}, from gzip, {threads}"),
+        ("preprocessing", "plain Python", f"{size}, from parsed rows, {threads}"),
         ("prefix tree", None, "50 synthetic titles"),
     ]
-    searches, half, tree = rows[:8], rows[8:16], rows[16]
-    assert searches["equal"].all()
+    searches, half, data, tree = rows[:8], rows[8:16], rows[16:18], rows[18]
+    assert searches["equal"].all() and data["equal"].all()
     assert half["equal"].is_null().all()
     assert half["differing_lists"].is_between(0, 1).all()
-    for part in (searches, half):
+    for part in (searches, half, data):
         ratio = part["theirs_seconds"] / part["ours_seconds"]
         assert part["ratio"].to_list() == pytest.approx(ratio.to_list(), rel=0.01)
+    for part in (searches, half):
         for side in ("ours", "theirs"):
             assert part[f"ndcg@10_{side}"].is_between(0, 1).all()
     exact = searches.filter(pl.col("setting").str.contains("vocabulary"))
@@ -274,21 +282,25 @@ def test_the_curves_have_each_point_of_each_panel(measured):
     sizes = zip(PANELS, ([20, 50], [1, 3], [8, 16]), strict=True)
     whats = ("catalogue", "vocabulary", "generate")
     points = [(x, panel, what) for panel, xs in sizes for x in xs for what in whats]
+    points += [
+        (x, "reviews", what) for x in (1000, 2000) for what in ("preprocessing", "plain Python")
+    ]
     assert curves.select("x", "panel", "what").rows() == points
     assert (curves["seconds"] > 0).all()
+    assert curves["peak_mb"].is_null().to_list() == [panel != "reviews" for _, panel, _ in points]
 
 
 def test_the_markdown_is_regular_and_says_what_it_was_measured_with(measured):
     text = (measured / "speed.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 17
+    assert len(lines) == 2 + 19
     assert len({line.count("|") for line in lines}) == 1
     assert len(set(map(len, lines))) == 1
     assert f"torch {torch.__version__}" in text
 
 
 def test_a_curve_ends_where_it_takes_too_long(inputs, tmp_path):
-    options = OPTIONS.model_copy(update={"curve_seconds": 1e-9})
+    options = OPTIONS.model_copy(update={"curve_seconds": 1e-9, "reviews": []})
     speed_curves(options, *inputs, tmp_path / "speed.curves.csv")
     curves = pl.read_csv(tmp_path / "speed.curves.csv")
     assert curves["x"].to_list() == [20] * 3 + [1] * 3 + [8] * 3
@@ -323,9 +335,12 @@ def test_memory_is_measured_in_a_process_of_its_own(inputs):
 
 def test_the_figure_is_written_in_each_format_and_the_same_twice(measured, tmp_path):
     curves = pl.read_csv(measured / "speed.curves.csv")
-    # One curve that ended, one that never was.
+    # One curve that ended, one that never was; in a process that is not new, no memory to tell.
     curves = curves.filter((pl.col("what") != "generate") | (pl.col("x") == 20))
+    curves = curves.with_columns(peak_mb=pl.col("peak_mb").abs() + 1)
     curves.write_csv(tmp_path / "speed.curves.csv")
+    searches = curves.filter(pl.col("panel") != "reviews")
+    assert [len(draw(points).get_axes()) for points in (curves, searches)] == [5, 3]
     for name in ("first", "second"):
         outputs = [tmp_path / name / f"speed.{suffix}" for suffix in ("pdf", "png")]
         figure(tmp_path / "speed.curves.csv", outputs)

@@ -11,6 +11,10 @@ from rere.speed import plain_data, preprocessing
 from rere.speed.reviews import Size, write_reviews
 
 
+def inline(function, *arguments):
+    return function(*arguments)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_sides_make_the_same_splits(seed, tmp_path):
     unpacked = write_reviews(tmp_path, "Toys", Size(20_000, 4000), seed)
@@ -30,15 +34,58 @@ def test_both_sides_make_the_same_splits(seed, tmp_path):
     assert len(splits[2]) > 100
 
 
-@pytest.mark.slow
-def test_the_rows_of_the_table():
+def test_the_rows_of_the_table(monkeypatch):
+    monkeypatch.setattr(preprocessing, "in_new_process", inline)
     found = list(preprocessing.rows(Size(20_000, 4000), seed=0))
-    assert [row["setting"].split(", ")[3] for row in found] == ["from gzip", "from parsed rows"]
-    for row in found:
+    for row, step in zip(found, ("from gzip", "from parsed rows"), strict=True):
+        assert row["setting"].startswith("20000 reviews, 4000 metadata rows, ")
+        assert row["setting"].split(", ")[3] == step
         assert row["equal"]
         assert row["ratio"] == row["theirs_seconds"] / row["ours_seconds"]
         assert (row["what"], row["against"]) == ("preprocessing", "plain Python")
-    assert found[0]["peak_mb_ours"] > 0 and found[0]["peak_mb_theirs"] > 0
+    assert found[0]["peak_mb_ours"] is not None and found[1]["peak_mb_ours"] is None
+
+
+def test_splits_that_differ_are_told(monkeypatch):
+    monkeypatch.setattr(preprocessing, "in_new_process", inline)
+    split = plain_data.split
+
+    def altered(*arguments):
+        titles, splits = split(*arguments)
+        return titles, [*splits[:2], splits[2][:-1]]
+
+    monkeypatch.setattr(plain_data, "split", altered)
+    assert [row["equal"] for row in preprocessing.rows(Size(1000, 300), seed=0)] == [False, False]
+
+
+def test_growth_ends_where_it_takes_too_long(monkeypatch):
+    monkeypatch.setattr(preprocessing, "in_new_process", inline)
+    took = {"preprocessing": {1000: 1.0, 2000: 3.0, 3000: 9.0}, "plain Python": {1000: 4.0}}
+    sizes = []
+
+    def of(side):
+        return lambda raw: preprocessing.Took(took[side][sizes[-1].reviews], 7.0)
+
+    monkeypatch.setattr(preprocessing, "STAGES", {side: of(side) for side in took})
+    monkeypatch.setattr(
+        preprocessing, "write_reviews", lambda *arguments: sizes.append(arguments[2])
+    )
+    assert list(preprocessing.growth([1000, 2000, 3000, 4000], limit=3.0, seed=0)) == [
+        (1000, "reviews", "preprocessing", 1.0, 7.0),
+        (1000, "reviews", "plain Python", 4.0, 7.0),
+        (2000, "reviews", "preprocessing", 3.0, 7.0),
+        (3000, "reviews", "preprocessing", 9.0, 7.0),
+    ]
+    assert sizes == [Size(1000, 300), Size(2000, 600), Size(3000, 900)]
+
+
+@pytest.mark.slow
+def test_the_stages_in_processes_of_their_own():
+    (_, *ours), (_, *theirs) = preprocessing.growth([50_000], limit=60, seed=0)
+    assert (ours[1], theirs[1]) == ("preprocessing", "plain Python")
+    for seconds, peak_mb in (ours[2:], theirs[2:]):
+        assert 0 < seconds < 60
+        assert peak_mb > 1
 
 
 def test_the_files_are_amazons(tmp_path):

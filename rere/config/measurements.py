@@ -64,7 +64,7 @@ class Measurement(Options):
         description="Tokens of the figure's prompts, ascending.",
     )
     reviews: list[Annotated[int, Field(ge=1000)]] = Field(
-        [20_000, 200_000, 2_000_000],
+        [],
         description="Synthetic reviews of the figure that preprocessing is measured on, ascending; "
         "the last is the table's; none: it is not measured.",
     )
@@ -79,7 +79,7 @@ class Measurement(Options):
 
 
 class Speed(Measurement):
-    """Measurements of the search: time, memory and results, beside transformers' `generate`."""
+    """Measurements of search, training and preprocessing, beside `generate` and plain versions."""
 
     dataset: str = Field(description="Data set that is searched.")
     models: list[Measured] = Field(

@@ -82,7 +82,7 @@ def k_core(events: pl.DataFrame, core: int) -> pl.DataFrame:
     rows = np.arange(len(events))
     users, items = events["user"].to_numpy(), events["item"].to_numpy()
     while True:
-        enough = (np.bincount(users)[users] >= core) & (np.bincount(items)[items] >= core)
+        enough = (np.bincount(users) >= core)[users] & (np.bincount(items) >= core)[items]
         if enough.all():
             return events[rows]
         rows, users, items = rows[enough], users[enough], items[enough]

@@ -1,5 +1,6 @@
 """
-Measurements of the search, as the config's `speed` names them; not part of `rule all`.
+Measurements of the search, training and preprocessing, as the config's `speed` names them; not part
+of `rule all`.
 
 REQUIRED INPUTS:
 
@@ -8,7 +9,7 @@ REQUIRED INPUTS:
 
 OUTPUTS:
 
-    results/tables/{speed}.csv          time, memory and results beside transformers' `generate`
+    results/tables/{speed}.csv          time, memory and results beside `generate` and plain versions
     results/tables/{speed}.md           the table to read and to paste
     results/tables/{speed}.curves.csv   what the figure shows
     results/figures/{speed}.pdf, .png
@@ -16,7 +17,7 @@ OUTPUTS:
 
 
 rule speed:
-    """Time the search beside transformers' `generate`; the machine should be idle"""
+    """Time search, training and preprocessing beside plain ones; the machine should be idle"""
     input:
         catalogue=lambda wildcards: f"{measured_data(wildcards)}/items.parquet",
         test=lambda wildcards: f"{measured_data(wildcards)}/test.parquet",
@@ -58,7 +59,7 @@ rule speed:
 
 
 rule speed_curves:
-    """Time the search against catalogue size, beams and prompt length"""
+    """Time the search against titles, beams and prompt length, preprocessing against reviews"""
     input:
         catalogue=lambda wildcards: f"{measured_data(wildcards)}/items.parquet",
         test=lambda wildcards: f"{measured_data(wildcards)}/test.parquet",
@@ -93,7 +94,7 @@ rule speed_curves:
 
 
 rule speed_figure:
-    """Draw the search's time against catalogue size, beams and prompt length"""
+    """Draw the time of the search and of preprocessing as curves"""
     input:
         curves="results/tables/{speed}.curves.csv",
         src=source("speed/figure.py"),
