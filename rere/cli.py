@@ -125,6 +125,20 @@ class Sft(config.training.SftOptions):
         sft(self, self.init, self.data, self.seed, self.output)
 
 
+class Preference(config.training.PreferenceOptions):
+    """Train a language model to prefer targets to negatives: DPO, S-DPO, SPRec."""
+
+    init: Init
+    data: Data
+    seed: Seed = 0
+    output: RunFolder
+
+    def run(self) -> None:
+        from rere.training.preference import preference
+
+        preference(self, self.init, self.data, self.seed, self.output)
+
+
 class Rl(config.training.RlOptions):
     """Train a language model with ReRe's reinforcement learning."""
 
@@ -359,6 +373,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "backbone tiny": Tiny,
     "backbone pretrained": Pretrained,
     "sft": Sft,
+    "preference": Preference,
     "rl": Rl,
     "baseline popularity": Popularity,
     "baseline repeat_last": RepeatLast,

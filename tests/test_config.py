@@ -17,7 +17,7 @@ from rere.config.evaluation import Recommend
 from rere.config.measurements import Measured, Speed
 from rere.config.options import flags
 from rere.config.study import Method, Study, Table
-from rere.config.training import RlOptions
+from rere.config.training import PreferenceOptions, RlOptions
 from rere.errors import InputError
 from rere.study import load_study
 
@@ -136,7 +136,8 @@ def test_every_key_is_explained():
     backbones = (TinyBackbone, Pretrained)
     datasets = get_args(get_args(Dataset)[0])
     for model in (
-        *(Study, *datasets, *backbones, Method, RlOptions, Recommend, Table, Speed, Measured),
+        *(Study, *datasets, *backbones, Method, PreferenceOptions, RlOptions, Recommend, Table),
+        *(Speed, Measured),
     ):
         for key in model.model_fields:
             assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
@@ -292,8 +293,11 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ({"evaluation": None}, "evaluation: input should be a mapping, not nothing"),
         ({"tables__main": "sft"}, "tables.main: input should be a mapping, not 'sft'"),
         # A method.
-        ({"methods__sft__rl": {}}, "methods.sft: give exactly one of baseline, sft, rl"),
-        ({"methods__sft": {}}, "methods.sft: give exactly one of baseline, sft, rl"),
+        (
+            {"methods__sft__rl": {}},
+            "methods.sft: give exactly one of baseline, sft, preference, rl",
+        ),
+        ({"methods__sft": {}}, "methods.sft: give exactly one of baseline, sft, preference, rl"),
         ({"methods__sasrec__init": "sft"}, "methods.sasrec: a baseline takes no init"),
         (
             {"methods__rere__init": "sasrec"},
@@ -486,7 +490,7 @@ def test_a_grid_may_range_over_models():
         ),
         (
             grid({"beta": [0.1]}, sft={}),
-            "methods.sweep: give exactly one of baseline, sft, rl",
+            "methods.sweep: give exactly one of baseline, sft, preference, rl",
         ),
     ],
 )

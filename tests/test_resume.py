@@ -16,18 +16,37 @@ from tiny_models import write_cycle, write_fixed_model
 from training_runs import records
 
 from rere.config.options import flags
-from rere.config.training import RlOptions, SftOptions, Training
+from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
 from rere.errors import InputError
 from rere.training.checkpoints import locked
+from rere.training.preference import preference
 from rere.training.rl import rl
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
 
-STAGES = {"sft": sft, **dict.fromkeys(("rl", "rl_lora", "rl_moving", "rl_twice", "rl_redraw"), rl)}
+STAGES = {
+    "sft": sft,
+    **dict.fromkeys(("s_dpo", "sprec"), preference),
+    **dict.fromkeys(("rl", "rl_lora", "rl_moving", "rl_twice", "rl_redraw"), rl),
+}
 OPTIONS = {
     # Two epochs of six steps; one of twelve and two steps of another.
     "sft": SftOptions(
         learning_rate=3e-2, batch_size=16, rows_per_pass=8, epochs=2.0, evaluations=4, patience=9
+    ),
+    # Both begin again with the rows that they have seen; two iterations of three and three steps.
+    "s_dpo": PreferenceOptions(
+        learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, evaluations=5, num_beams=4
+    ),
+    "sprec": PreferenceOptions(
+        method="sprec",
+        iterations=2,
+        learning_rate=1e-2,
+        steps=12,
+        batch_size=16,
+        rows_per_pass=8,
+        evaluations=4,
+        num_beams=4,
     ),
     "rl": RlOptions(
         learning_rate=1e-2,
@@ -174,6 +193,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callab
     ("stage", "step"),
     [
         *[("sft", 2), ("sft", 7), ("sft", 8), ("rl", 6), ("rl", 13)],
+        # In the midst of preferences, with a reference that has moved; where it moves.
+        *[("s_dpo", 7), ("s_dpo", 13), ("sprec", 6), ("sprec", 10)],
         *[("rl_lora", 6), ("rl_moving", 8), ("rl_twice", 7), ("rl_redraw", 7)],
     ],
 )

@@ -12,10 +12,10 @@ from rere.config.evaluation import Recommend
 from rere.config.measurements import Candidates, Speed
 from rere.config.options import Name, Options
 from rere.config.run import NO_BACKBONE, Run
-from rere.config.training import RlOptions, SftOptions, reward_weights
+from rere.config.training import PreferenceOptions, RlOptions, SftOptions, reward_weights
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-STAGES = ("baseline", "sft", "rl")
+STAGES = ("baseline", "sft", "preference", "rl")
 
 
 class Method(Options):
@@ -23,6 +23,7 @@ class Method(Options):
 
     baseline: Baseline | None = Field(None, description="A model without a language model.")
     sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
+    preference: PreferenceOptions | None = Field(None, description="Preference optimisation.")
     rl: RlOptions | None = Field(None, description="Reinforcement learning.")
     init: str | None = Field(None, description="Method to start from; without one the backbone.")
     collaborative: str | None = Field(

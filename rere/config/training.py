@@ -1,4 +1,4 @@
-"""Supervised fine-tuning and reinforcement learning of a language model."""
+"""Training of a language model: supervised, by preferences and by reinforcement."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def reward_weights(rewards: list[str]) -> dict[str, float]:
 
 
 class Training(Options):
-    """What SFT and RL share."""
+    """What SFT, preference methods and RL share."""
 
     learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
     warmup: float = Field(0.03, ge=0, le=1, description="Share of the steps that warm up.")
@@ -89,6 +89,77 @@ class SftOptions(Training):
     def passes_fill_the_step(self):
         if self.batch_size % self.rows_per_pass:
             raise ValueError("batch_size must be a multiple of rows_per_pass")
+        return self
+
+
+class PreferenceOptions(Training):
+    """Preference optimisation: the target's title is to be likelier, against its negatives' titles,
+    than it was to the model that training started from.
+    """
+
+    method: Literal["dpo", "s_dpo", "sprec"] = Field(
+        "s_dpo",
+        description="dpo and s_dpo: random negatives; sprec: self-play, the model's own.",
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    steps: int = Field(100, ge=1, description="Steps; of sprec SFT steps count, too.")
+    batch_size: int = Field(128, ge=1, description="Training rows a step.")
+    beta: float = Field(
+        0.1, gt=0, description="Weight of the log-ratios to the reference model in the loss."
+    )
+    negatives: int | None = Field(
+        None, ge=1, description="Negatives a row; None: 3 of s_dpo, 1 of the others."
+    )
+    iterations: int | None = Field(
+        None,
+        ge=1,
+        description="Times that sprec turns from SFT to preferences, on the same rows; None: 5.",
+    )
+    num_beams: int = Field(
+        16, ge=1, description="Beams of the searches for validation and for sprec's negatives."
+    )
+    scoring: Literal["catalogue", "vocabulary"] = Field(
+        "vocabulary",
+        description="Probabilities of loss and searches: over the tokens that the catalogue "
+        "allows, or over all.",
+    )
+    evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
+
+    @property
+    def num_negatives(self) -> int:
+        return self.negatives or (3 if self.method == "s_dpo" else 1)
+
+    @property
+    def steps_per_turn(self) -> int:
+        """Steps of SFT, and as many with preferences, of an iteration of sprec."""
+        return self.steps // (2 * (self.iterations or 5))
+
+    @model_validator(mode="after")
+    def passes_fill_the_step(self):
+        if self.batch_size % self.rows_per_pass:
+            raise ValueError("batch_size must be a multiple of rows_per_pass")
+        return self
+
+    @model_validator(mode="after")
+    def negatives_fit_the_method(self):
+        if self.method == "dpo" and self.num_negatives > 1:
+            raise ValueError("method: dpo has one negative; with more it is s_dpo")
+        if self.method == "sprec" and self.num_beams <= self.num_negatives:
+            raise ValueError("num_beams must be above negatives: one beam may be the target")
+        return self
+
+    @model_validator(mode="after")
+    def iterations_fill_the_run(self):
+        if self.method != "sprec":
+            if self.iterations is not None:
+                raise ValueError(f"iterations is for method: sprec; leave it out of {self.method}")
+        elif self.steps_per_turn * 2 * (self.iterations or 5) != self.steps:
+            raise ValueError("steps must be a multiple of twice the iterations (5 by default)")
+        elif self.lora_rank is not None:
+            raise ValueError(
+                "method: sprec needs lora_rank: null; with adapters the reference is the model "
+                "without them, and sprec's moves"
+            )
         return self
 
 

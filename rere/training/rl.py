@@ -20,12 +20,10 @@ from transformers.trainer_callback import ExportableState
 from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
 from rere.data.splits import read_items
-from rere.engine.beam import beam_search
 from rere.engine.noise import row_seeds
 from rere.engine.packing import Packed
 from rere.engine.scoring import token_scores
 from rere.errors import InputError
-from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.prompts import PromptEncoder
 from rere.training.advantages import ADVANTAGES, silent
 from rere.training.checkpoints import resumable
@@ -35,6 +33,7 @@ from rere.training.objectives import KL, OBJECTIVES
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, users_sources
 from rere.training.trainer import Trainer, encode, read_rows, training_arguments
+from rere.training.validation import search_ndcg
 
 
 def rl(
@@ -116,7 +115,10 @@ class RlTrainer(Trainer):
         self.objective = partial(OBJECTIVES[options.objective].loss, **clip)
         if options.collapse_steps is not None:
             self.add_callback(CollapseStop(options.collapse_steps))
-        self.reference = Reference(self.model, options) if options.beta > 0 else None
+        self.reference = None
+        if options.beta > 0:
+            moves = options.sync_interval is not None
+            self.reference = Reference(self.model, moves, options.temperature)
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -129,8 +131,9 @@ class RlTrainer(Trainer):
         self.started = time.perf_counter()
         options = self.options
         model.eval()
-        if self.reference is not None:
-            self.reference.move(self.language_model, self.state.global_step)
+        step, interval = self.state.global_step, options.sync_interval
+        if interval is not None and step > 0 and step % interval == 0:
+            self.reference.move(self.language_model, options.sync_mix)
 
         # Roll out and reward: groups of the step's prompts, some of them redrawn to be learnt from.
         drawn = self.roll_out(inputs)
@@ -259,25 +262,7 @@ class RlTrainer(Trainer):
         return values | {"candidates_per_second": values.pop("candidates") / seconds}
 
     def validate(self) -> dict[str, float]:
-        """NDCG@10 of a beam search with G beams, on the validation sample."""
-        options, tree = self.options, self.rollouts.tree
-        ranked, targets = [], []
-        for inputs in self.get_eval_dataloader():
-            with self.autocast():
-                leaf, _ = beam_search(
-                    self.language_model,
-                    tree,
-                    inputs["prompts"],
-                    options.group_size,
-                    options.scoring,
-                )
-            pair = (leaf, tree.leaf_of_item[inputs["target"]])
-            leaf, target = self.accelerator.gather_for_metrics(pair)
-            ranked.append(leaf.cpu())
-            targets.append(target.cpu())
-        ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
-        values = gains(ranks).mean(axis=0)
-        return {"ndcg@10": float(values[METRICS.index("NDCG@10")])}
+        return search_ndcg(self, self.rollouts.tree, self.options.group_size)
 
 
 class CollapseStop(TrainerCallback, ExportableState):

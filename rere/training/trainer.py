@@ -1,4 +1,4 @@
-"""What SFT and RL share: the frame of the loop, the step log, the arguments and the data.
+"""What all trainers share: the frame of the loop, the step log, the arguments and the data.
 
 The loop itself (schedules, clipping, several devices, resuming) is `transformers.Trainer`; a
 method adds its loss and its validation.
@@ -26,7 +26,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from rere.config.training import RlOptions, SftOptions, Training
+from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
 from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.progress import progress
@@ -92,7 +92,9 @@ class Trainer(transformers.Trainer):
         if not self.step_metrics:
             return {}
         values = torch.stack([*self.step_metrics.values()]).tolist()
-        return dict(zip(self.step_metrics, values, strict=True))
+        named = dict(zip(self.step_metrics, values, strict=True))
+        self.step_metrics = {}
+        return named
 
     def stop_if_not_finite(self, logs: dict[str, float]) -> None:
         """Raise InputError before a checkpoint of such weights can be written."""
@@ -187,7 +189,7 @@ def trackers(names: Sequence[str], output: Path) -> list[TrainerCallback]:
 
 
 def training_arguments(
-    options: SftOptions | RlOptions,
+    options: SftOptions | PreferenceOptions | RlOptions,
     seed: int,
     folder: Path,
     total_steps: int,
@@ -195,7 +197,7 @@ def training_arguments(
     passes: int = 1,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments that SFT and RL agree on, for steps of `rows` rows in so many `passes`.
+    """The arguments that all stages agree on, for steps of `rows` rows in so many `passes`.
 
     Checkpoints lie in `folder`; the weights with the best validation end the run.
     """

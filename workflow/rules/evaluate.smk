@@ -26,7 +26,7 @@ rule recommend:
     benchmark:
         "benchmarks/recommend/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=methods("sft", "rl"),
+        method=methods("sft", "preference", "rl"),
     conda:
         "../../envs/rere.yaml"
     threads: 1

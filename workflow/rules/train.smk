@@ -57,6 +57,44 @@ rule sft:
         """
 
 
+rule preference:
+    """Train to prefer targets to negatives, random ones or the model's own"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        train="results/data/{dataset}/train.parquet",
+        valid="results/data/{dataset}/valid.parquet",
+        init=initial_model,
+    output:
+        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    log:
+        "logs/preference/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/preference/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("preference"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+    params:
+        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        python -m rere preference \
+            --init {input.init:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
+            {params.flags:q}
+        """
+
+
 rule rl:
     """Train with ReRe, or what it is compared with: rollouts, rewards, a policy update"""
     input:
