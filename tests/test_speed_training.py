@@ -18,7 +18,7 @@ from tiny_models import (
 from rere.engine.leaves import pack_leaves
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
-from rere.speed import plain, scoring, sft, step
+from rere.speed import plain, preference, scoring, sft, step
 from rere.speed.generate import TokenTree
 from rere.speed.subject import Subject, load
 from rere.speed.table import SCHEMA
@@ -186,6 +186,33 @@ def test_another_gradient_is_not_equal(subject, monkeypatch):
     assert scoring.equals_expanded(subject, "vocabulary", batch)
     monkeypatch.setattr(scoring, "log_prob", lambda *_: 1.001 * scoring.expanded(*_[::2], _[1]))
     assert not scoring.equals_expanded(subject, "vocabulary", batch)
+
+
+# --------------------------------------------------------------------------------- preferences
+
+
+def test_the_rows_of_preferences(subject, monkeypatch):
+    monkeypatch.setattr(preference, "ROWS", 4)
+    rows = list(preference.rows(subject, "cycle", PROMPTS, (1, 2)))
+    assert [row["equal"] for row in rows] == [True, None]
+    assert [" vocabulary," in row["setting"] for row in rows] == [True, False]
+    assert all(row.keys() <= SCHEMA.keys() for row in rows)
+
+
+def test_another_step_of_preferences_is_not_the_same(subject, monkeypatch):
+    batch = preference.with_candidates(subject, PROMPTS)
+    assert all(len(set(group.leaves)) == 4 for group in batch)
+    optimizer = torch.optim.AdamW(subject.models["float32"].parameters(), lr=0.0)
+    other = Subject("other", {"float32": causal_lm("qwen2", VOCAB_SIZE, seed=2)}, SEQUENCES, EOS)
+    steps = [
+        preference.Step(subject, other, optimizer, side)
+        for side in ("vocabulary", "expanded batch")
+    ]
+    ours, theirs = (each(3, batch) for each in steps)
+    assert preference.same(ours, theirs)
+    assert ours.loss != pytest.approx(math.log(4), abs=1e-2)
+    monkeypatch.setattr(preference, "BETA", 0.101)
+    assert not preference.same(steps[0](3, batch), theirs)
 
 
 # ----------------------------------------------------------------------------------------- SFT

@@ -43,7 +43,9 @@ class Measurement(Options):
         description="Rows a pass, ascending: each side takes the size that it is fastest at.",
     )
     training_rows: int = Field(
-        24, ge=0, description="Test rows that scoring and steps of RL are measured on; 0: none is."
+        24,
+        ge=0,
+        description="Test rows that scoring and steps of S-DPO and RL are measured on; 0: none is.",
     )
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 2, 4],

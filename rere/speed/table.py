@@ -1,8 +1,8 @@
 """The table of measurements.
 
 {speed}.csv         one row a comparison: the search in float32 against `generate`, and in bfloat16
-                    against float32; scoring, a step of RL and SFT against plain ones;
-                    preprocessing against plain Python; the building of the prefix tree alone:
+                    against float32; scoring, a step of S-DPO, one of RL and SFT against plain
+                    ones; preprocessing against plain Python; the building of the prefix tree alone:
                     what, against, setting; seconds a row of data (of a step: a prompt, of
                     preprocessing and the tree: in all) and their ratio, theirs to ours; equal,
                     whether the lists are the same but for near ties, losses and gradients but for
@@ -28,7 +28,7 @@ from rere.config.measurements import Measurement
 from rere.files import replacing
 from rere.progress import progress
 from rere.reporting.markup import pipes
-from rere.speed import preprocessing, scoring, sft, step
+from rere.speed import preference, preprocessing, scoring, sft, step
 from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_differing
 from rere.speed.curves import synthetic_titles
 from rere.speed.generate import generate
@@ -47,7 +47,7 @@ from rere.speed.subject import GENERATE, SCORINGS, Side, Subject, load, peak_of_
 
 SEARCH, IN_BFLOAT16, TREE = "beam search", "beam search in bfloat16", "prefix tree"
 WHATS = (
-    *(SEARCH, IN_BFLOAT16, scoring.SCORING, step.STEP, sft.SFT),
+    *(SEARCH, IN_BFLOAT16, scoring.SCORING, preference.STEP, step.STEP, sft.SFT),
     *(preprocessing.PREPROCESSING, TREE),
 )
 """The order of the table."""
@@ -246,6 +246,7 @@ def training(
     """The table's rows of what trains a model."""
     chosen, sizes = spread(prompts, options.training_rows), options.training_batch_sizes
     yield from scoring.rows(subject, model, data, chosen, options.beams[0], sizes)
+    yield from preference.rows(subject, data.name, chosen, sizes)
     yield from step.rows(subject, data.name, chosen, sizes)
     # SFT has one candidate a row where the others have a group of them.
     sizes = [ROWS_OF_SFT * size for size in sizes]
