@@ -22,6 +22,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from rere.catalogue import PrefixTree
 from rere.engine import frontier
 from rere.engine.beam import beam_search
+from rere.engine.frontier import Assistant, Frontier
+from rere.engine.leaves import pack_leaves
+from rere.engine.mass import log_mass
+from rere.engine.scoring import sum_by_candidate, token_log_probs
 from rere.errors import InputError
 
 EOS = 1
@@ -80,9 +84,10 @@ def brute_force(model, sequences, prompt, scoring="vocabulary"):
         score = 0.0
         for place, token in enumerate(sequence):
             values = log_probs(model, [*prompt, *sequence[:place]])
+            following = continuations(sequences, sequence[:place])
             if scoring == "catalogue":
-                values = renormalised(values, continuations(sequences, sequence[:place]))
-            score += values[token].item()
+                values = renormalised(values, following)
+            score += 0 if scoring == "decisions" and len(following) == 1 else values[token].item()
         scored.append((sequence, score))
     return sorted(scored, key=lambda pair: -pair[1])
 
@@ -104,14 +109,14 @@ def plain_search(model, sequences, prompt, num_beams, scoring="vocabulary", leng
     """Beam search as transformers has it, a hypothesis at a time, by token or by decision.
 
     Of the best 2K continuations, those that end among the first K are results and the first K
-    that do not end go on, until the best that goes on cannot beat K results. By decision, a
-    continuation takes all forced tokens after its first.
+    that do not end go on, until the best that goes on cannot beat K results. By decision, which
+    all scorings but `vocabulary` are, a continuation takes all forced tokens after its first.
     """
     sequences = [tuple(s) for s in sequences]
     longest = max(map(len, sequences))
 
     def forced(path):
-        while scoring == "catalogue" and len(following := continuations(sequences, path)) == 1:
+        while scoring != "vocabulary" and len(following := continuations(sequences, path)) == 1:
             path += tuple(following)
         return path
 
@@ -207,7 +212,7 @@ def assert_same(actual, expected, tolerance):
 
 # -------------------------------------------------------------------------------------- oracles
 
-SCORINGS = ["vocabulary", "catalogue"]
+SCORINGS = ["vocabulary", "catalogue", "decisions"]
 
 
 @pytest.fixture(params=["short chains", "long chains"])
@@ -309,6 +314,59 @@ def test_catalogue_scores_are_probabilities_of_items(scoring):
     (row,) = found(MODELS["qwen2"], sequences, [[3, 4]], 20, scoring=scoring)
     total = sum(math.exp(score) for _, score in row)
     assert (total == pytest.approx(1)) == (scoring == "catalogue")
+
+
+def test_scores_of_decisions_are_those_of_packed_leaves(model):
+    tree = PrefixTree.build(random_catalogue(30, seed=2))
+    prompts = [[3, 4], [5]]
+    leaf, score = beam_search(model, tree, prompts, 6, "decisions")
+    packed = pack_leaves(prompts, leaf, tree, "decisions")
+    expected = sum_by_candidate(token_log_probs(model, packed), packed)
+    torch.testing.assert_close(score, expected.detach(), atol=tolerance(model), rtol=0)
+
+
+# ------------------------------------------------------------------------------- an assistant
+
+
+def test_the_mass_of_nodes_by_hand():
+    # Items 0 and 3 share a title, 1 and 2 the token 4. Nodes: root, [3 1], [4], [4 5 1], [4 6 1].
+    tree = PrefixTree.build([[3, EOS], [4, 5, EOS], [4, 6, EOS], [3, EOS]])
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]]).log()
+    expected = [[1.0, 0.5, 0.5, 0.2, 0.3], [1.0, 1.0, 0.0, 0.0, 0.0]]
+    mass = log_mass(tree, logits)
+    assert mass.isfinite().all()
+    torch.testing.assert_close(mass.exp(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("scoring", ["catalogue", "decisions"])
+def test_an_assistant_has_its_share_of_an_items_score(scoring, weight):
+    """What it says at the decisions of a title adds up to its log-probability of the title."""
+    model, sequences = MODELS["qwen2"], random_catalogue(40, seed=6)
+    tree, prompts = PrefixTree.build(sequences), [[3, 4], [5]]
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(0)).mul(3)
+    assistant = Assistant(log_mass(tree, logits), weight)
+    rows = found(model, sequences, prompts, 40, scoring=scoring, assistant=assistant)
+    for actual, prompt, probability in zip(rows, prompts, logits.softmax(-1), strict=True):
+        expected = []
+        for path, score in brute_force(model, sequences, prompt, scoring):
+            own = [item for item, other in enumerate(sequences) if tuple(other) == path]
+            theirs = probability[own].sum().log().item()
+            expected.append((path, weight * score + (1 - weight) * theirs))
+        assert_same(actual, sorted(expected, key=lambda pair: -pair[1]), 1e-5)
+
+
+def test_an_assistant_has_no_say_in_single_tokens():
+    assistant = Assistant(torch.zeros(1, 1), 0.5)
+    with pytest.raises(ValueError, match="an assistant decides"):
+        Frontier(
+            MODELS["qwen2"],
+            PrefixTree.build([[5, EOS]]),
+            [[3]],
+            "vocabulary",
+            1,
+            assistant=assistant,
+        )
 
 
 def test_float32_agrees_with_float64(model):

@@ -52,8 +52,7 @@ def search_bytes(
     """An upper estimate of what a search of `rows` rows holds beside the weights.
 
     The cache of all tokens, and of the largest forward pass the attention mask, a layer's
-    states, and the logits: under `catalogue` scores of one position a beam, under `vocabulary`
-    of all.
+    states, and the logits: under `vocabulary` scores of all positions, else of one a beam.
     """
     config, item = model.config.get_text_config(), model.dtype.itemsize
     all_heads = getattr(config, "num_attention_heads", 1)  # a recurrence has none
@@ -62,7 +61,7 @@ def search_bytes(
     chained = num_beams * chain_length(model, rows * num_beams)
     fed, in_one_pass = tokens_fed(tree, num_beams, scoring, chained)
     total, widest = prompt_length + fed, max(prompt_length, in_one_pass)
-    positions = num_beams if scoring == "catalogue" else in_one_pass
+    positions = in_one_pass if scoring == "vocabulary" else num_beams
     cache = 3 * config.num_hidden_layers * num_heads * head * item * total  # with room to grow
     mask = (item + 1) * widest * total + num_beams * fed
     states = 16 * config.hidden_size * item * widest
@@ -73,13 +72,13 @@ def search_bytes(
 def tokens_fed(tree: PrefixTree, num_beams: int, scoring: Scoring, chained: int) -> tuple[int, int]:
     """The most tokens behind a prompt that a row feeds in all, and in one pass.
 
-    Under `vocabulary` scores a pass feeds at most `chained`; under `catalogue` scores it feeds
-    edges as a whole, but never those into leaves.
+    Under `vocabulary` scores a pass feeds at most `chained`; else it feeds edges as a whole, but
+    never those into leaves.
     """
     length, depth = tree.length, tree.depth
-    if scoring == "catalogue":
+    if scoring != "vocabulary":
         inner = tree.fanout > 0
         length, depth = length * inner, depth * inner
     fed = min(num_beams * int(depth.max()), int(length.sum()))
     in_one_pass = min(num_beams * int(length.max()), fed)
-    return fed, in_one_pass if scoring == "catalogue" else min(in_one_pass, chained)
+    return fed, min(in_one_pass, chained) if scoring == "vocabulary" else in_one_pass

@@ -2,8 +2,8 @@
 
 Under `vocabulary` scores it is the token-synchronous search of transformers: a forward pass may
 feed chains of forced tokens (`frontier.chain_length`), and the pruning over them is replayed
-token by token, each row at its own pace. Under `catalogue` scores beams are compared decision by
-decision.
+token by token, each row at its own pace. Under `catalogue` and `decisions` scores beams are
+compared decision by decision.
 
 B rows, K beams, F children of a node, W = 2 K continuations.
 """
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
 from rere.engine.decoder import evaluating
-from rere.engine.frontier import Frontier, Known, Paths, Scoring, take
+from rere.engine.frontier import Assistant, Frontier, Known, Paths, Scoring, take
 
 
 class Beams(NamedTuple):
@@ -37,18 +37,22 @@ def beam_search(
     scoring: Scoring = "vocabulary",
     length_penalty: float = 0.0,
     temperature: float = 1.0,
+    assistant: Assistant | None = None,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
     `tree` lies on the model's device. Final scores are divided by length ** `length_penalty`,
-    the length in tokens including the end of sequence. Raises ValueError for num_beams below 1
+    the length in tokens including the end of sequence. An `assistant` lies on the model's device,
+    too. Raises ValueError for num_beams below 1
     and a temperature that is not above 0, InputError for a prompt beyond the model's positions
     and for logits that are not numbers.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     with evaluating(model):
-        frontier = Frontier(model, tree, prompts, scoring, num_beams, temperature)
+        frontier = Frontier(
+            model, tree, prompts, scoring, num_beams, temperature, assistant=assistant
+        )
         beams, known, num_steps = frontier.start()
         results = no_results(beams.score, num_beams)
         while True:

@@ -4,9 +4,10 @@ A forward pass feeds the edges that paths have entered; every path then knows th
 log-probabilities of the tokens that may follow, up to where it enters another edge. How paths
 advance on what they know is the search's affair (`rere.engine.beam`).
 
-Two scorings. `vocabulary`: log-probabilities over the whole vocabulary, a token a step.
+Three scorings. `vocabulary`: log-probabilities over the whole vocabulary, a token a step.
 `catalogue`: over the tokens that the tree allows. A forced token has probability 1 there, so a
-step takes a whole edge, and edges into leaves are never computed.
+step takes a whole edge, and edges into leaves are never computed. `decisions`: over the whole
+vocabulary, but forced tokens count for nothing, so that steps are those of `catalogue`.
 
 B rows, K paths, M of them feeding, Q tokens fed by a pass, S by all, F children of a node,
 C tokens of a chain, V vocabulary.
@@ -25,7 +26,7 @@ from rere.engine.decoder import decoder
 from rere.engine.packing import upcast
 from rere.errors import InputError
 
-Scoring = Literal["vocabulary", "catalogue"]
+Scoring = Literal["vocabulary", "catalogue", "decisions"]
 
 MAX_CHAIN = 16
 """Tokens of an edge that a pass feeds under `vocabulary` at most."""
@@ -65,6 +66,17 @@ class Known(NamedTuple):
     ancestors: Tensor  # (B, K, S) bool, which fed tokens are on the path
 
 
+class Assistant(NamedTuple):
+    """Another model's say: a path's score is a mean of what the two give it.
+
+    `log_mass` (B, N) f32 is the other's log-probability of all that lies below each node of the
+    tree (`rere.engine.mass`), of the N nodes; `weight`, up to 1, is the searched model's own.
+    """
+
+    log_mass: Tensor
+    weight: float
+
+
 class Plan(NamedTuple):
     """The sizes of a forward pass: all that the host has to know of the paths."""
 
@@ -93,7 +105,8 @@ class Frontier:
 
     Log-probabilities are those at `temperature`, above 0. `max_chain` is as many tokens of an edge
     as a pass feeds under `vocabulary`, instead of what `chain_length` finds best for `max_paths` a
-    row. Raises ValueError for another temperature.
+    row. An `assistant` has its say where paths decide. Raises ValueError for another temperature,
+    and for an assistant under `vocabulary`.
     """
 
     def __init__(
@@ -105,10 +118,14 @@ class Frontier:
         max_paths: int,
         temperature: float = 1.0,
         max_chain: int | None = None,
+        assistant: Assistant | None = None,
     ) -> None:
         check_temperature(temperature)
-        self.tree, self.by_decision = tree, scoring == "catalogue"
-        self.temperature = temperature
+        if assistant is not None and scoring == "vocabulary":
+            raise ValueError("an assistant decides, and vocabulary scores are of tokens")
+        self.tree, self.by_decision = tree, scoring != "vocabulary"
+        self.normalised = scoring == "catalogue"
+        self.temperature, self.assistant = temperature, assistant
         self.decoder = decoder(model, prompts, tree.longest)
         self.max_chain = max_chain or chain_length(model, len(prompts) * max_paths)
 
@@ -123,9 +140,8 @@ class Frontier:
         logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
         zero = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
         forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
-        norm = None
+        norm = None if self.normalised else log_sum(logits, self.temperature)
         if not self.by_decision:
-            norm = log_sum(logits, self.temperature)
             predicted = logits[:, : len(opening)]
             token = opening.expand(len(logits), -1)[..., None]
             scores = predicted.gather(-1, token)[..., 0] / self.temperature
@@ -205,9 +221,9 @@ class Frontier:
         logits = upcast(self.decoder.feed(ids, depth, visible, keep))
 
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
-        norm, forced = None, known.forced
+        norm = None if self.normalised else log_sum(logits, self.temperature)
+        forced = known.forced
         if not self.by_decision:
-            norm = log_sum(logits, self.temperature)
             forced = self._forced(logits, norm, node, fed, layout)
             forced = renew(known.forced, forced, feeds, rank)
         children = self._children(logits, norm, node, plan.fanout)
@@ -242,7 +258,13 @@ class Frontier:
             total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
         else:
             total = norm[:, -node.shape[1] :]
-        return (scores - total[..., None]).masked_fill(~exists, -torch.inf)
+        scores = scores - total[..., None]
+        if self.assistant is not None:
+            log_mass, weight = self.assistant
+            theirs = take(log_mass, child.flatten(1)).view_as(scores)
+            theirs = theirs - take(log_mass, node)[..., None]
+            scores = weight * scores + (1 - weight) * theirs
+        return scores.masked_fill(~exists, -torch.inf)
 
     def _forced(
         self, logits: Tensor, norm: Tensor, node: Tensor, fed: Tensor, layout: Layout

@@ -1,8 +1,9 @@
-"""Leaves of the catalogue's prefix tree as packed candidates, scored either way.
+"""Leaves of the catalogue's prefix tree as packed candidates, under any scoring.
 
 Under `vocabulary` scores a leaf is the tokens of its path. Under `catalogue` scores it is the
 decisions on it: forced tokens have probability 1, so only a decision is a predicted token, and
-what follows the last one is not even fed.
+what follows the last one is not even fed. Under `decisions` scores it is the same decisions, out of
+the whole vocabulary.
 """
 
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def pack_leaves(
     predictions = Predictions(owner[~is_leaf], depth[inner], token[edge[child]])
     trie = merge(roots(prompts), row, fed)
     packed = lay_out(prompts, number, trie, predictions, num_candidates)
+    if scoring == "decisions":
+        return packed
     return replace(packed, allowed=allowed(tree, packed, inner))
 
 
