@@ -218,6 +218,47 @@ class Recommend(config.evaluation.Recommend):
         recommend(self, self.model, self.data, self.seed, self.output)
 
 
+class Decode(config.evaluation.Decoding):
+    """Rank the test rows with a trained model in another way."""
+
+    model: DirectoryPath = Field(description="Folder of a model and its tokenizer.")
+    data: Data
+    seed: Seed = 0
+    output: Path = Field(description="Run folder: gets predictions.parquet and run.json.")
+
+    def decode(self, factors: Path | None = None) -> None:
+        from rere.evaluation.decode import decode
+
+        predictions = self.output / "predictions.parquet"
+        inputs = [self.model, self.data, *filter(None, [factors])]
+        with provenance(self.output / "run.json", self, self.seed, inputs):
+            decode(self, self, self.model, self.data, self.seed, predictions, factors)
+
+
+class Bigrec(Decode, config.decoding.Bigrec):
+    """Let the model write titles, and rank items by how near theirs are."""
+
+    def run(self) -> None:
+        self.decode()
+
+
+class D3(Decode, config.decoding.D3):
+    """Search by decisions, with the help of a sequential model."""
+
+    factors: Path | None = Field(
+        None, description="factors.test.safetensors of `rere baseline sasrec`, on these test rows."
+    )
+
+    @model_validator(mode="after")
+    def a_share_has_factors(self):
+        if (self.alpha < 1) != (self.factors is not None):
+            raise ValueError("--alpha below 1 and --factors need each other")
+        return self
+
+    def run(self) -> None:
+        self.decode(self.factors)
+
+
 class RecommendTitles(config.evaluation.Search):
     """Print what a model recommends after a history of titles."""
 
@@ -381,6 +422,8 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "baseline gru4rec": Gru4rec,
     "baseline caser": Caser,
     "baseline sasrec": Sasrec,
+    "decode bigrec": Bigrec,
+    "decode d3": D3,
     "recommend": Recommend,
     "recommend --history": RecommendTitles,
     "metrics": Metrics,

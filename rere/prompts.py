@@ -55,6 +55,11 @@ def response_text(title: str) -> str:
     return f'"{title}"\n'
 
 
+def title_of(response: str) -> str:
+    """The title in what a model wrote, whole or cut off: the inverse of `response_text`."""
+    return response.removesuffix("\n").removeprefix('"').removesuffix('"')
+
+
 class PromptEncoder:
     """Token ids of prompts and responses under one tokenizer and one catalogue.
 
@@ -109,6 +114,17 @@ class PromptEncoder:
                 )
             responses.append([*ids[len(header) :], self.tokenizer.eos_token_id])
         return responses
+
+    def written_titles(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """The titles that token ids of responses spell, whatever a model may have written."""
+        texts = self.tokenizer.batch_decode(
+            responses, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [title_of(text) for text in texts]
+
+    def titles_alone(self, titles: Sequence[str]) -> list[list[int]]:
+        """Token ids of titles without prompt and quotes; of one without any, EOS."""
+        return [ids or [self.tokenizer.eos_token_id] for ids in self._encode(titles)]
 
     def fingerprint(self) -> str:
         """Hexadecimal sha256 of all that the responses depend on: tokenizer, wording, titles."""

@@ -60,8 +60,9 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
             continue
         if method.init not in study.methods:
             yield f"{where}: {unknown(method.init, study.methods)}"
-        elif study.methods[method.init].stage == "baseline":
-            yield f"{where}: {method.init} is a baseline, which leaves no model to start from"
+        elif not study.methods[method.init].leaves_model:
+            stage = study.methods[method.init].stage
+            yield f"{where}: {method.init} is a {stage}, which leaves no model to start from"
         ancestors, init = [name], method.init
         while init in study.methods and init not in ancestors:
             ancestors.append(init)
@@ -92,11 +93,12 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
 
 
 def wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
-    """A line where a method names a baseline for its reward and needs none, or the reverse."""
+    """A line where a method names a baseline to ask and needs none, or the reverse."""
     method = study.methods[name]
     where, given = f"methods.{grid_of.get(name, name)}.collaborative", method.collaborative
     if given is None and method.asks_baseline:
-        yield f"{where}: missing; name the sequential baseline that the reward asks"
+        asks = "d3" if method.stage == "decode" else "the reward"
+        yield f"{where}: missing; name the sequential baseline that {asks} asks"
     if given is None:
         return
     if given not in study.methods:
@@ -104,7 +106,7 @@ def wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator
     elif not isinstance(study.methods[given].baseline, Sequential):
         yield f"{where}: {given} is no sequential baseline; name one of gru4rec, caser or sasrec"
     elif not method.asks_baseline and name not in grid_of:  # other members of a grid may ask
-        yield f"{where}: no reward of {name} is collaborative; leave it out"
+        yield f"{where}: {name} has no reward or alpha that asks it; leave it out"
 
 
 def wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
@@ -115,8 +117,9 @@ def wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
             continue
         if value not in names:
             yield f"{where}.{axis}: {unknown(value, names)}"
-        elif axis == "method" and names[value].stage == "baseline":
-            yield f"{where}.{axis}: {value} is a baseline, which leaves no model to measure"
+        elif axis == "method" and not names[value].leaves_model:
+            stage = names[value].stage
+            yield f"{where}.{axis}: {value} is a {stage}, which leaves no model to measure"
 
 
 def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:

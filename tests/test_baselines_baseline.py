@@ -12,7 +12,7 @@ import torch
 from rere.baselines.baseline import baseline
 from rere.config.baselines import Caser, Gru4rec, ItemKnn, Popularity, RepeatLast, Sasrec
 from rere.config.evaluation import Evaluation
-from rere.data.factors import FACTORS, Factors
+from rere.data.factors import FACTORS, TEST_FACTORS, Factors
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
@@ -93,10 +93,11 @@ def test_the_test_split_changes_no_training(data, tmp_path, options):
 
 
 @pytest.mark.parametrize("options", TRAINED)
-def test_a_trained_model_leaves_its_factors_for_the_training_split(data, tmp_path, options):
+@pytest.mark.parametrize(("name", "split"), [(FACTORS, "train"), (TEST_FACTORS, "test")])
+def test_a_trained_model_leaves_its_factors(data, tmp_path, options, name, split):
     predictions = run(options, data, tmp_path / "predictions.parquet")
-    train = pl.read_parquet(data / "train.parquet")
-    factors = Factors.load(tmp_path / FACTORS, train["row_id"].to_numpy(), NUM_ITEMS)
+    row_ids = pl.read_parquet(data / f"{split}.parquet")["row_id"]
+    factors = Factors.load(tmp_path / name, row_ids.to_numpy(), NUM_ITEMS)
     # The fixture's splits are the same rows: what ranks the test rows ranks those of training.
     logits = factors.states(torch.tensor(predictions["row_id"].to_list())) @ factors.item.T
     for row, ranked, scores in zip(logits, *predictions["items", "scores"], strict=True):

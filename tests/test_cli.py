@@ -134,6 +134,7 @@ SHARED = {
     "reward": st.sampled_from([["rule"], ["rule", "semantic=0.5"], ["my.own:reward"]]),
     "embeddings": st.none(),
     "factors": st.none(),
+    "alpha": st.just(1.0),
     "advantage": st.sampled_from(["grpo", "dr_grpo", "rloo"]),
     "objective": st.sampled_from(["grpo", "dapo", "gspo", "dr_grpo"]),
     "clip": st.none() | st.just([0.2, 0.28]),

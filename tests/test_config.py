@@ -13,6 +13,7 @@ import yaml
 
 from rere.config.backbones import Pretrained, TinyBackbone
 from rere.config.data import Dataset
+from rere.config.decoding import D3
 from rere.config.evaluation import Recommend
 from rere.config.measurements import Measured, Speed
 from rere.config.options import flags
@@ -68,6 +69,10 @@ def test_the_shipped_configs_are_studies():
         "results/runs/ml-100k/none/gru4rec/seed0",
         "results/runs/ml-100k/none/caser/seed0",
         "results/runs/ml-100k/none/sasrec/seed0",
+        "results/runs/ml-100k/tiny/bigrec/seed0",
+        "results/runs/ml-100k/tiny/d3/seed0",
+        "results/runs/ml-100k/tiny/s_dpo/seed0",
+        "results/runs/ml-100k/tiny/sprec/seed0",
         "results/runs/ml-100k/tiny/sft/seed0",
         "results/runs/ml-100k/tiny/sft_continued/seed0",
         "results/runs/ml-100k/tiny/rere/seed0",
@@ -79,7 +84,7 @@ def test_a_run_without_a_backbone_appears_once_a_data_set():
     tables = {"main": {**SHIPPED["tables"]["main"], "backbones": ["tiny", "other"]}}
     other = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
     runs = load_study(changed(backbones__other=other, tables=tables)).runs("main")
-    assert [run.backbone for run in runs] == ["none"] * 6 + ["tiny"] * 3 + ["other"] * 3
+    assert [run.backbone for run in runs] == ["none"] * 6 + ["tiny"] * 7 + ["other"] * 7
 
 
 def test_options_that_are_not_given_have_their_defaults():
@@ -136,8 +141,8 @@ def test_every_key_is_explained():
     backbones = (TinyBackbone, Pretrained)
     datasets = get_args(get_args(Dataset)[0])
     for model in (
-        *(Study, *datasets, *backbones, Method, PreferenceOptions, RlOptions, Recommend, Table),
-        *(Speed, Measured),
+        *(Study, *datasets, *backbones, Method, PreferenceOptions, RlOptions, D3, Recommend),
+        *(Table, Speed, Measured),
     ):
         for key in model.model_fields:
             assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
@@ -295,13 +300,37 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         # A method.
         (
             {"methods__sft__rl": {}},
-            "methods.sft: give exactly one of baseline, sft, preference, rl",
+            "methods.sft: give exactly one of baseline, sft, preference, rl, decode",
         ),
-        ({"methods__sft": {}}, "methods.sft: give exactly one of baseline, sft, preference, rl"),
+        (
+            {"methods__sft": {}},
+            "methods.sft: give exactly one of baseline, sft, preference, rl, decode",
+        ),
         ({"methods__sasrec__init": "sft"}, "methods.sasrec: a baseline takes no init"),
         (
             {"methods__rere__init": "sasrec"},
             "methods.rere.init: sasrec is a baseline, which leaves no model to start from",
+        ),
+        (
+            {"methods__rere__init": "d3"},
+            "methods.rere.init: d3 is a decode, which leaves no model to start from",
+        ),
+        (
+            {"methods__d3__collaborative": None},
+            "methods.d3.collaborative: missing; name the sequential baseline that d3 asks",
+        ),
+        (
+            {"methods__d3__decode__alpha": 1.0},
+            "methods.d3.collaborative: d3 has no reward or alpha that asks it; leave it out",
+        ),
+        (
+            {"methods__d3__decode__method": "d4"},
+            "methods.d3.decode.method: there is no d4; there are bigrec, d3",
+        ),
+        (
+            {"methods__sprec__preference__iterations": 3},
+            "methods.sprec.preference: steps must be a multiple of twice the iterations "
+            "(5 by default)",
         ),
         (
             {"methods__rere__rl__reward": ["collaborative"]},
@@ -310,7 +339,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ),
         (
             {"methods__rere__collaborative": "sasrec"},
-            "methods.rere.collaborative: no reward of rere is collaborative; leave it out",
+            "methods.rere.collaborative: rere has no reward or alpha that asks it; leave it out",
         ),
         (
             {
@@ -393,7 +422,7 @@ def test_a_grid_is_a_method_for_each_combination():
     assert (member.init, member.stage, member.options.steps) == ("sft", "rl", 7)
     assert (member.options.beta, member.options.learning_rate) == (0.01, 0.001)
     assert len(study.runs("sweep")) == 21
-    assert len(study.runs("main")) == 9
+    assert len(study.runs("main")) == 13
 
 
 def test_a_member_of_a_grid_has_a_name_of_its_own():
@@ -490,7 +519,7 @@ def test_a_grid_may_range_over_models():
         ),
         (
             grid({"beta": [0.1]}, sft={}),
-            "methods.sweep: give exactly one of baseline, sft, preference, rl",
+            "methods.sweep: give exactly one of baseline, sft, preference, rl, decode",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from rere.prompts import (
     choose_instruction,
     prompt_text,
     response_text,
+    title_of,
 )
 
 KINDS = [*TOKENIZERS, "tiny"]
@@ -86,6 +87,27 @@ def test_the_layout():
         '### Instruction:\nPick.\n\n### Input:\n"Heat",\t"A "B""\n\n### Response:\n'
     )
     assert response_text("Heat") == '"Heat"\n'
+
+
+@given(title=ANY_TITLE)
+def test_a_title_is_read_from_what_was_written(title):
+    assert title_of(response_text(title)) == title
+
+
+def test_titles_are_read_from_their_tokens_and_from_less():
+    encoder = PromptEncoder(tiny_models.tokenizer("qwen2"), TITLES)
+    responses = encoder.responses()
+    assert encoder.written_titles(responses) == TITLES
+    (cut_off,) = encoder.written_titles([responses[0][:-2]])  # neither the end nor the quote
+    assert TITLES[0].startswith(cut_off)
+    assert encoder.written_titles([[]]) == [""]
+
+
+def test_a_title_alone(tokenizer):
+    encoder = PromptEncoder(tokenizer, TITLES)
+    alone = encoder.titles_alone(["Heat", ""])
+    assert encoder.titles_alone(["Heat"]) == alone[:1]
+    assert all(len(ids) >= 1 for ids in alone)
 
 
 def test_a_prompt_does_not_depend_on_its_batch(tokenizer):

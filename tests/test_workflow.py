@@ -26,9 +26,10 @@ SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
 
 METHODS = {
     "none": ["popularity", "repeat_last", "item_knn", "gru4rec", "caser", "sasrec"],
-    "small": ["sft", "sft_continued", "rere"],
+    "small": ["bigrec", "d3", "s_dpo", "sprec", "sft", "sft_continued", "rere"],
 }
-UNTRAINED = ("popularity", "repeat_last", "item_knn")
+UNTRAINED = ("popularity", "repeat_last", "item_knn", "bigrec", "d3")
+FACTORS = ("factors.safetensors", "factors.test.safetensors")
 SEEDS = (0, 1)
 RUNS = [
     (backbone, method, seed)
@@ -127,9 +128,11 @@ def test_the_shipped_studies_are_planned_without_network(tmp_path, monkeypatch, 
         "baseline": 3 * seeds,
         "sequential": 3 * seeds,
         "sft": 2 * seeds,
+        "preference": 2 * seeds,
         "rl": seeds,
-        "recommend": 3 * seeds,
-        "metrics": 9 * seeds,
+        "recommend": 5 * seeds,
+        "decode": 2 * seeds,
+        "metrics": 13 * seeds,
         "table": 1,
         "figure": 1,
         "curves": 1,
@@ -319,9 +322,10 @@ def test_the_path_is_the_experiment(study):
     for backbone, method, seed in RUNS:
         files = ["predictions.parquet", "metrics.json", "run.json"]
         if method not in UNTRAINED:
-            files += ["log.jsonl", *(["factors.safetensors"] if backbone == "none" else [])]
+            files += ["log.jsonl", *(FACTORS if backbone == "none" else ())]
         trained = [*model, "catalogue.safetensors"]
-        files += [f"model/{name}" for name in trained] if backbone == "small" else []
+        leaves_model = backbone == "small" and method not in UNTRAINED
+        files += [f"model/{name}" for name in trained] if leaves_model else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
     results = study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
@@ -376,7 +380,7 @@ def test_a_run_says_where_it_came_from(study):
             *("python", "packages", "inputs_sha256"),
         }
         assert provenance["seed"] == seed
-        assert "results/data/small/train.parquet" in provenance["inputs_sha256"]
+        assert "results/data/small/test.parquet" in provenance["inputs_sha256"]
     rere = json.loads((study / RERE / "run.json").read_text())
     weights = "results/runs/small/small/sft/seed0/model/model.safetensors"
     assert weights in rere["inputs_sha256"]
@@ -392,7 +396,7 @@ def test_every_job_has_a_log_and_a_benchmark(study):
         path.relative_to(study / "benchmarks").with_suffix("")
         for path in study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 47
+    assert len(jobs) == 67
 
 
 @slow
@@ -401,6 +405,12 @@ def test_every_job_has_a_log_and_a_benchmark(study):
     [
         ("preprocess/small", "preprocess ml-100k --", None),
         ("sft/small/small/sft/seed0", "sft --init results/backbones/small", "sft: 5/5 ["),
+        (
+            "preference/small/small/sprec/seed1",
+            "preference --init results/runs/small/small/sft/seed1",
+            "preference: 4/4 [",
+        ),
+        ("decode/small/small/d3/seed0", "decode d3 --model", "recommend: 40/40 ["),
         ("rl/small/small/rere/seed1", "rl --init results/runs/small/small/sft/seed1", "rl: 2/2 ["),
         ("recommend/small/small/rere/seed0", "recommend --model", "recommend: 40/40 ["),
         ("baseline/small/sasrec/seed1", "baseline sasrec --data", "sasrec: "),
@@ -467,21 +477,31 @@ REPORTED = {"table": 1, "figure": 1}
         ),
         (
             {"methods": {"sft": {"sft": {"patience": 9}}}},
-            {"sft": 4, "rl": 2, "recommend": 6, "metrics": 6, "curves": 1, **REPORTED},
+            {
+                **{"sft": 4, "preference": 4, "rl": 2, "recommend": 10, "decode": 4, "metrics": 14},
+                **{"curves": 1, **REPORTED},
+            },
         ),
         (
             {"methods": {"sasrec": {"baseline": {"dropout": 0.5}}}},
-            {"sequential": 2, "metrics": 2, **REPORTED},
+            {"sequential": 2, "decode": 2, "metrics": 4, **REPORTED},
         ),
-        ({"evaluation": {"num_beams": 30}}, {"recommend": 6, "metrics": 6, **REPORTED}),
+        (
+            {"methods": {"d3": {"decode": {"alpha": 0.9}}}},
+            {"decode": 2, "metrics": 2, **REPORTED},
+        ),
+        ({"evaluation": {"num_beams": 30}}, {"recommend": 10, "metrics": 10, **REPORTED}),
         (
             {"evaluation": {"rows": 30}},
-            {"baseline": 6, "sequential": 6, "recommend": 6, "metrics": 18, **REPORTED},
+            {
+                **{"baseline": 6, "sequential": 6, "recommend": 10, "decode": 4, "metrics": 26},
+                **REPORTED,
+            },
         ),
         ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
         ({"methods": {"unused": {"init": "sft", "rl": {}}}}, {}),
     ],
-    ids=["rl", "sft", "baseline", "beams", "rows", "reference", "unused"],
+    ids=["rl", "sft", "baseline", "decode", "beams", "rows", "reference", "unused"],
 )
 def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
     assert planned(study, SMALL, **changes) == jobs
@@ -492,6 +512,8 @@ def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
     ("method", "jobs"),
     [
         ({"baseline": {"model": "sasrec", "epochs": 3}}, {"sequential": 2, "metrics": 2}),
+        ({"init": "sft", "preference": {}}, {"preference": 2, "recommend": 2, "metrics": 2}),
+        ({"init": "sft", "decode": {"method": "bigrec"}}, {"decode": 2, "metrics": 2}),
         ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1}),
         (
             {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
@@ -506,7 +528,7 @@ def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
             {"rl": 1, "recommend": 1, "metrics": 1, "curves": 1},
         ),
     ],
-    ids=["baseline", "rl", "grid", "collaborative", "one seed"],
+    ids=["baseline", "preference", "decode", "rl", "grid", "collaborative", "one seed"],
 )
 def test_an_added_method_runs_alone(study, method, jobs):
     methods = [*METHODS["none"], *METHODS["small"], "added"]

@@ -20,8 +20,8 @@ def baseline(
 ) -> None:
     """Rank the catalogue for the test rows of the data set in folder `data`.
 
-    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it and
-    factors.safetensors, by which the collaborative reward scores candidates. Items of a row's
+    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it and the
+    files of `rere.data.factors`, by which others ask it. Items of a row's
     history stay in the ranking. Training reads the splits train and valid, never test.
     Raises InputError for malformed data or fewer than two items.
     """
@@ -35,7 +35,7 @@ def baseline(
     if isinstance(options, Sequential):
         # Imported here, for torch takes seconds to import and the others do without it.
         from rere.baselines.sequential import factors, fit, top_items
-        from rere.data.factors import FACTORS
+        from rere.data.factors import FACTORS, TEST_FACTORS
 
         train, valid = read_split(data, "train"), read_split(data, "valid")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +43,7 @@ def baseline(
             model = fit(options, len(items), train, valid, seed, log)
         factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)
+        factors(model, rows).save(output.with_name(TEST_FACTORS))
         ranked, scores = (best.tolist() for best in top_items(model, rows["history"], length))
     else:
         rows = read_split(data, "test", evaluation.rows)

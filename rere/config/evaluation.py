@@ -21,7 +21,21 @@ class Evaluation(Options):
     )
 
 
-class Search(Options):
+class Arithmetic(Options):
+    """How a trained model computes."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the pass.")
+
+
+class Passes(Arithmetic):
+    """How it does on many rows."""
+
+    batch_size: int | None = Field(
+        None, ge=1, description="Rows a pass; None for what memory takes. Memory, not results."
+    )
+
+
+class Search(Arithmetic):
     """Constrained beam search over the catalogue."""
 
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
@@ -32,12 +46,11 @@ class Search(Options):
     length_penalty: float = Field(
         0.0, ge=0, description="Scores are divided by the title's tokens to this power."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the pass.")
 
 
-class Recommend(Search, Evaluation):
+class Recommend(Passes, Search, Evaluation):
     """Constrained beam search for the rows of the test split."""
 
-    batch_size: int | None = Field(
-        None, ge=1, description="Rows a pass; None for what memory takes. Memory, not results."
-    )
+
+class Decoding(Passes, Evaluation):
+    """What methods that recommend in a way of their own share with the others' test run."""

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline
 from rere.config.data import Dataset
+from rere.config.decoding import D3, Decode
 from rere.config.evaluation import Recommend
 from rere.config.measurements import Candidates, Speed
 from rere.config.options import Name, Options
@@ -15,7 +16,7 @@ from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, reward_weights
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-STAGES = ("baseline", "sft", "preference", "rl")
+STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
 class Method(Options):
@@ -25,9 +26,10 @@ class Method(Options):
     sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
     preference: PreferenceOptions | None = Field(None, description="Preference optimisation.")
     rl: RlOptions | None = Field(None, description="Reinforcement learning.")
+    decode: Decode | None = Field(None, description="Another way to recommend with a model.")
     init: str | None = Field(None, description="Method to start from; without one the backbone.")
     collaborative: str | None = Field(
-        None, description="Sequential baseline that the collaborative reward asks."
+        None, description="Sequential baseline that the collaborative reward, or d3, asks."
     )
     seed: int | None = Field(
         None, ge=0, description="Its one seed, whatever those of a table or of what starts from it."
@@ -49,8 +51,15 @@ class Method(Options):
 
     @property
     def asks_baseline(self) -> bool:
-        """Whether its reward is in part a sequential baseline's."""
+        """Whether its reward, or its ranking, is in part a sequential baseline's."""
+        if isinstance(self.decode, D3):
+            return self.decode.alpha < 1
         return self.rl is not None and "collaborative" in reward_weights(self.rl.reward)
+
+    @property
+    def leaves_model(self) -> bool:
+        """Whether others may start from it."""
+        return self.stage not in ("baseline", "decode")
 
     @property
     def stage(self) -> str:

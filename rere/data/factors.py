@@ -1,7 +1,8 @@
-"""The factors contract: what a trained sequential baseline leaves for the collaborative reward.
+"""The factors contract: what a trained sequential baseline leaves for others that ask it.
 
-factors.safetensors    row_id i64 (rows of the training split, ascending),
-                       state f32 (rows, D), item f32 (items, D)
+factors.safetensors         row_id i64 (rows of the training split, ascending),
+                            state f32 (rows, D), item f32 (items, D): for the collaborative reward
+factors.test.safetensors    the same of the test rows that it ranks: for D3
 
 The model's logit of an item after a row's history is the product of the two, so that whoever reads
 the file needs no model. R rows, I items.
@@ -20,13 +21,13 @@ from torch import Tensor
 from rere.errors import InputError
 from rere.files import replacing
 
-FACTORS = "factors.safetensors"
-"""The file's name in the folder of a baseline's run."""
+FACTORS, TEST_FACTORS = "factors.safetensors", "factors.test.safetensors"
+"""The files' names in the folder of a baseline's run."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """States of the training split's histories, and the items' vectors that they multiply."""
+    """States of a split's histories, and the items' vectors that they multiply."""
 
     row_id: Tensor  # (R,) i64, ascending
     state: Tensor  # (R, D) f32
@@ -47,7 +48,7 @@ class Factors:
 
     @classmethod
     def load(cls, path: Path, row_ids: np.ndarray, num_items: int) -> Self:
-        """The factors in a file, for the training rows `row_ids` of a catalogue of `num_items`.
+        """The factors in a file, for the rows `row_ids` of a catalogue of `num_items`.
 
         Raises InputError if it is malformed, or was made of other data.
         """

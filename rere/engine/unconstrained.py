@@ -56,6 +56,19 @@ def write_samples(
     return written(tree, tokens, draw.score, num_samples)
 
 
+def write_greedily(
+    model: PreTrainedModel, tree: PrefixTree, prompts: Sequence[Sequence[int]]
+) -> Tensor:
+    """What the model writes with its likeliest next token each time: (B, T) i64, as `Written`.
+
+    Raises InputError for a prompt beyond the model's positions.
+    """
+    check_positions(model, prompts, tree.longest)
+    with evaluating(model):
+        tokens, _ = generate_tokens(model, prompts, tree.eos, tree.longest)
+    return written(tree, tokens, torch.zeros(len(tokens), device=tokens.device), 1).ids[:, 0]
+
+
 def write_beams(
     model: PreTrainedModel,
     tree: PrefixTree,

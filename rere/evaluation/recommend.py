@@ -2,65 +2,112 @@
 
 import difflib
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import polars as pl
 import torch
 from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue
-from rere.config.evaluation import Recommend, Search
+from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.config.evaluation import Arithmetic, Decoding, Recommend, Search
 from rere.data.splits import read_items, read_split
 from rere.engine.batching import rows_that_fit
-from rere.engine.beam import beam_search
+from rere.engine.beam import Beams, beam_search
+from rere.engine.frontier import Scoring
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 from rere.progress import progress
 from rere.prompts import PromptEncoder
 
 
+class TestRun(NamedTuple):
+    """A model and the test rows that it is to rank items for."""
+
+    policy: PreTrainedModel
+    encoder: PromptEncoder
+    tree: PrefixTree  # on the policy's device
+    rows: pl.DataFrame  # of the test split
+    prompts: list[list[int]]
+
+    def rows_that_fit(self, num_beams: int, scoring: Scoring) -> int:
+        """Rows of a search that memory takes."""
+        longest = max(map(len, self.prompts), default=0)
+        return rows_that_fit(self.policy, self.tree, longest, num_beams, scoring)
+
+
+Ranked = tuple[list[int], list[float]]
+"""A row's items, best first, and their scores."""
+
+
 def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Path) -> None:
     """Write the predictions of the model in a folder on the test split of a data set.
 
-    Every beam ends in an item of the catalogue; a beam whose title several items share yields
-    all of them, in the order of item id. Scores are log-probabilities of the title.
+    Scores are log-probabilities of the title.
     """
+    run = load_run(options, model, data, seed)
+
+    def rank(batch: list[int]) -> Iterable[Ranked]:
+        beams = beam_search(
+            run.policy,
+            run.tree,
+            [run.prompts[row] for row in batch],
+            options.num_beams,
+            options.scoring,
+            options.length_penalty,
+        )
+        return items_of(run.tree, beams)
+
+    batch_size = options.batch_size or run.rows_that_fit(options.num_beams, options.scoring)
+    write_ranked(output, run, batch_size, options.list_length, rank)
+
+
+def load_run(options: Recommend | Decoding, model: Path, data: Path, seed: int) -> TestRun:
+    """The model in a folder and the rows of a data set's test split that the options choose."""
     policy = load_policy(model, options)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     tree = catalogue_of(model, policy, encoder).tree.to(policy.device)
-
     rows = read_split(data, "test", options.rows)
     prompts = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
+    return TestRun(policy, encoder, tree, rows, prompts)
+
+
+def items_of(tree: PrefixTree, beams: Beams) -> Iterator[Ranked]:
+    """Each row's beams as items.
+
+    Every beam ends in an item of the catalogue; a beam whose title several items share yields
+    all of them, in the order of item id.
+    """
+    for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
+        pairs = [
+            (item, score)
+            for leaf, score in zip(leaves, scores, strict=True)
+            for item in (tree.leaf_items[leaf] if leaf >= 0 else ())
+        ]
+        yield [item for item, _ in pairs], [score for _, score in pairs]
+
+
+def write_ranked(
+    output: Path,
+    run: TestRun,
+    batch_size: int,
+    length: int,
+    rank: Callable[[list[int]], Iterable[Ranked]],
+) -> None:
+    """Write predictions of up to `length` items a row, as `rank` has them of a batch's rows."""
     # Rows of like length share a pass, so that little of it is padding.
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    longest = len(prompts[order[-1]]) if order else 0
-    batch_size = options.batch_size or rows_that_fit(
-        policy, tree, longest, options.num_beams, options.scoring
-    )
-    items: list[list[int]] = [[] for _ in prompts]
-    scores: list[list[float]] = [[] for _ in prompts]
-    with progress(len(prompts), "recommend") as bar:
+    order = sorted(range(len(run.prompts)), key=lambda row: len(run.prompts[row]))
+    items: list[list[int]] = [[] for _ in order]
+    scores: list[list[float]] = [[] for _ in order]
+    with progress(len(order), "recommend") as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            beams = beam_search(
-                policy,
-                tree,
-                [prompts[row] for row in batch],
-                options.num_beams,
-                options.scoring,
-                options.length_penalty,
-            )
-            for row, leaves, log_probs in zip(
-                batch, beams.leaf.tolist(), beams.score.tolist(), strict=True
-            ):
-                for leaf, log_prob in zip(leaves, log_probs, strict=True):
-                    same = tree.leaf_items[leaf] if leaf >= 0 else []
-                    items[row] += same
-                    scores[row] += [log_prob] * len(same)
+            for row, (ranked, ranked_scores) in zip(batch, rank(batch), strict=True):
+                items[row], scores[row] = ranked[:length], ranked_scores[:length]
             bar.update(len(batch))
-    length = options.list_length
-    write_predictions(output, rows, [r[:length] for r in items], [s[:length] for s in scores])
+    write_predictions(output, run.rows, items, scores)
 
 
 def continue_history(
@@ -101,7 +148,7 @@ def continue_history(
     return list(ranked.items())[:top]
 
 
-def load_policy(model: Path, options: Search) -> PreTrainedModel:
+def load_policy(model: Path, options: Arithmetic) -> PreTrainedModel:
     """The model in a folder, on the device and in the arithmetic of the search."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(model).to(device, getattr(torch, options.dtype))

@@ -9,7 +9,8 @@ OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores
     run.json                versions, commit, options, hashes, seconds, memory
-    factors.safetensors     (sequential models) what the collaborative reward scores with
+    factors.safetensors, factors.test.safetensors
+                            (sequential models) what the collaborative reward and d3 ask
 """
 
 
@@ -55,5 +56,6 @@ use rule baseline as sequential with:
         predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
         run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
         factors="results/runs/{dataset}/none/{method}/seed{seed}/factors.safetensors",
+        of_test="results/runs/{dataset}/none/{method}/seed{seed}/factors.test.safetensors",
     wildcard_constraints:
         method=baselines("gru4rec", "caser", "sasrec"),

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 
-from rere.config.evaluation import Evaluation
+from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
 from rere.config.run import NO_BACKBONE
 from rere.config.training import reward_weights
@@ -78,13 +78,13 @@ def initial_model(wildcards):
 
 
 def factors(wildcards):
-    """What the collaborative reward asks, of the methods that have it."""
+    """What the collaborative reward asks, or d3, of the methods that ask."""
     method = study.methods[wildcards.method]
     if not method.asks_baseline:
         return []
     seed = study.seed_of(method.collaborative, wildcards.seed)
     run = f"results/runs/{wildcards.dataset}/{NO_BACKBONE}/{method.collaborative}/seed{seed}"
-    return f"{run}/factors.safetensors"
+    return f"{run}/factors.test.safetensors" if method.decode else f"{run}/factors.safetensors"
 
 
 def own_rewards(wildcards):
@@ -93,6 +93,14 @@ def own_rewards(wildcards):
     modules = [name.partition(":")[0].split(".") for name in names if ":" in name]
     paths = [f"{os.path.join(*module)}.py" for module in modules]
     return [path for path in paths if os.path.exists(path)]
+
+
+def decode_flags(wildcards):
+    """The options of a way to recommend, those of the test run, and what it asks."""
+    options = flags(study.methods[wildcards.method].options, skip=("method",))
+    options += flags(Decoding(**study.evaluation.model_dump(include=set(Decoding.model_fields))))
+    path = factors(wildcards)
+    return [*options, "--factors", path] if path else options
 
 
 def rl_flags(wildcards):

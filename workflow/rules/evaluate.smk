@@ -5,10 +5,12 @@ REQUIRED INPUTS:
 
     results/runs/{dataset}/{backbone}/{method}/seed{seed}/model/
     results/data/{dataset}/
+    factors.test.safetensors of the run of the method named by `collaborative`
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    run.json                (decode) versions, commit, options, hashes, seconds, memory
     metrics.json            every metric, with dataset, backbone, method and seed
 """
 
@@ -44,6 +46,44 @@ rule recommend:
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output {output.predictions:q} \
+            {params.flags:q}
+        """
+
+
+rule decode:
+    """Rank the test rows in another way with a model that another method trained"""
+    input:
+        catalogue="results/data/{dataset}/items.parquet",
+        test="results/data/{dataset}/test.parquet",
+        model=initial_model,
+        factors=factors,
+    output:
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    log:
+        "logs/decode/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/decode/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=methods("decode"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+    params:
+        way=lambda wildcards: study.methods[wildcards.method].options.method,
+        flags=decode_flags,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        python -m rere decode {params.way:q} \
+            --model {input.model:q} \
+            --data results/data/{wildcards.dataset:q} \
+            --seed {wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
             {params.flags:q}
         """
 

@@ -1,0 +1,29 @@
+"""Other ways to recommend with a trained language model than the search of `evaluation`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rere.config.options import Options
+
+
+class Bigrec(Options):
+    """Write a title freely, and rank items by how near theirs are to it (arXiv 2308.08434)."""
+
+    method: Literal["bigrec"] = "bigrec"
+
+
+class D3(Options):
+    """Search by decisions, with the help of a sequential model (arXiv 2406.14900)."""
+
+    method: Literal["d3"] = "d3"
+    alpha: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Weight of the language model; the rest is the sequential model's.",
+    )
+    num_beams: int = Field(50, ge=1, description="Beams of the search.")
+
+
+Decode = Annotated[Bigrec | D3, Field(discriminator="method")]
