@@ -246,7 +246,7 @@ class D3(Decode, config.decoding.D3):
     """Search by decisions, with the help of a sequential model."""
 
     factors: Path | None = Field(
-        None, description="factors.test.safetensors of `rere baseline sasrec`, on these test rows."
+        None, description="factors.test.safetensors of a sequential baseline, on these test rows."
     )
 
     @model_validator(mode="after")
