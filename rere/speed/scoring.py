@@ -22,6 +22,8 @@ from rere.speed.subject import Subject, load
 SCORING = "scoring with backward"
 EXPANDED = "expanded batch"
 SIDES = ("vocabulary", "catalogue", EXPANDED)
+REPEATS = 3
+"""Times that a size is tried."""
 TOLERANCE = 1e-4
 """By how much of their size gradients in float32 may differ."""
 
@@ -143,10 +145,10 @@ def fastest(
     sizes: Sequence[int],
     label: str,
 ) -> int:
-    """Which of the sizes a side is fastest with, on one batch."""
+    """Which of the sizes a side is fastest with, on one batch, several times."""
     if len(sizes) == 1:
         return sizes[0]
-    timed = in_turn({size: partial(call, size) for size in sizes}, [batch], label)
+    timed = in_turn({size: partial(call, size) for size in sizes}, [batch] * REPEATS, label)
     return min(sizes, key=lambda size: timed[size].median)
 
 
