@@ -200,6 +200,21 @@ def test_an_ablation_has_one_sft_model_and_three_seeds_of_rl(tmp_path, table, rl
     }
 
 
+def test_evidence_compares_three_seeds_of_rl_and_of_more_sft(tmp_path):
+    assert planned(tmp_path, ABLATIONS, "results/tables/evidence.csv") == {
+        **dict.fromkeys(("fetch", "preprocess", "backbone", "table"), 1),
+        **{"sft": 4, "rl": 3, "recommend": 7, "metrics": 7},
+    }
+
+
+def test_the_study_of_ready_made_splits_is_planned(tmp_path):
+    (tmp_path / "data" / "industrial").mkdir(parents=True)
+    configs = [*SEQUENTIAL, ROOT / "config" / "industrial.yaml"]
+    assert planned(tmp_path, configs, "results/tables/industrial-sequential.csv") == {
+        **{"preprocess": 1, "baseline": 3, "sequential": 6, "metrics": 9, "table": 1}
+    }
+
+
 @pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")
 def test_the_conda_environments_are_planned(tmp_path):
     done = snakemake(tmp_path, QUICK, "--dry-run", "--sdm", "conda")
