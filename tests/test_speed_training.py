@@ -136,6 +136,15 @@ def test_a_step_in_which_all_groups_are_silent(subject, small_steps):
     assert (result.loss, result.norm) == (0, 0)
 
 
+def test_a_small_gradient_is_held_to_the_size_of_the_others():
+    tells, silent = step.Result([[1]], 2.0, 1.0), step.Result([[1]], 1e-8, 1e-6)
+    rounded = silent._replace(norm=1.01e-6)  # 1e-8 apart: 1e-2 of its own norm, 1e-8 of the other's
+    assert not step.same(rounded, silent)
+    assert step.all_same([tells, rounded], [tells, silent])
+    assert not step.all_same([tells, silent._replace(norm=1e-3)], [tells, silent])
+    assert not step.all_same([tells, rounded._replace(leaves=[[2]])], [tells, silent])
+
+
 def test_one_target_in_so_many_is_a_candidate(subject, small_steps):
     batch = step.with_targets(subject, PROMPTS)
     steps = step.make(subject, "vocabulary", 0.0)

@@ -9,13 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CYCLE, precise, tokenizer, write_cycle, write_data, write_fixed_model
-from training_runs import assert_carries_catalogue, assert_weights_close, records, steps
+from training_runs import (
+    assert_carries_catalogue,
+    assert_weights_close,
+    half_trained,
+    records,
+    steps,
+)
 from training_runs import weights as weights_of
 
-from rere.backbones import backbone, load_model, load_tokenizer
+from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import PrefixTree
-from rere.config.backbones import Tiny
-from rere.config.training import PreferenceOptions, SftOptions
+from rere.config.training import PreferenceOptions
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
 from rere.engine.packing import pack
@@ -25,7 +30,6 @@ from rere.prompts import PromptEncoder
 from rere.speed import plain
 from rere.training.preference import TwiceEach, best_but, preference, random_leaves
 from rere.training.preferences import margins, s_dpo
-from rere.training.sft import sft
 
 RECORD = json.loads((Path(__file__).parent / "records" / "trl.json").read_text())
 SHORT = PreferenceOptions(
@@ -47,15 +51,7 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A model trained too briefly to know the cycle well."""
-    folder = tmp_path_factory.mktemp("init")
-    untrained = folder / "backbone"
-    backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
-    options = SftOptions(
-        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
-    )
-    sft(options, untrained, data, 0, folder)
-    return folder / "model"
+    return half_trained(tmp_path_factory.mktemp("init"), data)
 
 
 # ----------------------------------------------------------------------------------------- loss

@@ -6,19 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model
-from training_runs import assert_carries_catalogue, assert_weights_close, records, steps
+from training_runs import (
+    assert_carries_catalogue,
+    assert_weights_close,
+    half_trained,
+    records,
+    steps,
+)
 
 from rere import prompts
-from rere.backbones import backbone, load_model, load_tokenizer
+from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import PrefixTree
-from rere.config.backbones import Tiny
-from rere.config.training import RlOptions, SftOptions
+from rere.config.training import RlOptions
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
 from rere.errors import InputError
 from rere.prompts import PromptEncoder
 from rere.training.rl import rl
-from rere.training.sft import sft
 
 SHORT = RlOptions(
     learning_rate=1e-3,
@@ -38,15 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A model trained too briefly to know the cycle well."""
-    folder = tmp_path_factory.mktemp("init")
-    untrained = folder / "backbone"
-    backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
-    options = SftOptions(
-        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
-    )
-    sft(options, untrained, data, 0, folder)
-    return folder / "model"
+    return half_trained(tmp_path_factory.mktemp("init"), data)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a training run left in its folder, as the tests of SFT and RL read it."""
+"""A model that tests of training start from, and what a run left in its folder."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.config.backbones import Tiny
+from rere.config.training import SftOptions
 from rere.prompts import PromptEncoder
+from rere.training.sft import sft
 
 TIMES = {"seconds", "candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
 """What a line of the log says of the machine and not of the run."""
+
+
+def half_trained(folder: Path, data: Path) -> Path:
+    """A model in a folder, trained too briefly to know the data set well."""
+    untrained = folder / "backbone"
+    backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
+    options = SftOptions(
+        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
+    )
+    sft(options, untrained, data, 0, folder)
+    return folder / "model"
 
 
 def records(output: Path) -> list[dict]:

@@ -48,6 +48,11 @@ class Timed(NamedTuple):
         return median(self.seconds)
 
 
+def compared(ours: float, theirs: float) -> dict[str, float]:
+    """What the table says of two sides' seconds."""
+    return {"ours_seconds": ours, "theirs_seconds": theirs, "ratio": theirs / ours}
+
+
 def in_turn(
     sides: Mapping[Any, Callable[[Prompts], Any]], batches: Sequence[Prompts], label: str
 ) -> dict[Any, Timed]:

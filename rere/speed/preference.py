@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rere.speed.measure import Prompts, batched, in_turn
+from rere.speed.measure import Prompts, batched, compared, in_turn
 from rere.speed.scoring import EXPANDED, SIDES, TOLERANCE, Group, fastest, log_prob
 from rere.speed.subject import Subject
 from rere.training.preferences import margins, s_dpo
@@ -88,9 +88,7 @@ def rows(
             "what": STEP,
             "against": EXPANDED,
             "setting": ", ".join(words),
-            "ours_seconds": ours.median,
-            "theirs_seconds": theirs.median,
-            "ratio": theirs.median / ours.median,
+            **compared(ours.median, theirs.median),
             # Under `catalogue` scores another loss is minimised.
             "equal": all(map(same, ours.results, theirs.results)) if side == "vocabulary" else None,
         }

@@ -17,7 +17,7 @@ from rere.config.data import Amazon2018
 from rere.data.preprocess import from_events, preprocess, read
 from rere.data.splits import SPLIT_SCHEMA
 from rere.speed import plain_data
-from rere.speed.measure import peak_memory
+from rere.speed.measure import compared, peak_memory
 from rere.speed.reviews import Size, write_reviews
 
 PREPROCESSING = "preprocessing"
@@ -54,9 +54,7 @@ def rows(size: Size, seed: int) -> Iterator[dict[str, Any]]:
             "what": PREPROCESSING,
             "against": PLAIN,
             "setting": f"{setting}, {step}, {pl.thread_pool_size()} threads",
-            "ours_seconds": ours.seconds,
-            "theirs_seconds": theirs.seconds,
-            "ratio": theirs.seconds / ours.seconds,
+            **compared(ours.seconds, theirs.seconds),
             "equal": equal,
             "peak_mb_ours": ours.peak_mb,
             "peak_mb_theirs": theirs.peak_mb,

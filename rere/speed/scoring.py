@@ -16,7 +16,7 @@ from rere.engine.frontier import Scoring
 from rere.engine.leaves import pack_leaves
 from rere.engine.scoring import sum_by_candidate, token_log_probs
 from rere.speed import plain
-from rere.speed.measure import batched, in_fresh_process, in_turn, peak_memory
+from rere.speed.measure import batched, compared, in_fresh_process, in_turn, peak_memory
 from rere.speed.subject import Subject, load
 
 SCORING = "scoring with backward"
@@ -78,9 +78,7 @@ def rows(
             "what": SCORING,
             "against": EXPANDED,
             "setting": ", ".join(words),
-            "ours_seconds": ours,
-            "theirs_seconds": theirs,
-            "ratio": theirs / ours,
+            **compared(ours, theirs),
             "equal": equals_expanded(subject, side, batches[0]),
             "peak_mb_ours": peaks[side],
             "peak_mb_theirs": peaks[EXPANDED],

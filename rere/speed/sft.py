@@ -28,7 +28,7 @@ from rere.data.splits import read_items, read_split
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
-from rere.speed.measure import in_turn
+from rere.speed.measure import compared, in_turn
 from rere.speed.scoring import close, fastest
 from rere.speed.subject import Subject
 from rere.training.sft import SftTrainer
@@ -80,9 +80,7 @@ def rows(
         "what": SFT,
         "against": STOCK,
         "setting": ", ".join(words),
-        "ours_seconds": ours,
-        "theirs_seconds": theirs,
-        "ratio": theirs / ours,
+        **compared(ours, theirs),
         "equal": equals_stock(subject, tokenizer, data[: max(sizes)]),
     }
 

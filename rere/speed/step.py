@@ -25,7 +25,7 @@ from rere.engine.leaves import pack_leaves
 from rere.engine.scoring import token_log_probs
 from rere.speed import plain
 from rere.speed.generate import generate
-from rere.speed.measure import Prompts, batched, in_turn
+from rere.speed.measure import Prompts, batched, compared, in_turn
 from rere.speed.scoring import TOLERANCE, fastest
 from rere.speed.subject import SCORINGS, Subject
 from rere.training import advantages, objectives, rewards
@@ -192,9 +192,7 @@ def rows(
             "what": STEP,
             "against": PLAIN,
             "setting": ", ".join(words),
-            "ours_seconds": ours.median,
-            "theirs_seconds": theirs.median,
-            "ratio": theirs.median / ours.median,
+            **compared(ours.median, theirs.median),
             # Under `catalogue` scores another loss is minimised.
             "equal": all_same(ours.results, theirs.results) if side == "vocabulary" else None,
         }

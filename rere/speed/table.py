@@ -36,6 +36,7 @@ from rere.speed.measure import (
     Prompts,
     Timed,
     batched,
+    compared,
     fastest_size,
     in_batches,
     in_fresh_process,
@@ -196,9 +197,7 @@ def compare(
 def sides(ours: Measured, theirs: Measured) -> dict[str, Any]:
     """What two sides took, and how good their lists are."""
     return {
-        "ours_seconds": ours.timed.median,
-        "theirs_seconds": theirs.timed.median,
-        "ratio": theirs.timed.median / ours.timed.median,
+        **compared(ours.timed.median, theirs.timed.median),
         "peak_mb_ours": ours.peak_mb,
         "peak_mb_theirs": theirs.peak_mb,
         "ndcg@10_ours": ours.ndcg,

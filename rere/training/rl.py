@@ -33,7 +33,7 @@ from rere.training.objectives import KL, OBJECTIVES
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, users_sources
 from rere.training.trainer import Trainer, encode, read_rows, training_arguments
-from rere.training.validation import search_ndcg
+from rere.training.validation import SELECTION, search_ndcg
 
 
 def rl(
@@ -66,7 +66,7 @@ def rl(
             checkpoints.folder,
             options.steps,
             options.prompts,
-            metric_for_best_model="eval_ndcg@10",
+            metric_for_best_model=f"eval_{SELECTION}",
             greater_is_better=True,
         )
         row_ids = [row["row_id"] for row in train]
