@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tiny_models import TITLES, tokenizer, write_fixed_model
 
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.cli import COMMANDS, is_fixed, parse
+from rere.cli import is_fixed, parse
 from rere.config.options import NAME, flags
 from rere.evaluation.recommend import continue_history
 from rere.prompts import PromptEncoder
+from rere.stages import STAGES
 
 
 def rere(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -57,7 +58,7 @@ def test_help_is_there_at_once_and_without_torch():
         "assert time.process_time() < 1"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for stage, command in COMMANDS.items():
+    for stage, command in STAGES.items():
         assert f"  {stage} " in done.stdout
         assert command.__doc__ in done.stdout
 
@@ -82,16 +83,16 @@ def test_help_of_stages_that_share_a_word():
     ]
 
 
-@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_help_explains_every_option(stage, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         parse(stage, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: rere {stage} [OPTIONS]\n\n{COMMANDS[stage].__doc__}\n")
+    assert text.startswith(f"usage: rere {stage} [OPTIONS]\n\n{STAGES[stage].__doc__}\n")
     required = text.partition("\noptions:")[0]
-    for name, field in COMMANDS[stage].model_fields.items():
+    for name, field in STAGES[stage].model_fields.items():
         flag = f"  --{name.replace('_', '-')} "
         assert (flag in text) != is_fixed(field)
         assert (flag in required) == field.is_required()
@@ -180,14 +181,14 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
     return st.from_regex(r"[^\s-]\S{0,9}", fullmatch=True)
 
 
-@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize("stage", STAGES)
 @settings(deadline=None)
 @given(data=st.data())
 def test_flags_and_the_parser_are_inverse(stage, data):
-    fields = {n: f for n, f in COMMANDS[stage].model_fields.items() if not is_fixed(f)}
+    fields = {n: f for n, f in STAGES[stage].model_fields.items() if not is_fixed(f)}
     drawn = {n: data.draw(values(n, f.annotation, tuple(f.metadata))) for n, f in fields.items()}
-    command = COMMANDS[stage](**drawn)
-    fixed = tuple(COMMANDS[stage].model_fields.keys() - fields.keys())
+    command = STAGES[stage](**drawn)
+    fixed = tuple(STAGES[stage].model_fields.keys() - fields.keys())
     assert parse(stage, flags(command, skip=fixed)) == command
 
 
@@ -271,7 +272,7 @@ def test_an_unknown_stage(arguments, message):
 )
 def test_wrong_options(stage, arguments, message, capsys):
     if arguments:
-        fields = COMMANDS[stage].model_fields.items()
+        fields = STAGES[stage].model_fields.items()
         needed = {f"--{name}" for name, field in fields if field.is_required()}
         required = needed - set(arguments.split())
         arguments += "".join(f" {flag} ." for flag in sorted(required))

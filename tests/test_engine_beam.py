@@ -218,8 +218,8 @@ SCORINGS = ["vocabulary", "catalogue", "decisions"]
 @pytest.fixture(params=["short chains", "long chains"])
 def chains(request, monkeypatch):
     """How far ahead a pass feeds forced tokens, which changes no result."""
-    full = (0, 0) if request.param == "short chains" else (10**6, 1e12)
-    monkeypatch.setattr(frontier, "FULL_PASS", {"cpu": full})
+    full = 0 if request.param == "short chains" else 10**6
+    monkeypatch.setattr(frontier, "full_pass", lambda model: full)
 
 
 @pytest.mark.parametrize("num_beams", [25, 40])
@@ -364,7 +364,6 @@ def test_an_assistant_has_no_say_in_single_tokens():
             PrefixTree.build([[5, EOS]]),
             [[3]],
             "vocabulary",
-            1,
             assistant=assistant,
         )
 

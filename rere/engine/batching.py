@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
-from rere.engine.frontier import Scoring, chain_length
+from rere.engine.frontier import Scoring, full_pass
 
 MOST_ROWS = {"cpu": 32}
 """Rows from which on more of them are no faster, by device."""
@@ -58,7 +58,7 @@ def search_bytes(
     all_heads = getattr(config, "num_attention_heads", 1)  # a recurrence has none
     num_heads = getattr(config, "num_key_value_heads", None) or all_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    chained = num_beams * chain_length(model, rows * num_beams)
+    chained = max(num_beams, full_pass(model) // rows)
     fed, in_one_pass = tokens_fed(tree, num_beams, scoring, chained)
     total, widest = prompt_length + fed, max(prompt_length, in_one_pass)
     positions = in_one_pass if scoring == "vocabulary" else num_beams

@@ -20,6 +20,9 @@ from rere.catalogue import PrefixTree
 from rere.engine.decoder import evaluating
 from rere.engine.frontier import Assistant, Frontier, Known, Paths, Scoring, take
 
+FINISHED = 0.5
+"""Share of a batch's rows that have to be finished for the others to go on without them."""
+
 
 class Beams(NamedTuple):
     """Finished hypotheses, best first. Rows with fewer than K end in score -inf, leaf -1."""
@@ -49,18 +52,27 @@ def beam_search(
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
+    rows = torch.arange(len(prompts), device=model.device)
     with evaluating(model):
-        frontier = Frontier(
-            model, tree, prompts, scoring, num_beams, temperature, assistant=assistant
-        )
+        frontier = Frontier(model, tree, prompts, scoring, temperature, assistant=assistant)
         beams, known, num_steps = frontier.start()
-        results = no_results(beams.score, num_beams)
+        found, results = (no_results(beams.score, num_beams) for _ in range(2))
         while True:
             for _ in range(num_steps):
                 beams, results = step(frontier, beams, known, results, length_penalty)
             plan = frontier.plan(beams, known)
-            if plan.num_paths == 0:
-                return results
+            if plan.num_rows <= (1 - FINISHED) * len(rows):
+                for of_all, of_some in zip(found, results, strict=True):
+                    of_all[rows] = of_some
+                if plan.num_rows == 0:
+                    return found
+                goes_on = beams.score.isfinite().any(-1).int()
+                kept = goes_on.argsort(descending=True, stable=True)[: plan.num_rows]
+                rows, plan = rows[kept], plan._replace(count=plan.count[kept])
+                beams, known, results = (
+                    type(x)(*(y[kept] for y in x)) for x in (beams, known, results)
+                )
+                frontier.select(kept)
             known = frontier.forget(beams, known, plan)
             beams, known = frontier.feed(beams, known, plan)
             num_steps = plan.num_steps

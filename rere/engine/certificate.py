@@ -58,7 +58,7 @@ def certified_top(
         raise ValueError("num_results, max_nodes and width must be at least 1")
     with evaluating(model):
         # Whole edges, so that a node's score is known at once.
-        frontier = Frontier(model, tree, prompts, scoring, width, max_chain=tree.longest)
+        frontier = Frontier(model, tree, prompts, scoring, whole_edges=True)
         paths, known, _ = frontier.start()
         score = known.forced[:, :, : tree.opening].sum(-1)
         results = no_results(score, num_results)

@@ -105,6 +105,12 @@ class SharedPrompt:
         for layer in self.cache.layers:
             layer.keep(start, kept)
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with the rows `rows` (N,) alone."""
+        self.real, self.position = self.real[rows], self.position[rows]
+        self.prompt_length = self.prompt_length[rows]
+        self.cache.batch_select_indices(rows)
+
     def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, keep: int) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
         return self.model(
@@ -185,6 +191,10 @@ class Plain:
     def keep(self, kept: Tensor) -> None:
         fed = self.fed[:, self.num_opening :].gather(1, kept)
         self.fed = torch.cat([self.fed[:, : self.num_opening], fed], dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        self.prompt, self.prompt_length = self.prompt[rows], self.prompt_length[rows]
+        self.fed = self.fed[rows]
 
     def _logits(self, visible: Tensor) -> Tensor:
         """Logits (B, N, V) after the prompt and the fed tokens `visible` (B, N, S), in order."""

@@ -31,20 +31,15 @@ Scoring = Literal["vocabulary", "catalogue", "decisions"]
 MAX_CHAIN = 16
 """Tokens of an edge that a pass feeds under `vocabulary` at most."""
 
-FULL_PASS = {"cpu": (256, 2e9)}
-"""Paths, and paths times parameters, that fill a pass: more of them take as much longer."""
+FULL_PASS = {"cpu": (256, 1e10)}
+"""Tokens, and tokens times parameters, that fill a pass: fewer take about as long."""
 FULL_PASS_ELSEWHERE = (1024, 1e12)
 
 
-def chain_length(model: PreTrainedModel, num_paths: int) -> int:
-    """Tokens of an edge that a pass of so many paths feeds under `vocabulary` at most.
-
-    A path may be pruned on an edge whose tokens are fed already. That pays as long as a pass
-    takes no longer for them.
-    """
-    full_paths, full_work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
-    is_full = num_paths > full_paths or num_paths * model.num_parameters() > full_work
-    return 1 if is_full else MAX_CHAIN
+def full_pass(model: PreTrainedModel) -> int:
+    """Tokens that fill a pass."""
+    tokens, work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
+    return min(tokens, int(work / model.num_parameters()))
 
 
 class Paths(NamedTuple):
@@ -78,35 +73,35 @@ class Assistant(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The sizes of a forward pass: all that the host has to know of the paths."""
+    """A forward pass, and its sizes: all that the host has to know of the paths."""
 
+    count: Tensor  # (B, K) i64, tokens that each path feeds
+    num_rows: int  # with paths that go on
     num_paths: int  # in the fullest row
     num_feeding: int  # M, those that feed tokens
-    num_inner: int  # tokens they feed before their last ones
+    num_columns: int  # for the tokens they feed, or those before their last ones
     fanout: int  # F
     num_steps: int  # steps that paths can go afterwards
     num_live: int  # fed tokens that paths follow, in the row with most of them
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a pass lie: edge after edge, but the last token of each at the end.
-
-    So one `logits_to_keep` can leave out all others.
-    """
+    """Which tokens of which paths are in the columns of a pass."""
 
     owner: Tensor  # (B, Q) i64, which of the M feeding paths
     place: Tensor  # (B, Q) i64, which of its tokens
     exists: Tensor  # (B, Q) bool
-    start: Tensor  # (B, M) i64, the column of a path's first token, if it is not its last
+    start: Tensor  # (B, M) i64, the column of a path's first token
+    end: Tensor  # (B, M) i64, and of its last
 
 
 class Frontier:
     """A model's view of the paths through a tree behind a batch of prompts.
 
-    Log-probabilities are those at `temperature`, above 0. `max_chain` is as many tokens of an edge
-    as a pass feeds under `vocabulary`, instead of what `chain_length` finds best for `max_paths` a
-    row. An `assistant` has its say where paths decide. Raises ValueError for another temperature,
-    and for an assistant under `vocabulary`.
+    Log-probabilities are those at `temperature`, above 0. Under `vocabulary` a pass feeds as much
+    of the edges as it has room for, or the whole of them with `whole_edges`. An `assistant` has its
+    say where paths decide. Raises ValueError for another temperature, and for an assistant under
+    `vocabulary`.
     """
 
     def __init__(
@@ -115,9 +110,8 @@ class Frontier:
         tree: PrefixTree,
         prompts: Sequence[Sequence[int]],
         scoring: Scoring,
-        max_paths: int,
         temperature: float = 1.0,
-        max_chain: int | None = None,
+        whole_edges: bool = False,
         assistant: Assistant | None = None,
     ) -> None:
         check_temperature(temperature)
@@ -127,7 +121,9 @@ class Frontier:
         self.normalised = scoring == "catalogue"
         self.temperature, self.assistant = temperature, assistant
         self.decoder = decoder(model, prompts, tree.longest)
-        self.max_chain = max_chain or chain_length(model, len(prompts) * max_paths)
+        self.whole_edges = whole_edges
+        self.longest_chain = tree.longest if whole_edges else MAX_CHAIN
+        self.full_pass = full_pass(model)
 
     def start(self) -> tuple[Paths, Known, int]:
         """One path a row, at the root, and how many steps it can go.
@@ -147,7 +143,9 @@ class Frontier:
             scores = predicted.gather(-1, token)[..., 0] / self.temperature
             forced[:, 0, :-1] = scores - norm[:, : len(opening)]
         known = Known(
-            children=self._children(logits, norm, zero, max(1, self.tree.first_fanout)),
+            children=self._children(
+                logits, norm, zero + logits.shape[1] - 1, zero, max(1, self.tree.first_fanout)
+            ),
             forced=forced,
             since=zero,
             ancestors=torch.zeros(*zero.shape, 0, dtype=torch.bool, device=zero.device),
@@ -174,18 +172,19 @@ class Frontier:
         exists = paths.score.isfinite()
         count = self._to_feed(paths)
         sizes = [
+            exists.any(-1).sum(),
             exists.sum(-1).amax(),
             (count > 0).sum(-1).amax(),
-            (count - 1).clamp(min=0).sum(-1).amax(),
+            (count - 1 if self.by_decision else count).clamp(min=0).sum(-1).amax(),
             self.tree.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
             (paths.fed + count + 1 - paths.taken).where(exists, 1).amax(),
             live(paths, known).sum(-1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
         ]
-        *plan, is_nan = torch.stack(sizes).tolist()
+        *sizes, is_nan = torch.stack(sizes).tolist()
         if is_nan:
             raise InputError("the model's logits are not numbers; its weights are broken")
-        return Plan(*plan)
+        return Plan(count, *sizes)
 
     def forget(self, paths: Paths, known: Known, plan: Plan) -> Known:
         """Drop the fed tokens that no path follows any more, once they are half of all.
@@ -200,16 +199,23 @@ class Frontier:
         kept = kept[:, None, :].expand(-1, known.ancestors.shape[1], -1)
         return known._replace(ancestors=known.ancestors.gather(2, kept))
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with the rows `rows` (N,) alone."""
+        self.decoder.select(rows)
+        if self.assistant is not None:
+            self.assistant = self.assistant._replace(log_mass=self.assistant.log_mass[rows])
+
     def feed(self, paths: Paths, known: Known, plan: Plan) -> tuple[Paths, Known]:
         """One forward pass over the tokens that paths have entered, and what it tells of them."""
         paths = Paths(*(x[:, : plan.num_paths] for x in paths))
         known = Known(*(take(x, paths.origin) for x in known))
-        count = self._to_feed(paths)
+        count = plan.count[:, : plan.num_paths]
         feeds = count > 0
         feeding = feeds.int().argsort(dim=-1, descending=True, stable=True)
         feeding = feeding[:, : plan.num_feeding]  # (B, M)
         rank = (feeds.cumsum(-1) - 1).clamp(min=0)  # (B, K), a feeding path's place among the M
-        layout = lay_out(count.gather(1, feeding), plan.num_inner)
+        lay = lay_out_apart if self.by_decision else lay_out
+        layout = lay(count.gather(1, feeding), plan.num_columns)
 
         path = feeding.gather(1, layout.owner)  # (B, Q)
         node = paths.node.gather(1, path)
@@ -218,6 +224,7 @@ class Frontier:
         ids = self.tree.token[self.tree.edge[node] + at]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         keep = plan.num_feeding if self.by_decision else ids.shape[1]
+        end = layout.end - (ids.shape[1] - keep)
         logits = upcast(self.decoder.feed(ids, depth, visible, keep))
 
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
@@ -226,7 +233,7 @@ class Frontier:
         if not self.by_decision:
             forced = self._forced(logits, norm, node, fed, layout)
             forced = renew(known.forced, forced, feeds, rank)
-        children = self._children(logits, norm, node, plan.fanout)
+        children = self._children(logits, norm, end, node, plan.fanout)
         every = torch.arange(plan.num_paths, device=path.device)
         fed_now = (path[:, None, :] == every[:, None]) & layout.exists[:, None, :]
         known = Known(
@@ -239,25 +246,26 @@ class Frontier:
 
     def _to_feed(self, paths: Paths) -> Tensor:
         """How many tokens each path feeds next, (B, K); none where it knows what may follow."""
-        count = (
-            self.tree.length[paths.node] - (self.tree.fanout[paths.node] == 0).long() - paths.fed
-        )
-        if not self.by_decision:
-            count = count.clamp(max=self.max_chain)
-        return count.where((paths.fed < paths.taken) & paths.score.isfinite(), 0)
+        left = self.tree.length[paths.node] - (self.tree.fanout[paths.node] == 0).long() - paths.fed
+        left = left.where((paths.fed < paths.taken) & paths.score.isfinite(), 0)
+        if self.by_decision or self.whole_edges:
+            return left
+        return look_ahead(left, self.full_pass // len(left))
 
-    def _children(self, logits: Tensor, norm: Tensor | None, node: Tensor, fanout: int) -> Tensor:
-        """Log-probabilities (B, M, F) of the children of `node` (B, M), after the last M tokens.
+    def _children(
+        self, logits: Tensor, norm: Tensor | None, end: Tensor, node: Tensor, fanout: int
+    ) -> Tensor:
+        """Log-probabilities (B, M, F) of the children of `node` (B, M), at the columns `end`.
 
         Without `norm`, the log of the vocabulary's sum, they are normalised among themselves.
         """
         child, exists = self.tree.children(node, fanout)
         token = self.tree.token[self.tree.edge[child]]
-        scores = logits[:, -node.shape[1] :].gather(-1, token) / self.temperature
+        scores = pick(logits, end[..., None], token) / self.temperature
         if norm is None:
             total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
         else:
-            total = norm[:, -node.shape[1] :]
+            total = norm.gather(1, end)
         scores = scores - total[..., None]
         if self.assistant is not None:
             log_mass, weight = self.assistant
@@ -270,16 +278,28 @@ class Frontier:
         self, logits: Tensor, norm: Tensor, node: Tensor, fed: Tensor, layout: Layout
     ) -> Tensor:
         """Log-probabilities (B, M, C) of the edge's tokens that follow those fed now."""
-        step = torch.arange(self.max_chain, device=node.device)
-        last = layout.place[:, -node.shape[1] :]  # (B, M)
-        num_inner = logits.shape[1] - node.shape[1]
-        end = num_inner + torch.arange(node.shape[1], device=node.device)
-        column = layout.start[..., None] + step
-        column = torch.where(step < last[..., None], column, end[:, None])
+        step = torch.arange(self.longest_chain, device=node.device)
+        column = torch.minimum(layout.start[..., None] + step, layout.end[..., None])
         at = torch.minimum(fed[..., None] + 1 + step, self.tree.length[node][..., None] - 1)
         token = self.tree.token[self.tree.edge[node][..., None] + at]
-        rows = torch.arange(len(node), device=node.device)[:, None, None]
-        return logits[rows, column, token] / self.temperature - norm[rows, column]
+        scores = pick(logits, column, token) / self.temperature
+        return scores - norm.gather(1, column.flatten(1)).view_as(scores)
+
+
+def look_ahead(left: Tensor, room: int) -> Tensor:
+    """How many of the tokens `left` (B, K) of their edges paths feed: at least one, if any is left.
+
+    A path may be pruned on an edge whose tokens are fed already. But up to `room` tokens a row cost
+    next to nothing, and as many as another row waits for nothing at all.
+    """
+    chain = torch.arange(1, MAX_CHAIN + 1, device=left.device)
+    total = torch.minimum(left[..., None], chain).sum(1)  # (B, MAX_CHAIN), with chains so long
+    room = total[:, :1].amax().clamp(min=room)
+    longest = (total <= room).sum(-1, keepdim=True)
+    count = torch.minimum(left, longest)
+    # One more for the best paths, out of what that leaves.
+    more = (left > count) & (longest < MAX_CHAIN)
+    return count + (more & (more.cumsum(-1) <= room - count.sum(-1, keepdim=True)))
 
 
 def live(paths: Paths, known: Known) -> Tensor:
@@ -288,19 +308,34 @@ def live(paths: Paths, known: Known) -> Tensor:
     return followed.any(1)
 
 
-def lay_out(count: Tensor, num_inner: int) -> Layout:
-    """The layout of `count` (B, M) tokens a path, at most `num_inner` a row besides last ones."""
-    num_rows, num_feeding = count.shape
-    end = (count - 1).clamp(min=0).cumsum(-1)
-    start = end - (count - 1).clamp(min=0)
-    column = torch.arange(num_inner, device=count.device).repeat(num_rows, 1)
-    inner = torch.searchsorted(end, column, right=True).clamp(max=num_feeding - 1)
-    last = torch.arange(num_feeding, device=count.device).repeat(num_rows, 1)
+def lay_out(count: Tensor, num_columns: int) -> Layout:
+    """`count` (B, M) tokens a path, one path after the other."""
+    stop = count.cumsum(-1)
+    column = torch.arange(num_columns, device=count.device).repeat(len(count), 1)
+    owner = torch.searchsorted(stop, column, right=True).clamp(max=count.shape[1] - 1)
+    start = stop - count
     return Layout(
-        owner=torch.cat([inner, last], dim=1),
-        place=torch.cat([column - start.gather(1, inner), count - 1], dim=1),
-        exists=torch.cat([column < end[:, -1:], count > 0], dim=1),
+        owner=owner,
+        place=column - start.gather(1, owner),
+        exists=column < stop[:, -1:],
         start=start,
+        end=(stop - 1).clamp(min=0),
+    )
+
+
+def lay_out_apart(count: Tensor, num_earlier: int) -> Layout:
+    """The same, but the last tokens of all paths behind all others.
+
+    So one `logits_to_keep` can leave out the others.
+    """
+    earlier = lay_out((count - 1).clamp(min=0), num_earlier)
+    last = torch.arange(count.shape[1], device=count.device).repeat(len(count), 1)
+    return Layout(
+        owner=torch.cat([earlier.owner, last], dim=1),
+        place=torch.cat([earlier.place, count - 1], dim=1),
+        exists=torch.cat([earlier.exists, count > 0], dim=1),
+        start=earlier.start,
+        end=num_earlier + last,
     )
 
 
@@ -309,6 +344,12 @@ def own_edge(layout: Layout) -> Tensor:
     owner, place, exists = layout.owner, layout.place, layout.exists
     follows = place[:, :, None] >= place[:, None, :]
     return (owner[:, :, None] == owner[:, None, :]) & follows & exists[:, None, :]
+
+
+def pick(logits: Tensor, column: Tensor, token: Tensor) -> Tensor:
+    """logits[b, column[b, ...], token[b, ...]] of logits (B, Q, V); `column` may broadcast."""
+    at = column * logits.shape[-1] + token
+    return logits.flatten(1).gather(1, at.flatten(1)).view_as(at)
 
 
 def log_sum(logits: Tensor, temperature: float) -> Tensor:

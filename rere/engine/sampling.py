@@ -62,7 +62,7 @@ def sample(
     """
     check(num_samples)
     with evaluating(model):
-        frontier = Frontier(model, tree, prompts, "catalogue", num_samples, temperature)
+        frontier = Frontier(model, tree, prompts, "catalogue", temperature)
         paths, known, _ = frontier.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
         path, score = node, paths.score.expand(node.shape)
@@ -151,7 +151,7 @@ def stochastic_beam_search(
     check(num_beams)
     with evaluating(model):
         # One more beam tells the threshold.
-        frontier = Frontier(model, tree, prompts, "catalogue", num_beams + 1, temperature)
+        frontier = Frontier(model, tree, prompts, "catalogue", temperature)
         start, known, _ = frontier.start()
         noise = gumbel(seeds, start.node).to(start.score.dtype)
         beams = StochasticBeams(start.node, start.score, noise, start.origin)
