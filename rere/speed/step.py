@@ -11,7 +11,7 @@ A row of data is a prompt with the leaf of its target.
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -108,7 +108,8 @@ class Step:
             log_prob, kl = token_log_probs(self.model, packed), None
             if self.reference is not None:
                 with torch.no_grad():
-                    kl = objectives.k3(log_prob, token_log_probs(self.reference, packed))
+                    reference = token_log_probs(self.reference, packed)
+                kl = objectives.k3(log_prob, reference)
             each = advantage[part].to(device)
             loss = objectives.grpo(log_prob, each, kl, self.beta, packed)
             loss = loss * len(part) / len(prompts)
@@ -162,13 +163,18 @@ def missing(every: Sequence[int], found: Sequence[int]) -> int:
 
 
 def rows(
-    subject: Subject, dataset: str, prompts: Prompts, sizes: Sequence[int]
+    subject: Subject,
+    dataset: str,
+    prompts: Prompts,
+    searched: Mapping[str, int],
+    sizes: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
 
-    Every side takes of `sizes` the prompts of a search, and of a training pass, that it is fastest
-    with. First with a reference, under either scoring, against the plain step with one; then
-    without, groups that teach nothing skipped, against the plain step without.
+    Every side searches as many of them at once as `searched` says, and takes of `sizes` the prompts
+    of a training pass that it is fastest with. First with a reference, under either scoring,
+    against the plain step with one; then without, groups that teach nothing skipped, against the
+    plain step without.
     """
     batches = batched(with_targets(subject, prompts), PROMPTS)
     hit_rate = math.ceil(len(prompts) / EVERY) / len(prompts)
@@ -176,7 +182,10 @@ def rows(
     steps = {(side, beta): make(subject, side, beta) for beta in BETAS for side in sides}
     label = f"speed: {subject.name}, {STEP}"
     middle = batches[len(batches) // 2]
-    at_once = {side: tuned(steps[side, BETAS[0]], middle, sizes, label) for side in sides}
+    at_once = {
+        side: tuned(steps[side, BETAS[0]], middle, min(searched[side], PROMPTS), sizes, label)
+        for side in sides
+    }
     calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label)
     for (side, beta), ours in timed.items():
@@ -214,10 +223,13 @@ def make(subject: Subject, side: str, beta: float) -> Step:
     )
 
 
-def tuned(step: Step, batch: Sequence[Row], sizes: Sequence[int], label: str) -> tuple[int, int]:
-    """How many prompts a step is fastest with, in its searches and in its training passes."""
-    search = fastest(lambda number, rows: step((number, PROMPTS), rows), batch, sizes, label)
-    return search, fastest(lambda number, rows: step((search, number), rows), batch, sizes, label)
+def tuned(
+    step: Step, batch: Sequence[Row], searched: int, sizes: Sequence[int], label: str
+) -> tuple[int, int]:
+    """The prompts of a search, and of a training pass: those that the step is fastest with."""
+    return searched, fastest(
+        lambda number, rows: step((searched, number), rows), batch, sizes, label
+    )
 
 
 def all_same(ours: Sequence[Result], theirs: Sequence[Result]) -> bool:

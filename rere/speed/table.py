@@ -14,7 +14,7 @@
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +101,14 @@ def speed(
         prompts, targets = sample(model, data, num_rows, options.seed)
         subject = load(name, model, data, ["float32", "bfloat16"])
         peak = partial(in_fresh_process, peak_of_search, model, data)
+        searched = {}
         for num_beams in options.beams:
             sides = measure(options, subject, num_beams, prompts, targets, peak)
             measured += compare(subject, data.name, num_beams, prompts, sides)
+            searched[num_beams] = {side.what: each.batch_size for side, each in sides.items()}
         if options.training_rows:
-            measured += training(options, subject, model, data, prompts)
+            sizes = searched[min(options.beams)]
+            measured += training(options, subject, model, data, prompts, sizes)
     if options.reviews:
         measured += preprocessing.rows(preprocessing.like_toys(options.reviews[-1]), options.seed)
     measured.append(build_row(options, subject))
@@ -240,13 +243,18 @@ def equals_plain(subject: Subject, num_beams: int, prompts: Prompts, ours: Measu
 
 
 def training(
-    options: Measurement, subject: Subject, model: Path, data: Path, prompts: Prompts
+    options: Measurement,
+    subject: Subject,
+    model: Path,
+    data: Path,
+    prompts: Prompts,
+    searched: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """The table's rows of what trains a model."""
+    """The table's rows of what trains a model; `searched` are the prompts of each side's search."""
     chosen, sizes = spread(prompts, options.training_rows), options.training_batch_sizes
     yield from scoring.rows(subject, model, data, chosen, options.beams[0], sizes)
     yield from preference.rows(subject, data.name, chosen, sizes)
-    yield from step.rows(subject, data.name, chosen, sizes)
+    yield from step.rows(subject, data.name, chosen, searched, sizes)
     # SFT has one candidate a row where the others have a group of them.
     sizes = [ROWS_OF_SFT * size for size in sizes]
     num_rows = ROWS_OF_SFT * options.training_rows
