@@ -162,7 +162,8 @@ def test_one_target_in_so_many_is_a_candidate(subject, small_steps):
 
 
 def test_the_rows_of_steps(subject, small_steps):
-    rows = list(step.rows(subject, "cycle", PROMPTS[:4], [1, 2]))
+    searched = {"vocabulary": 2, "catalogue": 4, "generate": 1}
+    rows = list(step.rows(subject, "cycle", PROMPTS[:4], searched, [1, 2]))
     assert [row["equal"] for row in rows] == [True, None, True, None]
     assert ["skipped, hit rate 0.5" in row["setting"] for row in rows] == [False, False, True, True]
     for row in rows:

@@ -27,7 +27,7 @@ from rere.speed import plain
 from rere.speed.generate import generate
 from rere.speed.measure import Prompts, batched, compared, in_turn
 from rere.speed.scoring import TOLERANCE, fastest
-from rere.speed.subject import SCORINGS, Subject
+from rere.speed.subject import GENERATE, SCORINGS, Subject
 from rere.training import advantages, objectives, rewards
 
 STEP = "RL step"
@@ -182,6 +182,7 @@ def rows(
     steps = {(side, beta): make(subject, side, beta) for beta in BETAS for side in sides}
     label = f"speed: {subject.name}, {STEP}"
     middle = batches[len(batches) // 2]
+    searched = {PLAIN: searched[GENERATE.what], **searched}
     at_once = {
         side: tuned(steps[side, BETAS[0]], middle, min(searched[side], PROMPTS), sizes, label)
         for side in sides
