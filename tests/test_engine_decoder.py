@@ -7,7 +7,7 @@ from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Confi
 
 from rere.engine.attention import GROUPED, grouped
 from rere.engine.decoder import GrowingLayer, Plain, SharedPrompt, steered_by_mask
-from rere.engine.frontier import MAX_CHAIN, lay_out, lay_out_apart, look_ahead, own_edge
+from rere.engine.layout import MAX_CHAIN, lay_out, lay_out_apart, look_ahead, own_edge
 from rere.engine.masks import attention_mask, causal, layer_windows
 
 PROMPTS = [[5, 9, 3, 4, 7, 11, 2], [8], [2, 3, 22]]

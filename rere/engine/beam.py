@@ -61,6 +61,7 @@ def beam_search(
             for _ in range(num_steps):
                 beams, results = step(frontier, beams, known, results, length_penalty)
             plan = frontier.plan(beams, known)
+            # A row in which no path goes on would be computed, to no end, with the others.
             if plan.num_rows <= (1 - FINISHED) * len(rows):
                 for of_all, of_some in zip(found, results, strict=True):
                     of_all[rows] = of_some
