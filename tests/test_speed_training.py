@@ -106,7 +106,7 @@ def test_the_plain_update_is_the_objectives_gradient(subject):
 # --------------------------------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize("beta", [1e-3, 0.0])
+@pytest.mark.parametrize("beta", [1.0, 1e-3, 0.0])
 @pytest.mark.parametrize("at_once", [(1, 2), (2, 1)])
 def test_steps_are_the_same_whatever_is_at_once(subject, small_steps, beta, at_once):
     batch = step.with_targets(subject, PROMPTS[:2])

@@ -7,7 +7,6 @@ their losses and gradients compare.
 A row of data is a prompt with its candidates, the target first.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 
 from rere.speed.measure import Prompts, batched, compared, in_turn
 from rere.speed.scoring import EXPANDED, SIDES, TOLERANCE, Group, fastest, log_prob
-from rere.speed.subject import Subject
+from rere.speed.subject import Subject, optimizer_of, reference_of
 from rere.training.preferences import margins, s_dpo
 
 STEP = "S-DPO step"
@@ -67,12 +66,8 @@ def rows(
     """
     batches = batched(with_candidates(subject, prompts), ROWS)
     model = subject.models["float32"]
-    held = copy.deepcopy(model).requires_grad_(False)
-    for weight in held.parameters():
-        weight.mul_(1.01)  # so that there are margins to compare
-    reference = replace(subject, models={"float32": held})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # as the Trainer's
-    steps = {side: Step(subject, reference, optimizer, side) for side in SIDES}
+    reference = replace(subject, models={"float32": reference_of(model)})
+    steps = {side: Step(subject, reference, optimizer_of(model), side) for side in SIDES}
     label, middle = f"speed: {subject.name}, {STEP}", batches[len(batches) // 2]
     at_once = {side: fastest(step, middle, sizes, label) for side, step in steps.items()}
     timed = in_turn(

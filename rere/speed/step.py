@@ -8,8 +8,6 @@ same weights, and their candidates, losses and gradients compare.
 A row of data is a prompt with the leaf of its target.
 """
 
-import copy
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +22,9 @@ from rere.engine.beam import beam_search
 from rere.engine.leaves import pack_leaves
 from rere.engine.scoring import token_log_probs
 from rere.speed import plain
-from rere.speed.generate import generate
-from rere.speed.measure import Prompts, batched, compared, in_turn
+from rere.speed.measure import Prompts, batched, compared, in_batches, in_turn
 from rere.speed.scoring import TOLERANCE, fastest
-from rere.speed.subject import GENERATE, SCORINGS, Subject
+from rere.speed.subject import GENERATE, SCORINGS, Side, Subject, optimizer_of, reference_of
 from rere.training import advantages, objectives, rewards
 
 STEP = "RL step"
@@ -69,15 +66,14 @@ class Step:
     def model(self) -> PreTrainedModel:
         return self.subject.models["float32"]
 
+    @property
+    def searcher(self) -> Side:
+        return GENERATE if self.side == PLAIN else Side(self.side)
+
     def __call__(self, at_once: tuple[int, int], batch: Sequence[Row]) -> Result:
         prompts = [row.prompt for row in batch]
-        search, update = (
-            (self.search_plainly, self.update_plainly)
-            if self.side == PLAIN
-            else (self.search, self.update)
-        )
-        found = [search(part) for part in batched(prompts, at_once[0])]
-        leaves = list(itertools.chain.from_iterable(found))
+        leaves = in_batches(self.search, at_once[0], prompts)
+        update = self.update_plainly if self.side == PLAIN else self.update
         advantage = advantage_of(leaves, [row.target for row in batch])
         self.optimizer.zero_grad()
         loss = update(prompts, leaves, advantage, at_once[1])
@@ -86,13 +82,7 @@ class Step:
         return Result(leaves, loss, float(norm))
 
     def search(self, prompts: Prompts) -> list[list[int]]:
-        found = beam_search(self.model, self.subject.tree, prompts, GROUP_SIZE, self.side)
-        return found.leaf.tolist()
-
-    def search_plainly(self, prompts: Prompts) -> list[list[int]]:
-        subject = self.subject
-        found, _ = generate(self.model, subject.token_tree, subject.eos, prompts, GROUP_SIZE)
-        return subject.leaves(found)
+        return self.subject.leaves(self.subject.search(self.searcher, GROUP_SIZE, prompts))
 
     def update(
         self, prompts: Prompts, leaves: list[list[int]], advantage: Tensor, at_once: int
@@ -182,11 +172,11 @@ def rows(
     steps = {(side, beta): make(subject, side, beta) for beta in BETAS for side in sides}
     label = f"speed: {subject.name}, {STEP}"
     middle = batches[len(batches) // 2]
-    searched = {PLAIN: searched[GENERATE.what], **searched}
-    at_once = {
-        side: tuned(steps[side, BETAS[0]], middle, min(searched[side], PROMPTS), sizes, label)
-        for side in sides
-    }
+    at_once = {}
+    for side in sides:
+        step = steps[side, BETAS[0]]
+        number = min(PROMPTS, searched[step.searcher.what])
+        at_once[side] = number, fastest(partial(trained, step, number), middle, sizes, label)
     calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label)
     for (side, beta), ours in timed.items():
@@ -211,26 +201,19 @@ def rows(
 def make(subject: Subject, side: str, beta: float) -> Step:
     """A step that skips silent groups where that is exact, without a reference."""
     model = subject.models["float32"]
-    reference = copy.deepcopy(model).requires_grad_(False) if beta else None
-    for weight in reference.parameters() if reference else ():
-        weight.mul_(1.01)  # so that there is a divergence to compare
     return Step(
         subject,
-        reference,
-        torch.optim.AdamW(model.parameters(), lr=0.0, fused=True),  # as the Trainer's
+        reference_of(model) if beta else None,
+        optimizer_of(model),
         side,
         beta,
         skip=not beta and side != PLAIN,
     )
 
 
-def tuned(
-    step: Step, batch: Sequence[Row], searched: int, sizes: Sequence[int], label: str
-) -> tuple[int, int]:
-    """The prompts of a search, and of a training pass: those that the step is fastest with."""
-    return searched, fastest(
-        lambda number, rows: step((searched, number), rows), batch, sizes, label
-    )
+def trained(step: Step, searched: int, at_once: int, batch: Sequence[Row]) -> Result:
+    """The step with so many prompts a search and a training pass."""
+    return step((searched, at_once), batch)
 
 
 def all_same(ours: Sequence[Result], theirs: Sequence[Result]) -> bool:

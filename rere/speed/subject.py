@@ -1,5 +1,6 @@
 """What is measured: a model on a catalogue, searched by us or by `generate`."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,19 @@ def load(name: str, model: Path, data: Path, dtypes: Sequence[str]) -> Subject:
         sequences=encoder.responses(),
         eos=tokenizer.eos_token_id,
     )
+
+
+def reference_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its weights a little larger, so that there is a divergence to compare."""
+    reference = copy.deepcopy(model).requires_grad_(False)
+    for weight in reference.parameters():
+        weight.mul_(1.01)
+    return reference
+
+
+def optimizer_of(model: PreTrainedModel) -> torch.optim.Optimizer:
+    """The Trainer's, but a step leaves the weights as they are: all steps start from the same."""
+    return torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
 
 def sample(model: Path, data: Path, rows: int, seed: int) -> tuple[list[list[int]], list[int]]:

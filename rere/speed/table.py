@@ -101,14 +101,16 @@ def speed(
         prompts, targets = sample(model, data, num_rows, options.seed)
         subject = load(name, model, data, ["float32", "bfloat16"])
         peak = partial(in_fresh_process, peak_of_search, model, data)
-        searched = {}
-        for num_beams in options.beams:
-            sides = measure(options, subject, num_beams, prompts, targets, peak)
+        by_beams = {
+            num_beams: measure(options, subject, num_beams, prompts, targets, peak)
+            for num_beams in options.beams
+        }
+        for num_beams, sides in by_beams.items():
             measured += compare(subject, data.name, num_beams, prompts, sides)
-            searched[num_beams] = {side.what: each.batch_size for side, each in sides.items()}
         if options.training_rows:
-            sizes = searched[min(options.beams)]
-            measured += training(options, subject, model, data, prompts, sizes)
+            sides = by_beams[options.beams[0]]
+            searched = {side.what: each.batch_size for side, each in sides.items()}
+            measured += training(options, subject, model, data, prompts, searched)
     if options.reviews:
         measured += preprocessing.rows(preprocessing.like_toys(options.reviews[-1]), options.seed)
     measured.append(build_row(options, subject))
