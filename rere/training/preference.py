@@ -41,7 +41,7 @@ from rere.training.groups import slices
 from rere.training.models import load, save
 from rere.training.preferences import margins, s_dpo
 from rere.training.reference import Reference
-from rere.training.trainer import Trainer, encode, read_rows, training_arguments
+from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -57,9 +57,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         catalogue = Catalogue.build(encoder, encoder.responses())
-        train = read_rows(data, "train")
-        if len(train) < options.batch_size:
-            raise InputError(f"{data}: has {len(train)} training rows, fewer than batch_size")
+        train = read_train(data, options.batch_size)
         if (titles := len(catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(f"{data}: has {titles} titles; a target and its negatives need more")
 

@@ -32,7 +32,7 @@ from rere.training.models import load, save
 from rere.training.objectives import KL, OBJECTIVES
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, users_sources
-from rere.training.trainer import Trainer, encode, read_rows, training_arguments
+from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -57,9 +57,7 @@ def rl(
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         catalogue = Catalogue.build(encoder, encoder.responses())
-        train = read_rows(data, "train")
-        if len(train) < options.prompts:
-            raise InputError(f"{data}: has {len(train)} training rows, fewer than prompts a step")
+        train = read_train(data, options.prompts)
         args = training_arguments(
             options,
             seed,

@@ -239,6 +239,14 @@ def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str,
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
 
 
+def read_train(data: Path, rows_per_step: int) -> list[dict[str, Any]]:
+    """The training rows; InputError for fewer than a step takes."""
+    train = read_rows(data, "train")
+    if len(train) < rows_per_step:
+        raise InputError(f"{data}: has {len(train)} training rows, a step takes {rows_per_step}")
+    return train
+
+
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
     """The prompt ids of a batch of rows."""
     return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
