@@ -463,11 +463,11 @@ def test_the_ablations_are_a_study():
     budgets = set()
     for table in tables:
         runs = study.runs(table)
-        assert [run.seed for run in runs if run.method == "sft_long"] == [0]
+        assert [run.seed for run in runs if run.method == "sft"] == [0]
         assert study.tables[table].reference in study.tables[table].methods
-        options = [study.methods[run.method].rl for run in runs if run.method != "sft_long"]
+        options = [study.methods[run.method].rl for run in runs if run.method != "sft"]
         budgets |= {(each.steps, each.prompts, each.group_size) for each in options}
-    assert budgets == {(100, 32, 16)}
+    assert budgets == {(60, 32, 16)}
 
 
 def test_a_grid_may_range_over_models():
