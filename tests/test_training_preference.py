@@ -323,7 +323,7 @@ def test_the_catalogues_probabilities(tmp_path, init, data):
 def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
     rows = [([0], 1)] * 7
     data = write_data(tmp_path / "rows", CYCLE, train=rows, valid=rows)
-    with pytest.raises(InputError, match="has 7 training rows, a step takes"):
+    with pytest.raises(InputError, match="has 7 training rows, fewer than batch_size"):
         preference(SHORT, fixed, data, 0, tmp_path / "run")
     data = write_data(tmp_path / "titles", CYCLE[:3], train=rows * 2, valid=rows)
     with pytest.raises(InputError, match="has 3 titles; a target and its negatives need more"):

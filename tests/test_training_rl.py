@@ -213,5 +213,5 @@ def test_the_reward_is_that_of_the_options(tmp_path, data, init, reward):
 
 def test_fewer_training_rows_than_prompts_are_refused(tmp_path, init):
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 7, valid=[([0], 1)])
-    with pytest.raises(InputError, match="has 7 training rows, a step takes"):
+    with pytest.raises(InputError, match="has 7 training rows, fewer than prompts a step"):
         rl(SHORT, init, data, 0, tmp_path / "run")

@@ -57,7 +57,7 @@ def rl(
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         catalogue = Catalogue.build(encoder, encoder.responses())
-        train = read_train(data, options.prompts)
+        train = read_train(data, options.prompts, "prompts a step")
         args = training_arguments(
             options,
             seed,

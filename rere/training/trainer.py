@@ -239,11 +239,11 @@ def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str,
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
 
 
-def read_train(data: Path, rows_per_step: int) -> list[dict[str, Any]]:
-    """The training rows; InputError for fewer than a step takes."""
+def read_train(data: Path, least: int, what: str) -> list[dict[str, Any]]:
+    """The training rows; InputError for fewer than `least`, which `what` names."""
     train = read_rows(data, "train")
-    if len(train) < rows_per_step:
-        raise InputError(f"{data}: has {len(train)} training rows, a step takes {rows_per_step}")
+    if len(train) < least:
+        raise InputError(f"{data}: has {len(train)} training rows, fewer than {what}")
     return train
 
 
