@@ -139,6 +139,7 @@ SHARED = {
     "advantage": st.sampled_from(["grpo", "dr_grpo", "rloo"]),
     "objective": st.sampled_from(["grpo", "dapo", "gspo", "dr_grpo"]),
     "clip": st.none() | st.just([0.2, 0.28]),
+    "train_part": st.just([0.25, 1.0]),
     "kl": st.sampled_from(["k2", "k3"]),
 }
 
@@ -251,6 +252,8 @@ def test_an_unknown_stage(arguments, message):
         ("rl", "--reward rule=x", "--reward: rule=x: 'x' is not a weight; write rule=0.5"),
         ("rl", "--reward collaborative", "the collaborative reward and --factors need each other"),
         ("rl", "--factors f", "the collaborative reward and --factors need each other"),
+        ("sft", "--train-part 0.8", "--train-part: takes two shares, 0 <= from < to <= 1"),
+        ("sft", "--train-part 0.8 0.2", "--train-part: takes two shares, 0 <= from < to <= 1"),
         ("rl", "--clip 0.2", "clip takes two numbers above 0, how far ratios fall (to 1) and rise"),
         ("rl", "--prompts 9", "prompts must be a multiple of rows_per_pass"),
         ("rl", "--init nowhere", "--init: there is no folder nowhere"),

@@ -56,6 +56,11 @@ class Training(Options):
         ge=1,
         description="Rows a forward pass; divides a step's. Memory and speed, not results.",
     )
+    train_part: list[float] = Field(
+        [0.0, 1.0],
+        description="The training rows that are used: from one share of them to another, in their "
+        "order, which is that of time.",
+    )
     valid_rows: int = Field(
         1000, ge=1, description="Seeded sample of the validation split that selects checkpoints."
     )
@@ -74,6 +79,15 @@ class Training(Options):
     report_to: list[Literal["tensorboard", "wandb"]] = Field(
         [], description="Where the step log goes, too: run folder/tensorboard, Weights & Biases."
     )
+
+    @field_validator("train_part")
+    @classmethod
+    def part_is_a_part(cls, part: list[float]) -> list[float]:
+        if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
+            raise ValueError(
+                "train_part takes two shares of the rows, the first one below the other"
+            )
+        return part
 
 
 class SftOptions(Training):

@@ -57,7 +57,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         catalogue = Catalogue.build(encoder, encoder.responses())
-        train = read_train(data, options.batch_size, "batch_size")
+        train = read_train(data, options.train_part, options.batch_size, "batch_size")
         if (titles := len(catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(f"{data}: has {titles} titles; a target and its negatives need more")
 

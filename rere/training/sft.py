@@ -18,7 +18,7 @@ from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
 from rere.training.checkpoints import resumable
 from rere.training.models import load, save
-from rere.training.trainer import Trainer, encode, read_rows, training_arguments
+from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -43,7 +43,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
                 "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
             }
 
-        train = read_rows(data, "train")
+        train = read_train(data, options.train_part, 1, "one")
         steps = math.ceil(options.epochs * len(train) / options.batch_size)
         trainer = SftTrainer(
             lengths=[sum(len(responses[item]) for item in row["history"]) for row in train],

@@ -239,12 +239,16 @@ def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str,
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
 
 
-def read_train(data: Path, least: int, what: str) -> list[dict[str, Any]]:
-    """The training rows; InputError for fewer than `least`, which `what` names."""
+def read_train(data: Path, part: list[float], least: int, what: str) -> list[dict[str, Any]]:
+    """The training rows from one share of them to another, in their order.
+
+    Raises InputError for fewer than `least`, which `what` names.
+    """
     train = read_rows(data, "train")
-    if len(train) < least:
-        raise InputError(f"{data}: has {len(train)} training rows, fewer than {what}")
-    return train
+    start, end = (round(share * len(train)) for share in part)
+    if end - start < least:
+        raise InputError(f"{data}: has {end - start} training rows, fewer than {what}")
+    return train[start:end]
 
 
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
