@@ -84,9 +84,7 @@ class Training(Options):
     @classmethod
     def part_is_a_part(cls, part: list[float]) -> list[float]:
         if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
-            raise ValueError(
-                "train_part takes two shares of the rows, the first one below the other"
-            )
+            raise ValueError("takes two shares, 0 <= from < to <= 1")
         return part
 
 
