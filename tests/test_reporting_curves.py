@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 
 from rere.errors import InputError
@@ -19,6 +20,7 @@ from rere.reporting.curves import (
     panels,
     read_log,
 )
+from rere.reporting.figures import STYLE
 
 
 def write_log(folder: Path, lines: list[dict]) -> Path:
@@ -84,13 +86,41 @@ def test_panels_hold_the_lines_of_the_runs_that_have_them(runs):
     axes = draw(drawn).axes
     assert len(axes) == 2 * 5
     ndcg, reward, kl = axes[0], axes[2], axes[8]
-    assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 4
+    assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 2
     assert axes[1].lines[0].get_xdata().tolist() == [4, 8]  # in seconds
     assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert [len(line.get_xdata()) for line in kl.lines] == [4, 4, 0, 0]
-    # The seeds of a method look alike, and the methods do not.
+    assert [len(line.get_xdata()) for line in kl.lines] == [4, 0]
     looks = [(line.get_color(), line.get_linestyle()) for line in reward.lines]
-    assert looks[0] == looks[1] != looks[2] == looks[3]
+    assert looks[0] != looks[1]
+
+
+def test_a_line_is_the_mean_of_the_seeds_and_validations_show_all_of_them(runs):
+    slow = [line | {"seconds": 3 * line["seconds"]} if "seconds" in line else line
+            for line in training()]  # fmt: skip
+    for line in slow:
+        line |= {name: 3 * line[name] for name in ("reward", "eval_ndcg@10") if name in line}
+    write_log(runs[1], slow)
+    axes = draw(read(runs)).axes
+    ndcg, ndcg_by_seconds, reward = axes[0], axes[1], axes[2]
+    assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert ndcg_by_seconds.lines[0].get_xydata().tolist() == [[8, 0.04], [16, 0.08]]
+    band = ndcg.collections[0].get_paths()[0].vertices
+    assert {tuple(corner) for corner in band.tolist()} == {
+        *((2.0, 0.02), (2.0, 0.06), (4.0, 0.04), (4.0, 0.12))
+    }
+    assert not reward.collections
+
+
+def test_the_legend_stays_inside_the_figure(tmp_path):
+    methods = [f"released-released_sequence_mean_{number}" for number in range(9)]
+    runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training()) for m in methods]
+    with rc_context(STYLE):
+        figure = draw(read(runs))
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_steps_are_smoothed_and_validations_are_not(tmp_path):
@@ -104,10 +134,10 @@ def test_steps_are_smoothed_and_validations_are_not(tmp_path):
     assert len(axes[0].lines[0].get_xdata()) == 18
 
 
-def test_twelve_methods_look_different():
-    looks = [look(number) for number in range(13)]
-    assert all(looks.count(each) == 1 for each in looks[1:12])
-    assert looks[12] == looks[0]
+def test_sixteen_methods_look_different():
+    looks = [look(number) for number in range(17)]
+    assert all(looks.count(each) == 1 for each in looks[1:16])
+    assert looks[16] == looks[0]
 
 
 def test_a_field_that_no_log_has_is_left_out(runs):

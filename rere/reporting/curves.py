@@ -1,6 +1,10 @@
-"""Training curves: validation NDCG, reward, hits, distinct items and KL, by step and by seconds."""
+"""Training curves: validation NDCG, reward, hits, distinct items and KL, by step and by seconds.
+
+A line a method, the mean of its seeds; validations in a band from the lowest seed to the highest.
+"""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +30,11 @@ HEIGHT = 1.2
 """Inches of a row."""
 SMOOTHED = 12
 """A step's value is shown as a mean over a window of this part of the run; validations are not."""
-# Colours apart in luminance, and dashes, so that twelve methods are apart in grey too.
+# Colours apart in luminance, and dashes, so that sixteen methods are apart in grey too.
 COLOURS = ("black", "#0072b2", "#e69f00", "#bbbbbb")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
+COLUMN, CHARACTER, LINE = 0.6, 0.07, 0.17
+"""Inches that a column of the legend takes, each character of the longest label, and a line."""
 
 
 class Curve(NamedTuple):
@@ -39,7 +45,7 @@ class Curve(NamedTuple):
 
 
 def curves(runs: list[Path], outputs: list[Path]) -> None:
-    """Draw the logs of run folders, a line a run and a style a method, in each format asked for.
+    """Draw the logs of run folders, a line and a style a method, in each format asked for.
 
     Folders are {dataset}/{backbone}/{method}/seed{seed}; what differs between them is in the
     legend. Raises InputError for a log that is missing or malformed, and where none holds a
@@ -92,7 +98,10 @@ def draw(drawn: Sequence[Curve]) -> Figure:
     """A row of panels for each field, a column for each of AXES that any log has."""
     names = panels(drawn)
     xs = [x for x in AXES if any(known(curve.points, x) for curve in drawn)]
-    figure = Figure(figsize=(WIDTH, HEIGHT * len(names) + 0.6), layout="constrained")
+    methods = list(dict.fromkeys(curve.label for curve in drawn))
+    ncols = max(1, min(4, int(WIDTH / (COLUMN + CHARACTER * max(map(len, methods))))))
+    height = HEIGHT * len(names) + LINE * math.ceil(len(methods) / ncols) + 0.4
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), len(xs), squeeze=False, sharex="col", sharey="row")
     for name, row in zip(names, grid, strict=True):
         for x, axes in zip(xs, row, strict=True):
@@ -101,13 +110,10 @@ def draw(drawn: Sequence[Curve]) -> Figure:
     for x, axes in zip(xs, grid[-1], strict=True):
         axes.set_xlabel(AXES[x])
     figure.align_ylabels(grid[:, 0])
-    handles, named = grid[0, 0].get_legend_handles_labels()
-    legend = dict(zip(named, handles, strict=True))  # the seeds of a method once
     figure.legend(
-        legend.values(),
-        legend.keys(),
+        *grid[0, 0].get_legend_handles_labels(),
         loc="outside upper center",
-        ncols=min(4, len(legend)),
+        ncols=ncols,
         frameon=False,
         handlelength=3,
     )
@@ -115,27 +121,44 @@ def draw(drawn: Sequence[Curve]) -> Figure:
 
 
 def lines(axes: Axes, drawn: Sequence[Curve], x: str, name: str) -> None:
-    """One panel: a line for each run, the seeds of a method alike."""
-    order = list(dict.fromkeys(curve.label for curve in drawn))
-    for label, points in drawn:
-        points = points.filter(pl.all_horizontal(pl.col(x, name).is_not_null()))
-        values = points[name]
-        if not name.startswith("eval_"):
-            window = max(1, len(values) // SMOOTHED)
-            values = values.rolling_mean(window, min_samples=1, center=True)
+    """One panel: a line for each method."""
+    is_validation = name.startswith("eval_")
+    for number, label in enumerate(dict.fromkeys(curve.label for curve in drawn)):
+        points = over_seeds([c.points for c in drawn if c.label == label], x, name)
+        if not is_validation:
+            window = max(1, len(points) // SMOOTHED)
+            points = points.with_columns(
+                pl.col("mean").rolling_mean(window, min_samples=1, center=True)
+            )
+        style = look(number)
         axes.plot(
-            points[x],
-            values,
+            points["x"],
+            points["mean"],
             label=label,
-            **look(order.index(label)),
+            **style,
             linewidth=1.0,
-            marker="." if name.startswith("eval_") else None,
+            marker="." if is_validation else None,
             markersize=4,
         )
+        if is_validation:
+            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(points["x"], points["low"], points["high"], **band)
     axes.grid(axis="y", linewidth=0.4, color="#dddddd")
     axes.locator_params(axis="y", nbins=4)
 
 
+def over_seeds(logs: Sequence[pl.DataFrame], x: str, name: str) -> pl.DataFrame:
+    """The field at each step, over a method's logs: x (their mean), mean, low and high."""
+    points = pl.concat(logs).filter(pl.all_horizontal(pl.col(x, name).is_not_null()))
+    value = pl.col(name)
+    return (
+        points.group_by("step")
+        .agg(pl.col(x).mean().alias("x"), mean=value.mean(), low=value.min(), high=value.max())
+        .sort("step")
+    )
+
+
 def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of a figure's method, counted from 0; the thirteenth is the first again."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+    """Colour and dashes of a figure's method, counted from 0; the 17th is the first again."""
+    dashes, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": DASHES[dashes % len(DASHES)]}
