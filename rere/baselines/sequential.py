@@ -58,11 +58,7 @@ def fit(
     )
     histories = padded(train["history"], max_history, model.padding)  # (rows, T)
     targets = torch.from_numpy(train["target"].to_numpy(writable=True))  # (rows,)
-    # The windows of a user overlap, and each trains all of its positions: an event is in up to T
-    # of them. So an epoch draws windows that hold as many positions as there are rows, and
-    # predicts each event about once. The last position of every window alone would do that too,
-    # but costs T times the attention and gets less far in the same time.
-    windows = math.ceil(len(train) ** 2 / int((histories != model.padding).sum()))
+    windows = windows_an_epoch(histories, model.padding)
     loss_of = LOSSES[options.loss]
     best, best_epoch, best_weights = -1.0, 0, {}
     with progress(options.epochs * windows, options.model) as bar:
@@ -89,6 +85,16 @@ def fit(
                 break
     model.load_state_dict(best_weights)
     return model
+
+
+def windows_an_epoch(histories: torch.Tensor, padding: int) -> int:
+    """How many of the histories (rows, T) hold as many items as there are rows.
+
+    The windows of a user overlap, and each trains all of its positions: an event is in up to T of
+    them. So an epoch of so many predicts each event about once. The last position of every window
+    alone would do that too, but costs T times the attention and gets less far in the same time.
+    """
+    return math.ceil(len(histories) ** 2 / int((histories != padding).sum()))
 
 
 def step(
