@@ -183,6 +183,24 @@ def test_without_seeds_to_pair_users_alone_are_tested(study, tmp_path):
         assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(p_value, abs=1e-6)
 
 
+@pytest.mark.parametrize(("seeds", "others"), [((1,), (0, 1, 2)), ((0, 1, 2), (1,))])
+def test_a_single_run_is_paired_with_every_seed_of_the_other(study, tmp_path, seeds, others):
+    root, _, _ = study
+    data = root / "data" / "toys_"
+    test = pl.read_parquet(data / "test.parquet")
+    sft, rere = (
+        [
+            root / Run(dataset="toys_", backbone="tiny", method=method, seed=seed).folder
+            for seed in chosen
+        ]
+        for method, chosen in (("sft", seeds), ("rere_0.1", others))
+    )
+    table([*sft, *rere], [data], tmp_path / "t.csv", "sft")
+    values = [np.array([ndcg_10(run, test, data) for run in runs]) for runs in (sft, rere)]
+    expected = crossed_test(values[1] - values[0], test["user_id"].to_numpy()).p_value
+    assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_reference_without_a_backbone_serves_all(study, tmp_path):
     _, data, runs = study
     table(runs, data, tmp_path / "main.csv", "popularity")

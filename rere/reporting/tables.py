@@ -136,10 +136,12 @@ def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, 
 def paired_p(method: Method, reference: Method) -> float:
     """p that two methods' NDCG@10 is the same: over seeds and users, or users alone.
 
-    The latter where there is one seed, or where seeds differ and so cannot be paired.
+    The latter where both have one run, or where seeds differ and so cannot be paired. A single run,
+    such as the model that all seeds start from, is paired with each of the other's.
     """
     column = METRICS.index(TESTED)
     values, others = method.values[..., column], reference.values[..., column]
-    if len(method.runs) > 1 and method.seeds == reference.seeds:
+    is_paired = method.seeds == reference.seeds or 1 in (len(values), len(others))
+    if is_paired and max(len(values), len(others)) > 1:
         return crossed_test(values - others, method.users).p_value
     return paired_permutation(values.mean(axis=0) - others.mean(axis=0), method.users)
