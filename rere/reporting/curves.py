@@ -5,7 +5,7 @@ A line a method, the mean of its seeds; validations in a band from the lowest se
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,14 +98,16 @@ def draw(drawn: Sequence[Curve]) -> Figure:
     """A row of panels for each field, a column for each of AXES that any log has."""
     names = panels(drawn)
     xs = [x for x in AXES if any(known(curve.points, x) for curve in drawn)]
-    methods = list(dict.fromkeys(curve.label for curve in drawn))
+    methods: dict[str, list[pl.DataFrame]] = {}
+    for label, points in drawn:
+        methods.setdefault(label, []).append(points)
     ncols = max(1, min(4, int(WIDTH / (COLUMN + CHARACTER * max(map(len, methods))))))
     height = HEIGHT * len(names) + LINE * math.ceil(len(methods) / ncols) + 0.4
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), len(xs), squeeze=False, sharex="col", sharey="row")
     for name, row in zip(names, grid, strict=True):
         for x, axes in zip(xs, row, strict=True):
-            lines(axes, drawn, x, name)
+            lines(axes, methods, x, name)
         row[0].set_ylabel(PANELS[name])
     for x, axes in zip(xs, grid[-1], strict=True):
         axes.set_xlabel(AXES[x])
@@ -120,11 +122,11 @@ def draw(drawn: Sequence[Curve]) -> Figure:
     return figure
 
 
-def lines(axes: Axes, drawn: Sequence[Curve], x: str, name: str) -> None:
-    """One panel: a line for each method."""
+def lines(axes: Axes, methods: Mapping[str, Sequence[pl.DataFrame]], x: str, name: str) -> None:
+    """One panel: a line for each method, of all its logs."""
     is_validation = name.startswith("eval_")
-    for number, label in enumerate(dict.fromkeys(curve.label for curve in drawn)):
-        points = over_seeds([c.points for c in drawn if c.label == label], x, name)
+    for number, (label, logs) in enumerate(methods.items()):
+        points = over_seeds(logs, x, name)
         if not is_validation:
             window = max(1, len(points) // SMOOTHED)
             points = points.with_columns(

@@ -10,7 +10,7 @@ A study names rewards and their weights. A function of the user's own is named
 
     gets         one argument, `Groups`, whose tensors are on the policy's device;
     returns      a tensor (B, G) of finite floats on that device, the higher the better;
-    is imported  by Python, so its module is installed, or lies where the study is run.
+    is imported by Python, so its module is installed, or lies where the study is run.
 """
 
 import importlib
@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rere.config.training import RlOptions, reward_weights
 from rere.data.factors import Factors
+from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
 
@@ -129,19 +129,20 @@ def make_reward(
 def make_rewards(
     options: RlOptions,
     titles: Sequence[str],
-    row_ids: Sequence[int],
+    data: Path,
     factors: Path | None,
     device: torch.device,
 ) -> dict[str, Reward]:
     """The rewards that the options name, on `device`.
 
-    `titles` (I,) are the catalogue's, `row_ids` those of the training split, `factors` the file of
-    a sequential baseline. Raises InputError where that, the embedding model or a function of the
-    user's is none.
+    `titles` (I,) are the catalogue's, `data` is the data set's folder, `factors` the file of a
+    sequential baseline that was trained on it. Raises InputError where that, the embedding model
+    or a function of the user's is none.
     """
     names, embeddings, asked = reward_weights(options.reward), None, None
     if "collaborative" in names:
-        asked = Factors.load(factors, np.array(row_ids), len(titles)).to(device)
+        row_ids = read_split(data, "train")["row_id"].to_numpy(writable=True)
+        asked = Factors.load(factors, row_ids, len(titles)).to(device)
     if "semantic" in names:
         folder = options.embeddings
         embeddings = (

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 
 from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
-from rere.data.splits import read_items, read_split
+from rere.data.splits import read_items
 from rere.engine.noise import row_seeds
 from rere.engine.packing import Packed
 from rere.engine.scoring import token_scores
@@ -67,8 +67,7 @@ def rl(
             metric_for_best_model=f"eval_{SELECTION}",
             greater_is_better=True,
         )
-        row_ids = read_split(data, "train")["row_id"].to_list()
-        rewards = make_rewards(options, encoder.titles, row_ids, factors, args.device)
+        rewards = make_rewards(options, encoder.titles, data, factors, args.device)
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
             return {
