@@ -20,8 +20,10 @@ from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions
 from rere.data.splits import read_split
 from rere.engine.beam import beam_search
+from rere.engine.rollout import roll_out
 from rere.errors import InputError
 from rere.prompts import PromptEncoder
+from rere.training import groups
 from rere.training.rl import rl
 
 SHORT = RlOptions(
@@ -175,6 +177,22 @@ def test_passes_do_not_change_the_result(tmp_path, data, init, rows_per_pass):
         assert [line[name] for line in many] == pytest.approx(values, abs=1e-4, rel=1e-4), name
     # (Adam blows a rounding error up where a gradient is next to 0; a step is 1e-3 long.)
     assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
+
+
+def test_rows_of_like_length_share_a_pass(tmp_path, data, init, monkeypatch):
+    lengths = []
+
+    def counted(policy, tree, some, *more):
+        lengths.append([len(prompt) for prompt in some])
+        return roll_out(policy, tree, some, *more)
+
+    monkeypatch.setattr(prompts, "choose_instruction", lambda seed, row_id: "Go on.")
+    monkeypatch.setattr(groups, "roll_out", counted)
+    rl(SHORT.model_copy(update={"rows_per_pass": 4}), init, data, 0, tmp_path)
+    pairs = list(zip(lengths[::2], lengths[1::2], strict=True))
+    assert len(pairs) == SHORT.steps
+    assert all(max(first) <= min(second) for first, second in pairs)
+    assert any(min(first) < max(second) for first, second in pairs)
 
 
 def test_a_group_larger_than_the_catalogue(tmp_path, data, init):

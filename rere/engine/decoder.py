@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rere.engine.attention import grouped
+from rere.engine.last_layer import at_the_end
 from rere.engine.masks import attention_mask, causal, layer_windows
 from rere.engine.packing import left_pad, prompt_positions, right_pad
 from rere.errors import InputError
@@ -113,15 +114,16 @@ class SharedPrompt:
 
     def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, keep: int) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
-        return self.model(
-            input_ids=ids,
-            position_ids=position,
-            attention_mask=attention_mask(
-                self.model.config, visible, position, self.position, self.model.dtype
-            ),
-            past_key_values=self.cache,
-            logits_to_keep=keep,
-        ).logits
+        with at_the_end(self.model, ids.shape[1], keep):
+            return self.model(
+                input_ids=ids,
+                position_ids=position,
+                attention_mask=attention_mask(
+                    self.model.config, visible, position, self.position, self.model.dtype
+                ),
+                past_key_values=self.cache,
+                logits_to_keep=keep,
+            ).logits
 
 
 class GrowingLayer(DynamicLayer):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from rere.engine.last_layer import at_the_end
 from rere.engine.masks import attention_mask
 from rere.engine.packing import Packed, upcast
 
@@ -39,19 +40,20 @@ def token_scores(model: PreTrainedModel, packed: Packed, temperature: float = 1.
     for several devices or carry adapters.
     """
     unwrapped = extract_model_from_parallel(model)
-    logits = model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=attention_mask(
-            unwrapped.config,
-            packed.visible,
-            packed.position_ids,
-            packed.position_ids,
-            unwrapped.dtype,
-        ),
-        logits_to_keep=packed.num_kept,
-        use_cache=False,
-    ).logits.flatten(0, 1)  # (B P, V)
+    with at_the_end(unwrapped, packed.input_ids.shape[1], packed.num_kept):
+        logits = model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=attention_mask(
+                unwrapped.config,
+                packed.visible,
+                packed.position_ids,
+                packed.position_ids,
+                unwrapped.dtype,
+            ),
+            logits_to_keep=packed.num_kept,
+            use_cache=False,
+        ).logits.flatten(0, 1)  # (B P, V)
     if packed.allowed is None:
         log_prob, entropy = LogSoftmaxAt.apply(logits, packed.source, packed.target, temperature)
     else:

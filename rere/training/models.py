@@ -46,11 +46,12 @@ def load(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Mode
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Have layers keep their inputs alone for the backward pass, and compute the rest again.
 
-    transformers' own switch works in training mode only, and RL trains in eval mode.
+    transformers' own switch works in training mode only, and RL trains in eval mode. The last layer
+    would be computed again as soon as it is done, and is small (`rere.engine.last_layer`).
     """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers[:-1]:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def save(model: Model, encoder: PromptEncoder, catalogue: Catalogue, output: Path) -> None:

@@ -41,7 +41,14 @@ from rere.training.groups import slices
 from rere.training.models import load, save
 from rere.training.preferences import margins, s_dpo
 from rere.training.reference import Reference
-from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
+from rere.training.trainer import (
+    Trainer,
+    encode,
+    read_rows,
+    read_train,
+    shortest_first,
+    training_arguments,
+)
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -56,7 +63,8 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
         set_seed(seed)
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        catalogue = Catalogue.build(encoder, encoder.responses())
+        responses = encoder.responses()
+        catalogue = Catalogue.build(encoder, responses)
         train = read_train(data, options.train_part, options.batch_size, "batch_size")
         if (titles := len(catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(f"{data}: has {titles} titles; a target and its negatives need more")
@@ -76,7 +84,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=read_rows(data, "valid", options.valid_rows),
+            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
             args=training_arguments(
                 options,
                 seed,

@@ -32,7 +32,14 @@ from rere.training.models import load, save
 from rere.training.objectives import KL, OBJECTIVES
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, users_sources
-from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
+from rere.training.trainer import (
+    Trainer,
+    encode,
+    read_rows,
+    read_train,
+    shortest_first,
+    training_arguments,
+)
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -56,7 +63,8 @@ def rl(
         set_seed(seed)
         tokenizer, model = load(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        catalogue = Catalogue.build(encoder, encoder.responses())
+        responses = encoder.responses()
+        catalogue = Catalogue.build(encoder, responses)
         train = read_train(data, options.train_part, options.prompts, "prompts a step")
         args = training_arguments(
             options,
@@ -70,6 +78,7 @@ def rl(
         rewards = make_rewards(options, encoder.titles, data, factors, args.device)
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            rows = shortest_first(rows, responses)  # of a step, which is cut into passes
             return {
                 "prompts": encode(encoder, rows, seed),
                 "row_id": [row["row_id"] for row in rows],
@@ -85,7 +94,7 @@ def rl(
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=read_rows(data, "valid", options.valid_rows),
+            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
             args=args,
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)

@@ -18,7 +18,15 @@ from rere.engine.scoring import token_log_probs
 from rere.prompts import PromptEncoder
 from rere.training.checkpoints import resumable
 from rere.training.models import load, save
-from rere.training.trainer import Trainer, encode, read_rows, read_train, training_arguments
+from rere.training.trainer import (
+    Trainer,
+    encode,
+    history_length,
+    read_rows,
+    read_train,
+    shortest_first,
+    training_arguments,
+)
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -46,14 +54,14 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         train = read_train(data, options.train_part, 1, "one")
         steps = math.ceil(options.epochs * len(train) / options.batch_size)
         trainer = SftTrainer(
-            lengths=[sum(len(responses[item]) for item in row["history"]) for row in train],
+            lengths=[history_length(row, responses) for row in train],
             options=options,
             checkpoints=checkpoints,
             label="sft",
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=read_rows(data, "valid", options.valid_rows),
+            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
             callbacks=[EarlyStoppingCallback(options.patience)],
             args=training_arguments(
                 options,

@@ -254,3 +254,15 @@ def read_train(data: Path, part: list[float], least: int, what: str) -> list[dic
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
     """The prompt ids of a batch of rows."""
     return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
+
+
+def shortest_first(
+    rows: list[dict[str, Any]], responses: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Rows by `history_length`: those that share a pass are alike, so little of it is padding."""
+    return sorted(rows, key=lambda row: history_length(row, responses))
+
+
+def history_length(row: dict[str, Any], responses: Sequence[Sequence[int]]) -> int:
+    """How many tokens the titles of a row's history have; prompts are a little longer."""
+    return sum(len(responses[item]) for item in row["history"])
