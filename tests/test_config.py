@@ -354,7 +354,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
             "methods.rere.collaborative: there is no sasrek; did you mean sasrec?",
         ),
         (
-            {"methods__rere__rl__rollout": "common"},
+            {"methods__rere__rl__rollout": "common", "methods__rere__rl__scoring": "vocabulary"},
             "methods.rere.rl: rollout: common needs scoring: catalogue, what it draws by",
         ),
         (
