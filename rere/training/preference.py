@@ -41,14 +41,7 @@ from rere.training.groups import slices
 from rere.training.models import load, save
 from rere.training.preferences import margins, s_dpo
 from rere.training.reference import Reference
-from rere.training.trainer import (
-    Trainer,
-    encode,
-    read_rows,
-    read_train,
-    shortest_first,
-    training_arguments,
-)
+from rere.training.trainer import Trainer, encode, read_train, read_valid, training_arguments
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -84,7 +77,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
+            eval_dataset=read_valid(data, options.valid_rows, responses),
             args=training_arguments(
                 options,
                 seed,

@@ -35,8 +35,8 @@ from rere.training.rewards import make_rewards, users_sources
 from rere.training.trainer import (
     Trainer,
     encode,
-    read_rows,
     read_train,
+    read_valid,
     shortest_first,
     training_arguments,
 )
@@ -94,7 +94,7 @@ def rl(
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
+            eval_dataset=read_valid(data, options.valid_rows, responses),
             args=args,
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)

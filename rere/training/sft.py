@@ -22,9 +22,8 @@ from rere.training.trainer import (
     Trainer,
     encode,
     history_length,
-    read_rows,
     read_train,
-    shortest_first,
+    read_valid,
     training_arguments,
 )
 
@@ -61,7 +60,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
             model=model,
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=shortest_first(read_rows(data, "valid", options.valid_rows), responses),
+            eval_dataset=read_valid(data, options.valid_rows, responses),
             callbacks=[EarlyStoppingCallback(options.patience)],
             args=training_arguments(
                 options,

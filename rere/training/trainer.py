@@ -251,6 +251,13 @@ def read_train(data: Path, part: list[float], least: int, what: str) -> list[dic
     return train[start:end]
 
 
+def read_valid(
+    data: Path, rows: int | None, responses: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """The validation rows, or the seeded sample of so many, `shortest_first`."""
+    return shortest_first(read_rows(data, "valid", rows), responses)
+
+
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
     """The prompt ids of a batch of rows."""
     return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
