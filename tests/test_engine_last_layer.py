@@ -5,7 +5,7 @@ import torch
 from tiny_models import causal_lm, precise
 
 from rere.engine.decoder import SharedPrompt
-from rere.engine.last_layer import at_the_end, feed_forward
+from rere.engine.last_layer import PARTS, at_the_end, last_layer
 from rere.engine.packing import pack
 from rere.engine.scoring import token_log_probs
 
@@ -14,12 +14,28 @@ PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 
 @pytest.fixture
 def seen(model):
-    """How many tokens the feed-forward network of each layer gets, pass after pass."""
+    """How many tokens the parts of each layer get, pass after pass."""
     layers = model.get_decoder().layers
-    seen = [[] for _ in layers]
-    for layer, counts in zip(layers, seen, strict=True):
-        layer.mlp.register_forward_hook(lambda *x, counts=counts: counts.append(x[1][0].shape[1]))
+    seen = [{name: [] for name in PARTS} for _ in layers]
+    for layer, parts in zip(layers, seen, strict=True):
+        for name, counts in parts.items():
+            layer.get_submodule(name).register_forward_hook(
+                lambda *x, counts=counts: counts.append(x[1][0].shape[1])
+            )
     return seen
+
+
+@pytest.fixture
+def queries(monkeypatch):
+    """How many queries a row each layer attends for, pass after pass."""
+    attend, counts = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(query, *args, **kwargs):
+        counts.append(query.shape[2])
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    return counts
 
 
 @pytest.fixture
@@ -27,14 +43,16 @@ def model():
     return causal_lm("qwen2", 23)
 
 
-def test_the_last_network_gets_the_tokens_with_logits(model, seen):
+def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     opening = torch.tensor([6, 10])
     SharedPrompt(model, PROMPTS).prefill(opening, keep=3)
     packed = pack(PROMPTS, [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
     token_log_probs(model, packed).sum().backward()
     *others, last = seen
-    assert all(counts == [8, packed.input_ids.shape[1]] for counts in others)
-    assert last == [3, packed.num_kept]
+    length, kept = packed.input_ids.shape[1], packed.num_kept
+    assert others == [{part: [8, length] for part in PARTS}] * len(others)
+    assert last == {part: [3, kept] for part in PARTS}
+    assert queries == [8] * len(others) + [3] + [length] * len(others) + [kept]
 
 
 def test_all_of_them_before_and_afterwards(model, seen):
@@ -42,17 +60,32 @@ def test_all_of_them_before_and_afterwards(model, seen):
     with at_the_end(model, 6, 2):
         inside = model(ids, logits_to_keep=2).logits
     outside = model(ids).logits
-    assert seen[-1] == [2, 6]
+    assert seen[-1] == {part: [2, 6] for part in PARTS}
     torch.testing.assert_close(inside, outside[:, -2:])
+    assert model.config._attn_implementation == "sdpa"
+    assert not hasattr(model.get_decoder().layers[-1].self_attn, "num_queries")
 
 
-@pytest.mark.parametrize("family", ["opt", "mamba"])
-def test_an_architecture_that_names_its_parts_differently_is_left_alone(family):
-    assert feed_forward(causal_lm(family, 23)) is None
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_parts_that_an_architecture_names_differently_compute_all_tokens(family):
+    model, ids = causal_lm(family, 23), torch.tensor([PROMPTS[0]])
+    with at_the_end(model, 6, 2):
+        inside = model(ids, logits_to_keep=2).logits
+    torch.testing.assert_close(inside, model(ids).logits[:, -2:])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_that_was_chosen_stays(implementation):
+    model, ids = causal_lm("qwen2", 23), torch.tensor([PROMPTS[0]])
+    model.set_attn_implementation(implementation)
+    with at_the_end(model, 6, 2):
+        inside = model(ids, logits_to_keep=2).logits
+    assert model.config._attn_implementation == implementation
+    torch.testing.assert_close(inside, model(ids).logits[:, -2:])
 
 
 def test_a_layer_that_is_computed_again_is_left_alone():
     model = precise("qwen2")
     model.activation_checkpointing_enable()
-    assert feed_forward(model) is not None  # in eval mode transformers computes nothing again
-    assert feed_forward(model.train()) is None
+    assert last_layer(model) is not None  # in eval mode transformers computes nothing again
+    assert last_layer(model.train()) is None

@@ -1,4 +1,4 @@
-"""Attention whose heads share keys and values without copies of them.
+"""Attention whose heads share keys and values without copies of them, for the queries asked for.
 
 Where there is a mask, and a search always has one, transformers' scaled dot-product attention
 copies keys and values for every head that shares them (grouped-query attention, arXiv
@@ -9,16 +9,17 @@ models and lengths.
 B rows, H heads in G groups, Q query tokens, S seen tokens, D wide.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-GROUPED = "sdpa_grouped"
+GROUPED, OF_LAST = "sdpa_grouped", "sdpa_of_last"
 NO_GROUPS = torch.nn.Module()  # transformers asks an attention layer for its groups
 
 
@@ -47,8 +48,30 @@ def grouped_attention(
     return attended.permute(0, 2, 3, 1, 4).reshape(rows, length, heads, -1), None
 
 
-AttentionInterface.register(GROUPED, grouped_attention)
-AttentionMaskInterface.register(GROUPED, sdpa_mask)
+def of_last(attend: Callable[..., tuple[Tensor, None]]) -> Callable[..., tuple[Tensor, None]]:
+    """`attend`, but 0 for all but the last `num_queries` of a module that has that number."""
+
+    def attend_of_last(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs,
+    ) -> tuple[Tensor, None]:
+        others = query.shape[2] - getattr(module, "num_queries", query.shape[2])
+        if not others or attention_mask is None:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        query, attention_mask = query[:, :, others:], attention_mask[:, :, others:]
+        attended, _ = attend(module, query, key, value, attention_mask, **kwargs)
+        return pad(attended, (0, 0, 0, 0, others, 0)), None
+
+    return attend_of_last
+
+
+for name, attend in ((GROUPED, grouped_attention), (OF_LAST, sdpa_attention_forward)):
+    AttentionInterface.register(name, of_last(attend))
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 @contextmanager
@@ -57,10 +80,30 @@ def grouped(model: PreTrainedModel) -> Iterator[None]:
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
-    if groups == heads or model.config._attn_implementation != "sdpa":
+    with nullcontext() if groups == heads else instead_of_sdpa(model, GROUPED):
+        yield
+
+
+@contextmanager
+def for_last_queries(
+    model: PreTrainedModel, attention: torch.nn.Module, num_queries: int
+) -> Iterator[None]:
+    """For a while, one attention layer of a model attends for its last tokens alone."""
+    attention.num_queries = num_queries
+    try:
+        with instead_of_sdpa(model, OF_LAST):
+            yield
+    finally:
+        del attention.num_queries
+
+
+@contextmanager
+def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """For a while, a model attends by `name` if it is by `sdpa` that it does."""
+    if model.config._attn_implementation != "sdpa":
         yield
         return
-    model.set_attn_implementation(GROUPED)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
