@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rere.catalogue import PrefixTree
-from rere.engine import frontier
+from rere.engine import beam, frontier
 from rere.engine.beam import beam_search
 from rere.engine.frontier import Assistant, Frontier
 from rere.engine.leaves import pack_leaves
@@ -478,8 +478,9 @@ def test_what_the_model_rules_out_is_no_result(scoring):
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_a_pass_takes_one_synchronisation(scoring, chains):
+def test_a_pass_takes_one_synchronisation(scoring, chains, monkeypatch):
     """The host reads the sizes of the next pass at once, and nothing else from the device."""
+    monkeypatch.setattr(beam, "NEVER_WAITS", set())
     model, passes = causal_lm("qwen2", VOCAB_SIZE, seed=1), []
     model.register_forward_hook(lambda *_: passes.append(1))
     tree = PrefixTree.build(random_catalogue(60, seed=8, tokens=5))

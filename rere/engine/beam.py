@@ -20,6 +20,9 @@ from rere.catalogue import PrefixTree
 from rere.engine.decoder import evaluating
 from rere.engine.frontier import Assistant, Frontier, Known, Paths, Scoring, take
 
+NEVER_WAITS = {"cpu"}
+"""Devices whose tensors the host reads without waiting."""
+
 FINISHED = 0.5
 """Share of a batch's rows that have to be finished for the others to go on without them."""
 
@@ -59,7 +62,11 @@ def beam_search(
         found, results = (no_results(beams.score, num_beams) for _ in range(2))
         while True:
             for _ in range(num_steps):
-                beams, results = step(frontier, beams, known, results, length_penalty)
+                can_step = frontier.can_step(beams)
+                # Most often a decision early on asks for the next pass.
+                if model.device.type in NEVER_WAITS and not can_step.any():
+                    break
+                beams, results = step(frontier, beams, known, results, can_step, length_penalty)
             plan = frontier.plan(beams, known)
             # A row in which no path goes on would be computed, to no end, with the others.
             if plan.num_rows <= (1 - FINISHED) * len(rows):
@@ -80,19 +87,32 @@ def beam_search(
 
 
 def step(
-    frontier: Frontier, beams: Paths, known: Known, results: Beams, length_penalty: float
+    frontier: Frontier,
+    beams: Paths,
+    known: Known,
+    results: Beams,
+    can_step: Tensor,
+    length_penalty: float,
 ) -> tuple[Paths, Beams]:
-    """Each beam takes a token, or a decision; rows where one cannot yet stay as they are."""
+    """Each beam takes a token, or a decision, in the rows that `can_step` (B, 1).
+
+    While all beams of a row are on edges they do not compete: it takes as many tokens at once as
+    all of them can.
+    """
     tree, num_beams = frontier.tree, results.leaf.shape[1]
     node, taken, fed, score, origin = beams
-    in_chain = taken < tree.length[node]
+    end = torch.minimum(tree.length[node], fed + 1)  # of an edge, or of what is known of it
+    in_chain = taken < end
     forced, since = take(known.forced, origin), known.since.gather(1, origin)
-    place = (taken - since).clamp(0, forced.shape[-1] - 1)[..., None]
+    room = (end - taken).masked_fill(score.isneginf(), forced.shape[-1])
+    stride = room.amin(-1, keepdim=True).clamp(min=1)
+    place = torch.arange(forced.shape[-1], device=node.device) - (taken - since)[..., None]
+    takes = (place >= 0) & (place < stride[..., None])
+    only = forced.where(takes, 0).sum(-1, keepdim=True)
     children = take(known.children, origin)
     fanout = children.shape[-1]
-    only = pad(forced.gather(-1, place), (0, fanout - 1), value=-torch.inf)
+    only = pad(only, (0, fanout - 1), value=-torch.inf)
     continued = score[..., None] + torch.where(in_chain[..., None], only, children)
-    can_step = frontier.can_step(beams)
     continued = continued.masked_fill(~can_step[..., None], -torch.inf)
 
     # Twice the beams compete, so that K go on even when K of the best end.
@@ -102,7 +122,7 @@ def step(
     node, taken, fed, origin = (x.gather(1, beam) for x in (node, taken, fed, origin))
     enters = ~in_chain.gather(1, beam) & score.isfinite()
     node = torch.where(enters, tree.first_child[node] + best % fanout, node)
-    taken = torch.where(enters, tree.length[node] if frontier.by_decision else 1, taken + 1)
+    taken = torch.where(enters, tree.length[node] if frontier.by_decision else 1, taken + stride)
     fed = fed.masked_fill(enters, 0)
 
     # As in transformers, an end outside the best K is no result.

@@ -29,7 +29,7 @@ from rere.errors import InputError
 
 Scoring = Literal["vocabulary", "catalogue", "decisions"]
 
-FULL_PASS = {"cpu": (512, 1e10)}
+FULL_PASS = {"cpu": (768, 1e10)}
 """Tokens, and tokens times parameters, that fill a pass: fewer take about as long."""
 FULL_PASS_ELSEWHERE = (1024, 1e12)
 
@@ -149,8 +149,10 @@ class Frontier:
         )
 
     def can_step(self, paths: Paths) -> Tensor:
-        """Rows (B, 1) whose paths all know what may follow."""
-        return ((paths.fed >= paths.taken) | paths.score.isneginf()).all(-1, keepdim=True)
+        """Rows (B, 1) with paths that go on and all know what may follow."""
+        ended = paths.score.isneginf()
+        knows = (paths.fed >= paths.taken) | ended
+        return (knows & ~ended.all(-1, keepdim=True)).all(-1, keepdim=True)
 
     def plan(self, paths: Paths, known: Known) -> Plan:
         """What the next pass needs. The one host synchronisation of a pass.
