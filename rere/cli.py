@@ -2,6 +2,8 @@
 
 import argparse
 import itertools
+import os
+import signal
 import sys
 from collections.abc import Collection
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -16,6 +18,19 @@ from rere.stages import STAGES
 
 def main() -> None:
     """Run one stage; bad input ends in one line on standard error and status 1 (usage: 2)."""
+    try:
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as in `rere --help | head`; Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def run() -> None:
+    """Run the stage that the command line asks for."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
     stage = next((s for s in (" ".join(words), *words[:1]) if s in STAGES), None)
     if stage is None:
@@ -33,6 +48,8 @@ def main() -> None:
         command.run()
     except InputError as error:
         fail(f"rere {stage}: {error}", 1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         parts = [f"rere {stage}", error.filename, error.strerror or error]
         fail(": ".join(str(part) for part in parts if part is not None), 1)

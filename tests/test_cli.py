@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -68,6 +69,13 @@ def test_help_lists_the_stages(arguments):
     done = rere(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: rere STAGE [OPTIONS]\n")
+
+
+def test_a_reader_who_has_seen_enough():
+    command = [sys.executable, "-m", "rere", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
 
 def test_help_of_stages_that_share_a_word():

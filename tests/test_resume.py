@@ -162,8 +162,9 @@ def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
         assert len([path for path in output.rglob(".*") if path.is_dir()]) == 1
 
     process = start("-m", "rere")
-    process.communicate()
+    _, said = process.communicate()
     assert process.returncode == 0
+    assert "missing keys" not in said
     assert sorted(path.name for path in output.iterdir()) == ["log.jsonl", "model", "run.json"]
     assert_same(output, unkilled(stage))
     assert provenance(output)["resumed"] == 3

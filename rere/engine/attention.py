@@ -99,8 +99,8 @@ def for_last_queries(
 
 @contextmanager
 def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """For a while, a model attends by `name` if it is by `sdpa` that it does."""
-    if model.config._attn_implementation != "sdpa":
+    """For a while, a model attends by `name` if it does by `sdpa` and that can be changed."""
+    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         yield
         return
     model.set_attn_implementation(name)

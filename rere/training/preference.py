@@ -41,7 +41,14 @@ from rere.training.groups import slices
 from rere.training.models import load, save
 from rere.training.preferences import margins, s_dpo
 from rere.training.reference import Reference
-from rere.training.trainer import Trainer, encode, read_train, read_valid, training_arguments
+from rere.training.trainer import (
+    Trainer,
+    encode,
+    read_train,
+    read_valid,
+    shortest_first,
+    training_arguments,
+)
 from rere.training.validation import SELECTION, search_ndcg
 
 
@@ -63,6 +70,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
             raise InputError(f"{data}: has {titles} titles; a target and its negatives need more")
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            rows = shortest_first(rows, responses)  # of a step, which is cut into passes
             return {
                 "prompts": encode(encoder, rows, seed),
                 "row_id": [row["row_id"] for row in rows],

@@ -143,6 +143,12 @@ class Trainer(transformers.Trainer):
         # transformers' own adds a pickle of the arguments.
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A weight that two modules share is saved once, under one of its names.
+        shared = self.language_model.all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in shared]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _finalize_training(self, *args: Any) -> Any:
         best = self.state.best_global_step
         if best is not None and best < self.state.global_step:
