@@ -480,17 +480,27 @@ def test_what_the_model_rules_out_is_no_result(scoring):
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_a_pass_takes_one_synchronisation(scoring, chains, monkeypatch):
     """The host reads the sizes of the next pass at once, and nothing else from the device."""
-    monkeypatch.setattr(beam, "NEVER_WAITS", set())
     model, passes = causal_lm("qwen2", VOCAB_SIZE, seed=1), []
     model.register_forward_hook(lambda *_: passes.append(1))
     tree = PrefixTree.build(random_catalogue(60, seed=8, tokens=5))
     prompts = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
-    beam_search(model, tree, prompts, 9, scoring)  # what is asked once of a model and a tree
+    expected = beam_search(model, tree, prompts, 9, scoring)  # asks once of a model and a tree
     passes.clear()
+    monkeypatch.setattr(beam, "NEVER_WAITS", set())
     with Reads() as reads:
-        beam_search(model, tree, prompts, 9, scoring)
+        actual = beam_search(model, tree, prompts, 9, scoring)
     assert len(passes) > 2
     assert reads.count == len(passes)
+    assert all(map(torch.equal, actual, expected))
+
+
+def test_forced_tokens_are_taken_together(monkeypatch):
+    steps, step = [], beam.step
+    monkeypatch.setattr(beam, "step", lambda *x: steps.append(1) or step(*x))
+    monkeypatch.setattr(frontier, "full_pass", lambda model: 10**6)
+    sequences = [[token, *range(5, 15), EOS] for token in (2, 3)]
+    found(causal_lm("qwen2", VOCAB_SIZE), sequences, [[8], [9]], 2)
+    assert len(steps) == 2  # the first token, and the others
 
 
 class Reads(TorchDispatchMode):

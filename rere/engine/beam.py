@@ -1,9 +1,9 @@
 """Exact constrained beam search behind a prompt that is computed once.
 
 Under `vocabulary` scores it is the token-synchronous search of transformers: a forward pass may
-feed chains of forced tokens (`frontier.chain_length`), and the pruning over them is replayed
-token by token, each row at its own pace. Under `catalogue` and `decisions` scores beams are
-compared decision by decision.
+feed chains of forced tokens (`rere.engine.layout.look_ahead`), and the pruning over them is
+replayed, each row at its own pace. Under `catalogue` and `decisions` scores beams are compared
+decision by decision.
 
 B rows, K beams, F children of a node, W = 2 K continuations.
 """
