@@ -152,7 +152,7 @@ class Frontier:
         """Rows (B, 1) with paths that go on and all know what may follow."""
         ended = paths.score.isneginf()
         knows = (paths.fed >= paths.taken) | ended
-        return (knows & ~ended.all(-1, keepdim=True)).all(-1, keepdim=True)
+        return knows.all(-1, keepdim=True) & ~ended.all(-1, keepdim=True)
 
     def plan(self, paths: Paths, known: Known) -> Plan:
         """What the next pass needs. The one host synchronisation of a pass.
