@@ -29,7 +29,7 @@ from rere.errors import InputError
 
 Scoring = Literal["vocabulary", "catalogue", "decisions"]
 
-FULL_PASS = {"cpu": (768, 1e10)}
+FULL_PASS = {"cpu": (768, 1.75e10)}
 """Tokens, and tokens times parameters, that fill a pass: fewer take about as long."""
 FULL_PASS_ELSEWHERE = (1024, 1e12)
 
