@@ -17,7 +17,6 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from rere.catalogue import PrefixTree
-from rere.engine import block_attention
 from rere.engine import scoring as engine_scoring
 from rere.engine.beam import beam_search
 from rere.engine.leaves import pack_leaves
@@ -49,13 +48,6 @@ SCORINGS = ("vocabulary", "catalogue")
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     return precise(request.param)
-
-
-@pytest.fixture(params=["at once", "in blocks"])
-def attention(request, monkeypatch):
-    if request.param == "in blocks":
-        monkeypatch.setitem(block_attention.MANY_NODES, "cpu", 0)
-        monkeypatch.setattr(block_attention, "BLOCK", 2)
 
 
 QWEN2 = precise("qwen2", seed=1)
@@ -169,7 +161,6 @@ def adapted(model):
 # ----------------------------------------------------------------------- the plain batch, equal
 
 
-@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_equals_the_expanded_batch(model, scoring):
     packed = packed_in(scoring)
@@ -182,7 +173,6 @@ def test_equals_the_expanded_batch(model, scoring):
     )
 
 
-@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_equals_the_expanded_batch_with_adapters(model, scoring):
     model, packed = adapted(model), packed_in(scoring)
@@ -317,7 +307,6 @@ def test_the_only_title_is_certain():
 # ------------------------------------------------------------------------ trained as it comes
 
 
-@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("with_adapters", [False, True])
 def test_gradient_checkpointing_changes_nothing(scoring, with_adapters):

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.block_attention import in_blocks
 from rere.engine.last_layer import at_the_end
 from rere.engine.masks import attention_mask
 from rere.engine.packing import Packed, upcast
@@ -41,10 +40,7 @@ def token_scores(model: PreTrainedModel, packed: Packed, temperature: float = 1.
     for several devices or carry adapters.
     """
     unwrapped = extract_model_from_parallel(model)
-    with (
-        in_blocks(unwrapped, packed.ancestors),
-        at_the_end(unwrapped, packed.input_ids.shape[1], packed.num_kept),
-    ):
+    with at_the_end(unwrapped, packed.input_ids.shape[1], packed.num_kept):
         logits = model(
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
