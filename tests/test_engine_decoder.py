@@ -5,7 +5,8 @@ import torch
 from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, precise, tolerance
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Config
 
-from rere.engine.attention import GROUPED, grouped
+from rere.engine.attention import GROUPED, instead_of_sdpa
+from rere.engine.columns import Columns
 from rere.engine.decoder import GrowingLayer, Plain, SharedPrompt, steered_by_mask
 from rere.engine.layout import MAX_CHAIN, lay_out, lay_out_apart, look_ahead, own_edge
 from rere.engine.masks import attention_mask, causal, layer_windows
@@ -27,19 +28,23 @@ def paths(num_rows, num_tokens, seed):
     return visible, visible.sum(-1) - 1 + len(OPENING)
 
 
+def all_of(num_columns, keep):
+    """Columns of the prompts' rows, none of them padding."""
+    real = torch.ones(len(PROMPTS), num_columns, dtype=torch.bool)
+    return Columns(real, real.numel(), keep, len(PROMPTS) * keep)
+
+
 @torch.no_grad()
 def logits(decoder, seed=0):
     """After prompt and opening, and after 30 random tokens fed 20 and 10 at a time."""
     visible, depth = paths(len(PROMPTS), 30, seed)
     ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(seed))
-    return torch.cat(
-        [
-            decoder.prefill(OPENING, keep=3),
-            decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], keep=20),
-            decoder.feed(ids[:, 20:], depth[:, 20:], visible[:, 20:], keep=4),
-        ],
-        dim=1,
-    )
+    parts = [
+        decoder.prefill(OPENING, keep=3),
+        decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], all_of(20, 20)),
+        decoder.feed(ids[:, 20:], depth[:, 20:], visible[:, 20:], all_of(10, 4)),
+    ]
+    return torch.cat([part.unflatten(0, (len(PROMPTS), -1)) for part in parts], dim=1)
 
 
 @torch.no_grad()
@@ -50,7 +55,7 @@ def test_forgetting_what_nothing_follows_changes_no_logit(family, make):
     visible, depth = paths(len(PROMPTS), 30, seed=0)
     ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(0))
     decoder.prefill(OPENING, keep=3)
-    decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], keep=20)
+    decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], all_of(20, 20))
     before, new = visible[:, 20:, :20], visible[:, 20:, 20:]
     followed = before.any(1)
     num_kept = int(followed.sum(-1).max())
@@ -58,8 +63,9 @@ def test_forgetting_what_nothing_follows_changes_no_logit(family, make):
     kept = followed.int().argsort(dim=-1, descending=True, stable=True)[:, :num_kept]
     decoder.keep(kept)
     before = before.gather(2, kept[:, None, :].expand(-1, 10, -1))
-    actual = decoder.feed(ids[:, 20:], depth[:, 20:], torch.cat([before, new], dim=-1), keep=4)
-    expected = logits(make(precise(family), PROMPTS))[:, -4:]
+    visible = torch.cat([before, new], dim=-1)
+    actual = decoder.feed(ids[:, 20:], depth[:, 20:], visible, all_of(10, 4))
+    expected = logits(make(precise(family), PROMPTS))[:, -4:].flatten(0, 1)
     torch.testing.assert_close(actual, expected, atol=100 * tolerance(precise(family)), rtol=0)
 
 
@@ -77,7 +83,7 @@ def test_heads_that_share_keys_need_no_copies_of_them(family):
     model = precise(family)
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     expected = logits(SharedPrompt(model, PROMPTS)), logits(Plain(model, PROMPTS))
-    with grouped(model):
+    with instead_of_sdpa(model, GROUPED):
         assert model.config._attn_implementation == GROUPED
         actual = logits(SharedPrompt(model, PROMPTS)), logits(Plain(model, PROMPTS))
     assert model.config._attn_implementation == "sdpa"
@@ -88,7 +94,7 @@ def test_heads_that_share_keys_need_no_copies_of_them(family):
 def test_attention_that_was_chosen_stays():
     model = precise("qwen2")
     model.set_attn_implementation("eager")
-    with grouped(model):
+    with instead_of_sdpa(model, GROUPED):
         assert model.config._attn_implementation == "eager"
 
 
@@ -97,7 +103,7 @@ def test_plain_is_the_models_own_forward(family):
     model = precise(family)
     ids = torch.tensor([[2, 3, 22, 6, 10]])
     expected = model(input_ids=ids).logits[0, -3:]
-    actual = Plain(model, PROMPTS).prefill(OPENING, keep=3)[2]
+    actual = Plain(model, PROMPTS).prefill(OPENING, keep=3)[-3:]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
@@ -168,8 +174,9 @@ def test_layouts_by_hand():
 @pytest.mark.parametrize(
     "room, expected",
     [
-        (0, [[2, 1, 0], [1, 1, 1]]),  # the second row waits for 3 tokens
-        (5, [[3, 1, 0], [2, 2, 1]]),
+        (0, [[1, 1, 0], [1, 1, 1]]),
+        (7, [[2, 1, 0], [2, 1, 1]]),  # the best paths of both rows, before the second ones
+        (8, [[2, 1, 0], [2, 2, 1]]),
         (100, [[3, 1, 0], [5, 4, 9]]),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import causal_lm, precise
 
+from rere.engine.attention import BY_ROWS, instead_of_sdpa
 from rere.engine.decoder import SharedPrompt
 from rere.engine.last_layer import PARTS, at_the_end, last_layer
 from rere.engine.packing import pack
@@ -49,15 +50,16 @@ def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     packed = pack(PROMPTS, [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
     token_log_probs(model, packed).sum().backward()
     *others, last = seen
-    length, kept = packed.input_ids.shape[1], packed.num_kept
-    assert others == [{part: [8, length] for part in PARTS}] * len(others)
-    assert last == {part: [3, kept] for part in PARTS}
-    assert queries == [8] * len(others) + [3] + [length] * len(others) + [kept]
+    # Prompts of 6, 1 and 3 tokens, with 2 more; attention has them in rows of 8.
+    assert others == [{part: [16, packed.num_real] for part in PARTS}] * len(others)
+    assert last == {part: [9, packed.num_kept] for part in PARTS}
+    length = packed.input_ids.shape[1]
+    assert queries == [8] * len(others) + [3] + [length] * len(others) + [packed.keep]
 
 
 def test_all_of_them_before_and_afterwards(model, seen):
     ids = torch.tensor([PROMPTS[0]])
-    with at_the_end(model, 6, 2):
+    with instead_of_sdpa(model, BY_ROWS), at_the_end(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     outside = model(ids).logits
     assert seen[-1] == {part: [2, 6] for part in PARTS}
@@ -69,7 +71,7 @@ def test_all_of_them_before_and_afterwards(model, seen):
 @pytest.mark.parametrize("family", ["gpt2", "mamba"])
 def test_parts_that_an_architecture_names_differently_compute_all_tokens(family):
     model, ids = causal_lm(family, 23), torch.tensor([PROMPTS[0]])
-    with at_the_end(model, 6, 2):
+    with instead_of_sdpa(model, BY_ROWS), at_the_end(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     torch.testing.assert_close(inside, model(ids).logits[:, -2:])
 
@@ -78,7 +80,7 @@ def test_parts_that_an_architecture_names_differently_compute_all_tokens(family)
 def test_attention_that_was_chosen_stays(implementation):
     model, ids = causal_lm("qwen2", 23), torch.tensor([PROMPTS[0]])
     model.set_attn_implementation(implementation)
-    with at_the_end(model, 6, 2):
+    with instead_of_sdpa(model, BY_ROWS), at_the_end(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     assert model.config._attn_implementation == implementation
     torch.testing.assert_close(inside, model(ids).logits[:, -2:])

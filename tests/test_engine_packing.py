@@ -34,7 +34,8 @@ def test_pack_by_hand():
     # tokens are predicted, not fed.
     assert packed.input_ids.tolist() == [[5, 6, 2, 8, 3, 4], [0, 7, 0, 0, 0, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3, 3], [0, 0, 0, 0, 0, 0]]
-    assert packed.num_kept == 5
+    assert packed.real.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
+    assert (packed.num_real, packed.keep, packed.num_kept) == (7, 5, 6)
     assert packed.num_candidates == 4
     # Who predicts what: 6 (place 0) 2 and 8; 2 (1) 3 and 4; 8 (2), 3 (3) and 4 (4) 1; and in the
     # second row, which begins at place 5, 7 its 1.
@@ -64,7 +65,8 @@ def test_decisions_by_hand():
     # tokens, and 4. No 8 is fed, no 3 and no 5.
     assert packed.input_ids.tolist() == [[5, 6, 4, 7, 2, 6], [0, 9, 0, 7, 2, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 4, 2, 3, 5], [0, 0, 0, 1, 2, 0]]
-    assert packed.num_kept == 3
+    assert packed.real.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0]]
+    assert (packed.num_real, packed.keep, packed.num_kept) == (9, 3, 5)
     assert packed.num_candidates == 3
     assert packed.source.tolist() == [0, 0, 1, 2, 3, 4]
     assert packed.target.tolist() == [2, 3, 4, 8, 2, 1]
@@ -107,7 +109,8 @@ def test_the_only_title_is_no_decision():
     packed = pack_leaves([[5, 6]], torch.tensor([[0, 0]]), tree, "catalogue")
     assert packed.input_ids.tolist() == [[5, 6, 0]]
     assert packed.candidate.shape == packed.prediction.shape == (1, 0)
-    assert packed.num_kept == 1  # since 0 would keep all
+    assert packed.keep == packed.num_kept == 1  # since 0 would keep all
+    assert packed.real.tolist() == [[True, True, True]]
     assert sum_by_candidate(torch.zeros(1, 0), packed).tolist() == [[0.0, 0.0]]
 
 
@@ -129,17 +132,19 @@ def test_nothing_is_fed_or_predicted_twice(sequences, data):
     candidates = [[tuple(sequences[item]) for item in row] for row in drawn]
     packed = pack([[8, 9], [9]], candidates)
     num_fed = [len({c[:end] for c in row for end in range(len(c))}) for row in candidates]
-    assert packed.num_kept == packed.ancestors.shape[1] == max(num_fed)
+    assert packed.keep == packed.ancestors.shape[1] == max(num_fed)
+    assert packed.num_kept == sum(num_fed)
     predicted = {
         (b, c[: end + 1]) for b, row in enumerate(candidates) for c in row for end in range(len(c))
     }
     assert len(packed.source) == len(predicted)
     # What is predicted of each candidate is its tokens, by the last of its tokens before.
-    for row, ids in enumerate(packed.input_ids[:, -packed.num_kept :]):
+    assert packed.num_real == packed.real.sum() == sum(num_fed) + 1
+    for row, ids in enumerate(packed.input_ids[:, -packed.keep :]):
         for number, tokens in enumerate(candidates[row]):
             which = packed.prediction[row][packed.candidate[row] == number]
             assert packed.target[which].tolist() == list(tokens)
-            at = packed.source[which] - row * packed.num_kept
+            at = packed.source[which] - sum(num_fed[:row])
             assert ids[at].tolist() == [9, *tokens[:-1]]
 
 
@@ -149,7 +154,7 @@ def test_decisions_are_where_sequences_part(sequences, data):
     tree = PrefixTree.build(sequences)
     items = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=6))
     packed = pack_leaves([[8, 9]], tree.leaf_of_item[None, items], tree, "catalogue")
-    ids = packed.input_ids[0, -packed.num_kept :]
+    ids = packed.input_ids[0, -packed.keep :]
     fed = set()
     for number, item in enumerate(items):
         tokens = sequences[item]

@@ -1,16 +1,22 @@
-"""Attention whose heads share keys and values without copies of them, for the queries asked for.
+"""Attention of one pass over a batch: of the queries asked for, without padding, without copies.
 
-Where there is a mask, and a search always has one, transformers' scaled dot-product attention
-copies keys and values for every head that shares them (grouped-query attention, arXiv
-2305.13245). Laid out as further queries of their group, the heads need no copies. Scoring with
-gradient stays with transformers' own: on CPUs it was 0-6 % faster, and smaller, in all of four
-models and lengths.
+transformers' scaled dot-product attention, but
 
-B rows, H heads in G groups, Q query tokens, S seen tokens, D wide.
+* a pass may have its tokens in one row, without padding (`rere.engine.columns`): here they are put
+  back into rows, or attend in parts, each over what it sees (`rere.engine.parts`);
+* the last layer attends for its last tokens alone (`rere.engine.last_layer`);
+* heads that share keys and values (grouped-query attention, arXiv 2305.13245) do so without copies
+  of them, laid out as further queries of their group. Where all of a batch is scored with gradient,
+  transformers' copies stay: on CPUs that was 0-6 % faster, and smaller, in all of four models and
+  lengths.
+
+B rows, H heads in G groups, Q query tokens, S seen tokens, D wide, T tokens without padding.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +25,109 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-GROUPED, OF_LAST = "sdpa_grouped", "sdpa_of_last"
+from rere.engine.columns import Columns
+from rere.engine.parts import Parts
+
+Attend = Callable[..., tuple[Tensor, None]]
+
+OURS = BY_ROWS, GROUPED = "sdpa_by_rows", "sdpa_grouped"
 NO_GROUPS = torch.nn.Module()  # transformers asks an attention layer for its groups
+
+
+class Unpadded(NamedTuple):
+    """What attention has to know of a pass without padding."""
+
+    columns: Columns
+    index: Tensor  # (T,) i64
+    parts: Parts | None
+    last: Parts | None  # of the tokens with logits
+
+
+current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
+
+
+@contextmanager
+def unpadded(columns: Columns, index: Tensor, parts: Parts | None) -> Iterator[None]:
+    """For a pass that takes the columns at `index` alone."""
+    last = parts and parts.last(columns.num_real - columns.num_kept)
+    token = current.set(Unpadded(columns, index, parts, last))
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+def in_rows(states: Tensor) -> Tensor:
+    """States (1, H, T, D) of a pass without padding in their rows, (B, H, Q, D); 0 at padding."""
+    now = current.get()
+    if now is None or len(states) == len(now.columns.real):
+        return states
+    num_rows, num_columns = now.columns.real.shape
+    padded = states.new_zeros(num_rows * num_columns, *states.shape[1::2])
+    padded[now.index] = states[0].transpose(0, 1)
+    return padded.unflatten(0, (num_rows, num_columns)).transpose(1, 2)
+
+
+def attention_of_pass(attend: Attend) -> Attend:
+    """`attend`, for the pass at hand."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs,
+    ) -> tuple[Tensor, None]:
+        now = current.get()
+        if now is None:
+            return of_last(attend, module, query, key, value, attention_mask, **kwargs), None
+        key, value = in_rows(key), in_rows(value)
+        if now.parts is None:
+            query = in_rows(query)
+            attended = of_last(attend, module, query, key, value, attention_mask, **kwargs)
+            return attended.flatten(0, 1)[now.index][None], None
+        if not hasattr(module, "num_queries"):
+            return in_parts(now.parts, query, key, value, attention_mask, **kwargs), None
+        others = now.columns.num_real - now.columns.num_kept
+        query = query[:, :, others:]
+        attended = in_parts(now.last, query, key, value, attention_mask, **kwargs)
+        return pad(attended, (0, 0, 0, 0, others, 0)), None
+
+    return attention
+
+
+def of_last(
+    attend: Attend,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs,
+) -> Tensor:
+    """`attend`, but 0 for all but the last `num_queries` of a module that has that number."""
+    others = query.shape[2] - getattr(module, "num_queries", query.shape[2])
+    if not others or attention_mask is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)[0]
+    query, attention_mask = query[:, :, others:], attention_mask[:, :, others:]
+    attended, _ = attend(module, query, key, value, attention_mask, **kwargs)
+    return pad(attended, (0, 0, 0, 0, others, 0))
+
+
+def in_parts(
+    parts: Parts, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
+) -> Tensor:
+    """query (1, H, T, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (1, T, H, D)."""
+    repeats = query.shape[1] // key.shape[1]
+    queries = query.transpose(1, 2).index_select(1, parts.token).split(parts.num_tokens, dim=1)
+    keys, values = (x[parts.row, :, parts.seen].split(parts.num_seen) for x in (key, value))
+    masks = parts.masks_of(attention_mask, repeats)
+    attended = [
+        groups_attend(q.transpose(1, 2), *(x.transpose(0, 1)[None] for x in (k, v)), mask, **kwargs)
+        for q, k, v, mask in zip(queries, keys, values, masks, strict=True)
+    ]
+    return torch.cat(attended, dim=1).index_select(1, parts.place)
 
 
 def grouped_attention(
@@ -32,67 +139,36 @@ def grouped_attention(
     **kwargs,
 ) -> tuple[Tensor, None]:
     """query (B, H, Q, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (B, Q, H, D)."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats == 1 or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    attention_mask = attention_mask.repeat(1, 1, repeats, 1)
+    return groups_attend(query, key, value, attention_mask, **kwargs), None
+
+
+def groups_attend(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
+) -> Tensor:
+    """The same, of a mask (B, 1, Q H / G, S) for all queries of a group."""
     rows, heads, length, width = query.shape
     groups = key.shape[1]
-    if groups == heads or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    attended, _ = sdpa_attention_forward(
-        NO_GROUPS,
-        query.reshape(rows, groups, -1, width),
-        key,
-        value,
-        attention_mask.repeat(1, 1, heads // groups, 1),
-        **kwargs,
-    )
+    query = query.reshape(rows, groups, -1, width)
+    attended, _ = sdpa_attention_forward(NO_GROUPS, query, key, value, attention_mask, **kwargs)
     attended = attended.view(rows, heads // groups, length, groups, -1)
-    return attended.permute(0, 2, 3, 1, 4).reshape(rows, length, heads, -1), None
+    return attended.permute(0, 2, 3, 1, 4).reshape(rows, length, heads, -1)
 
 
-def of_last(attend: Callable[..., tuple[Tensor, None]]) -> Callable[..., tuple[Tensor, None]]:
-    """`attend`, but 0 for all but the last `num_queries` of a module that has that number."""
-
-    def attend_of_last(
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs,
-    ) -> tuple[Tensor, None]:
-        others = query.shape[2] - getattr(module, "num_queries", query.shape[2])
-        if not others or attention_mask is None:
-            return attend(module, query, key, value, attention_mask, **kwargs)
-        query, attention_mask = query[:, :, others:], attention_mask[:, :, others:]
-        attended, _ = attend(module, query, key, value, attention_mask, **kwargs)
-        return pad(attended, (0, 0, 0, 0, others, 0)), None
-
-    return attend_of_last
-
-
-for name, attend in ((GROUPED, grouped_attention), (OF_LAST, sdpa_attention_forward)):
-    AttentionInterface.register(name, of_last(attend))
+for name, attend in ((BY_ROWS, sdpa_attention_forward), (GROUPED, grouped_attention)):
+    AttentionInterface.register(name, attention_of_pass(attend))
     AttentionMaskInterface.register(name, sdpa_mask)
 
 
 @contextmanager
-def grouped(model: PreTrainedModel) -> Iterator[None]:
-    """For a while, a model whose heads share keys attends by `grouped_attention`, not by `sdpa`."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    with nullcontext() if groups == heads else instead_of_sdpa(model, GROUPED):
-        yield
-
-
-@contextmanager
-def for_last_queries(
-    model: PreTrainedModel, attention: torch.nn.Module, num_queries: int
-) -> Iterator[None]:
-    """For a while, one attention layer of a model attends for its last tokens alone."""
+def for_last_queries(attention: torch.nn.Module, num_queries: int) -> Iterator[None]:
+    """For a while, a layer that attends by one of OURS does so for rows' last tokens alone."""
     attention.num_queries = num_queries
     try:
-        with instead_of_sdpa(model, OF_LAST):
-            yield
+        yield
     finally:
         del attention.num_queries
 

@@ -20,9 +20,10 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from rere.engine.attention import grouped
-from rere.engine.last_layer import at_the_end
-from rere.engine.masks import attention_mask, causal, layer_windows
+from rere.engine.attention import GROUPED, in_rows, instead_of_sdpa
+from rere.engine.columns import Columns
+from rere.engine.forward import logits_of
+from rere.engine.masks import causal, layer_windows
 from rere.engine.packing import left_pad, prompt_positions, right_pad
 from rere.errors import InputError
 
@@ -38,7 +39,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with grouped(model):
+        with instead_of_sdpa(model, GROUPED):
             yield
     finally:
         model.train(training)
@@ -78,25 +79,27 @@ class SharedPrompt:
     def prefill(self, opening: Tensor, keep: int) -> Tensor:
         """Compute the prompts, all with `opening` (X,) behind them.
 
-        Returns the logits after the last `keep` tokens, (B, keep, V).
+        Returns the logits after the last `keep` tokens of each, (B keep, V).
         """
         ids, real = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
         ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
         self.real = pad(real, (0, len(opening)), value=True)
         self.position = ids[:, :0]
         visible = causal(self.real)
-        return self._forward(ids, prompt_positions(self.real), visible, keep)
+        num_real = sum(map(len, self.prompts)) + len(ids) * len(opening)
+        columns = Columns(self.real, num_real, keep, len(ids) * keep)
+        return self._forward(ids, prompt_positions(self.real), visible, columns)
 
-    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, keep: int) -> Tensor:
-        """Feed tokens (B, Q), `depth` (B, Q) tokens behind the prompt.
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, columns: Columns) -> Tensor:
+        """Feed tokens (B, Q), those in `columns`, `depth` (B, Q) tokens behind the prompt.
 
         `visible` (B, Q, S + Q) says which of the tokens fed before and now each one follows,
-        itself included, in the order of its path. Returns the logits after the last `keep`,
-        (B, keep, V).
+        itself included, in the order of its path. Returns the logits that `columns` asks for,
+        (N, V).
         """
         prompt = self.real[:, None, :].expand(-1, ids.shape[1], -1)
         visible = torch.cat([prompt, visible], dim=-1)
-        return self._forward(ids, self.prompt_length + depth, visible, keep)
+        return self._forward(ids, self.prompt_length + depth, visible, columns)
 
     def keep(self, kept: Tensor) -> None:
         """Forget what was fed but the tokens `kept` (B, N), in their order."""
@@ -112,18 +115,11 @@ class SharedPrompt:
         self.prompt_length = self.prompt_length[rows]
         self.cache.batch_select_indices(rows)
 
-    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, keep: int) -> Tensor:
+    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, columns: Columns) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
-        with at_the_end(self.model, ids.shape[1], keep):
-            return self.model(
-                input_ids=ids,
-                position_ids=position,
-                attention_mask=attention_mask(
-                    self.model.config, visible, position, self.position, self.model.dtype
-                ),
-                past_key_values=self.cache,
-                logits_to_keep=keep,
-            ).logits
+        return logits_of(
+            self.model, ids, position, visible, self.position, columns, past_key_values=self.cache
+        )
 
 
 class GrowingLayer(DynamicLayer):
@@ -136,6 +132,7 @@ class GrowingLayer(DynamicLayer):
     length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        key_states, value_states = in_rows(key_states), in_rows(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -184,11 +181,12 @@ class Plain:
         self.num_opening = len(opening)
         after = torch.arange(1 + len(opening) - keep, 1 + len(opening), device=opening.device)
         seen = torch.arange(len(opening), device=opening.device) < after[:, None]
-        return self._logits(seen.expand(len(self.prompt), -1, -1))
+        return self._logits(seen.expand(len(self.prompt), -1, -1)).flatten(0, 1)
 
-    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, keep: int) -> Tensor:
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, columns: Columns) -> Tensor:
         self.fed = torch.cat([self.fed, ids], dim=1)
-        return self._logits(pad(visible[:, -keep:], (self.num_opening, 0), value=True))
+        visible = pad(visible[:, -columns.keep :], (self.num_opening, 0), value=True)
+        return columns.of_kept(self._logits(visible))
 
     def keep(self, kept: Tensor) -> None:
         fed = self.fed[:, self.num_opening :].gather(1, kept)
@@ -256,9 +254,12 @@ def steered_by_mask(model: PreTrainedModel) -> bool:
         itself = torch.eye(32, dtype=torch.bool, device=model.device).expand(2, -1, -1)
         path = torch.arange(33, device=model.device) % 32 == 0
         first = made.prefill(ids[0, :0], keep=1)
-        second = made.feed(ids, torch.zeros_like(ids), itself, keep=32)
-        third = made.feed(ids[:, 1:2], torch.ones_like(ids[:, :1]), path.expand(2, 1, -1), keep=1)
-        return torch.cat([first, second, third], dim=1).double()
+        all_of = Columns(torch.ones_like(ids, dtype=torch.bool), ids.numel(), 32, ids.numel())
+        second = made.feed(ids, torch.zeros_like(ids), itself, all_of)
+        # The child is of the first row alone.
+        one = Columns(torch.tensor([[True], [False]], device=ids.device), 1, 1, 1)
+        third = made.feed(ids[:, 1:2], torch.ones_like(ids[:, :1]), path.expand(2, 1, -1), one)
+        return torch.cat([first, second, third]).double()
 
     prompts = [[0, 1, 2], [1]]
     expected = logits(Plain(model, prompts))

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.engine.columns import Columns
 from rere.engine.decoder import decoder
 from rere.engine.layout import MAX_CHAIN, Layout, lay_out, lay_out_apart, look_ahead, own_edge
 from rere.engine.packing import upcast
@@ -79,6 +80,8 @@ class Plan(NamedTuple):
     num_feeding: int  # M, those that feed tokens
     num_columns: int  # for the tokens they feed, or those before their last ones
     fanout: int  # F
+    num_tokens: int  # fed by all rows
+    num_ends: int  # paths of all rows that feed some
     num_steps: int  # steps that paths can go afterwards
     num_live: int  # fed tokens that paths follow, in the row with most of them
 
@@ -110,7 +113,7 @@ class Frontier:
         self.temperature, self.assistant = temperature, assistant
         self.decoder = decoder(model, prompts, tree.longest)
         self.whole_edges = whole_edges
-        self.longest_chain = tree.longest if whole_edges else MAX_CHAIN
+        self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass = full_pass(model)
 
     def start(self) -> tuple[Paths, Known, int]:
@@ -122,17 +125,16 @@ class Frontier:
         num_fed = len(opening) if self.tree.first_fanout else len(opening) - 1
         keep = 1 if self.by_decision else 1 + num_fed
         logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
-        zero = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
-        forced = logits.new_zeros(len(logits), 1, len(opening) + 1)
+        place = torch.arange(len(logits), device=logits.device).view(-1, keep)
+        zero = torch.zeros_like(place[:, :1])
+        forced = logits.new_zeros(len(place), 1, len(opening) + 1)
         norm = None if self.normalised else log_sum(logits, self.temperature)
         if not self.by_decision:
-            predicted = logits[:, : len(opening)]
-            token = opening.expand(len(logits), -1)[..., None]
-            scores = predicted.gather(-1, token)[..., 0] / self.temperature
-            forced[:, 0, :-1] = scores - norm[:, : len(opening)]
+            predicts = place[:, : len(opening)]
+            forced[:, 0, :-1] = logits[predicts, opening] / self.temperature - norm[predicts]
         known = Known(
             children=self._children(
-                logits, norm, zero + logits.shape[1] - 1, zero, max(1, self.tree.first_fanout)
+                logits, norm, place[:, -1:], zero, max(1, self.tree.first_fanout)
             ),
             forced=forced,
             since=zero,
@@ -167,6 +169,8 @@ class Frontier:
             (count > 0).sum(-1).amax(),
             (count - 1 if self.by_decision else count).clamp(min=0).sum(-1).amax(),
             self.tree.fanout[paths.node].where(exists, 1).amax().clamp(min=1),
+            count.sum(),
+            (count > 0).sum(),
             (paths.fed + count + 1 - paths.taken).where(exists, 1).amax(),
             live(paths, known).sum(-1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
@@ -213,15 +217,20 @@ class Frontier:
         depth = (self.tree.depth[node] - self.tree.length[node]).where(layout.exists, 0) + at
         ids = self.tree.token[self.tree.edge[node] + at]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
-        keep = plan.num_feeding if self.by_decision else ids.shape[1]
-        end = layout.end - (ids.shape[1] - keep)
-        logits = upcast(self.decoder.feed(ids, depth, visible, keep))
+        # Under `vocabulary` all have logits, under the others the last ones of their paths.
+        keep, num_kept = ids.shape[1], plan.num_tokens
+        if self.by_decision:
+            keep, num_kept = plan.num_feeding, plan.num_ends
+        columns = Columns(layout.exists, plan.num_tokens, keep, num_kept)
+        logits = upcast(self.decoder.feed(ids, depth, visible, columns))
+        place = columns.place
+        end = place.gather(1, layout.end - (ids.shape[1] - keep))
 
         node, fed = paths.node.gather(1, feeding), paths.fed.gather(1, feeding)
         norm = None if self.normalised else log_sum(logits, self.temperature)
         forced = known.forced
         if not self.by_decision:
-            forced = self._forced(logits, norm, node, fed, layout)
+            forced = self._forced(logits, norm, node, fed, layout, place)
             forced = renew(known.forced, forced, feeds, rank)
         children = self._children(logits, norm, end, node, plan.fanout)
         every = torch.arange(plan.num_paths, device=path.device)
@@ -240,22 +249,20 @@ class Frontier:
         left = left.where((paths.fed < paths.taken) & paths.score.isfinite(), 0)
         if self.by_decision or self.whole_edges:
             return left
-        return look_ahead(left, self.full_pass // len(left))
+        return look_ahead(left, self.full_pass)
 
     def _children(
         self, logits: Tensor, norm: Tensor | None, end: Tensor, node: Tensor, fanout: int
     ) -> Tensor:
-        """Log-probabilities (B, M, F) of the children of `node` (B, M), at the columns `end`.
+        """Log-probabilities (B, M, F) of the children of `node` (B, M), by the logits at `end`.
 
         Without `norm`, the log of the vocabulary's sum, they are normalised among themselves.
         """
         child, exists = self.tree.children(node, fanout)
         token = self.tree.token[self.tree.edge[child]]
-        scores = pick(logits, end[..., None], token) / self.temperature
-        if norm is None:
-            total = scores.masked_fill(~exists, -torch.inf).logsumexp(-1)
-        else:
-            total = norm.gather(1, end)
+        scores = logits[end[..., None], token] / self.temperature
+        among = scores.masked_fill(~exists, -torch.inf)
+        total = among.logsumexp(-1) if norm is None else norm[end]
         scores = scores - total[..., None]
         if self.assistant is not None:
             log_mass, weight = self.assistant
@@ -265,15 +272,21 @@ class Frontier:
         return scores.masked_fill(~exists, -torch.inf)
 
     def _forced(
-        self, logits: Tensor, norm: Tensor, node: Tensor, fed: Tensor, layout: Layout
+        self,
+        logits: Tensor,
+        norm: Tensor,
+        node: Tensor,
+        fed: Tensor,
+        layout: Layout,
+        place: Tensor,
     ) -> Tensor:
         """Log-probabilities (B, M, C) of the edge's tokens that follow those fed now."""
         step = torch.arange(self.longest_chain, device=node.device)
         column = torch.minimum(layout.start[..., None] + step, layout.end[..., None])
+        after = place.gather(1, column.flatten(1)).view_as(column)
         at = torch.minimum(fed[..., None] + 1 + step, self.tree.length[node][..., None] - 1)
         token = self.tree.token[self.tree.edge[node][..., None] + at]
-        scores = pick(logits, column, token) / self.temperature
-        return scores - norm.gather(1, column.flatten(1)).view_as(scores)
+        return logits[after, token] / self.temperature - norm[after]
 
 
 def live(paths: Paths, known: Known) -> Tensor:
@@ -282,18 +295,12 @@ def live(paths: Paths, known: Known) -> Tensor:
     return followed.any(1)
 
 
-def pick(logits: Tensor, column: Tensor, token: Tensor) -> Tensor:
-    """logits[b, column[b, ...], token[b, ...]] of logits (B, Q, V); `column` may broadcast."""
-    at = column * logits.shape[-1] + token
-    return logits.flatten(1).gather(1, at.flatten(1)).view_as(at)
-
-
 def log_sum(logits: Tensor, temperature: float) -> Tensor:
-    """The logarithm of the vocabulary's sum, (B, N), of some N at a time: each takes a copy."""
-    parts = logits.split(16, dim=1)
+    """The logarithm of the vocabulary's sum, (N,), of some N at a time: each takes a copy."""
+    parts = logits.split(64)
     if temperature != 1:
         parts = (part / temperature for part in parts)
-    return torch.cat([part.logsumexp(-1) for part in parts], dim=1)
+    return torch.cat([part.logsumexp(-1) for part in parts])
 
 
 def check_temperature(temperature: float) -> None:

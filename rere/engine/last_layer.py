@@ -20,12 +20,15 @@ PARTS = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 
 
 @contextmanager
-def at_the_end(model: PreTrainedModel, num_tokens: int, keep: int) -> Iterator[None]:
-    """For a pass of `num_tokens` a row that asks for the logits of the last `keep`.
+def at_the_end(
+    model: PreTrainedModel, num_tokens: int, num_kept: int, num_queries: int
+) -> Iterator[None]:
+    """For a pass of `num_tokens` a row that asks for the logits of the last `num_kept`.
 
+    Attention is for the last `num_queries`: where its rows are others, they are another number.
     Parts that an architecture names differently compute all tokens.
     """
-    layer, others = last_layer(model), num_tokens - keep
+    layer, others = last_layer(model), num_tokens - num_kept
     if layer is None or not others:
         yield
         return
@@ -37,7 +40,7 @@ def at_the_end(model: PreTrainedModel, num_tokens: int, keep: int) -> Iterator[N
             stack.enter_context(before)
             stack.enter_context(after)
         if "self_attn" in modules:
-            stack.enter_context(for_last_queries(model, modules["self_attn"], keep))
+            stack.enter_context(for_last_queries(modules["self_attn"], num_queries))
         yield
 
 

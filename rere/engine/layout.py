@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_CHAIN = 16
+MAX_CHAIN = 64
 """Tokens of an edge that a pass feeds under `vocabulary` at most."""
 
 
@@ -25,17 +25,18 @@ class Layout(NamedTuple):
 def look_ahead(left: Tensor, room: int) -> Tensor:
     """How many of the tokens `left` (B, K) of their edges paths feed: at least one, if any is left.
 
-    A path may be pruned on an edge whose tokens are fed already. But up to `room` tokens a row cost
-    next to nothing, and as many as another row waits for nothing at all.
+    A path may be pruned on an edge whose tokens are fed already. But up to `room` tokens of all
+    rows cost next to nothing.
     """
+    best_first = left.T.flatten()
     chain = torch.arange(1, MAX_CHAIN + 1, device=left.device)
-    total = torch.minimum(left[..., None], chain).sum(1)  # (B, MAX_CHAIN), with chains so long
-    room = total[:, :1].amax().clamp(min=room)
-    longest = (total <= room).sum(-1, keepdim=True)
-    count = torch.minimum(left, longest)
-    # One more for the best paths, out of what that leaves.
-    more = (left > count) & (longest < MAX_CHAIN)
-    return count + (more & (more.cumsum(-1) <= room - count.sum(-1, keepdim=True)))
+    total = torch.minimum(best_first[:, None], chain).sum(0)  # (MAX_CHAIN,), with chains so long
+    longest = (total <= room).sum().clamp(min=1)
+    count = torch.minimum(best_first, longest)
+    # One more for the best paths of all rows, out of what that leaves.
+    more = (best_first > count) & (longest < MAX_CHAIN)
+    count = count + (more & (more.cumsum(0) <= room - count.sum()))
+    return count.view_as(left.T).T
 
 
 def lay_out(count: Tensor, num_columns: int) -> Layout:

@@ -18,9 +18,9 @@ model computes for it what it would in a sequence of its own. Nodes that predict
 are where only decisions count (`rere.engine.leaves`), lie before those that do: logits are those
 of the last columns, for as many as some row needs.
 
-B rows, S columns, M of them of nodes, P of these with logits, U predicted tokens, G candidates a
-row, N tokens of all of them, repeated where candidates share them. On the host also C candidates,
-of at most T tokens.
+B rows, S columns, M of them of nodes, P of these with logits, R of B P with a token, U predicted
+tokens, G candidates a row, N tokens of all of them, repeated where candidates share them. On the
+host also C candidates, of at most T tokens.
 """
 
 import itertools
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rere.engine.columns import Columns
 from rere.engine.masks import causal
 
 Ints = NDArray[np.int64]
@@ -67,7 +68,7 @@ def upcast(logits: Tensor) -> Tensor:
 class Allowed(NamedTuple):
     """The tokens among which predictions are normalised, those of all places one after another."""
 
-    source: Tensor  # (E,) i64, the place, in [0, B P)
+    source: Tensor  # (E,) i64, the place, in [0, R)
     token: Tensor  # (E,) i64
 
 
@@ -75,28 +76,35 @@ class Allowed(NamedTuple):
 class Packed:
     """A batch of prompts with their candidates, ready for one forward pass.
 
-    Logits are computed at B P places, row after row.
+    Logits are computed at R places, row after row.
     """
 
     input_ids: Tensor  # (B, S) i64
     position_ids: Tensor  # (B, S) i64
-    real: Tensor  # (B, S - M) bool, where the prompt's part is no padding
+    real: Tensor  # (B, S) bool, what is no padding
     ancestors: Tensor  # (B, M, M) bool, which nodes are on the path to each, itself included
-    source: Tensor  # (U,) i64, the place that predicts, in [0, B P)
+    source: Tensor  # (U,) i64, the place that predicts, in [0, R)
     target: Tensor  # (U,) i64, the token that is predicted
     prediction: Tensor  # (B, N) i64, in [0, U]; U is padding
     candidate: Tensor  # (B, N) i64, in [0, G]; G is padding
     allowed: Allowed | None  # None: the whole vocabulary
-    num_kept: int  # P
+    num_real: int  # all that is no padding
+    keep: int  # P
+    num_kept: int  # R
     num_candidates: int  # G
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.real, self.num_real, self.keep, self.num_kept)
 
     @property
     def visible(self) -> Tensor:
         """Which tokens each one sees, (B, S, S) bool."""
         num_nodes = self.ancestors.shape[1]
-        prompt = self.real[:, None, :].expand(-1, num_nodes, -1)
+        of_prompt = self.real[:, : self.real.shape[1] - num_nodes]
+        prompt = of_prompt[:, None, :].expand(-1, num_nodes, -1)
         nodes = torch.cat([prompt, self.ancestors], dim=-1)
-        return torch.cat([pad(causal(self.real), (0, num_nodes)), nodes], dim=1)
+        return torch.cat([pad(causal(of_prompt), (0, num_nodes)), nodes], dim=1)
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same batch with its tensors on `device`."""
@@ -226,13 +234,16 @@ def lay_out(
     for block in (predicts, ~predicts):
         place[block] = places(trie.row[block], num_rows)
     num_inner = width(place[~predicts])
-    num_kept = max(1, width(place[predicts]))  # all of the logits would be kept if it were none
+    keep = max(1, width(place[predicts]))  # all of the logits would be kept if it were none
     column = place + num_inner * predicts
 
-    num_nodes = num_inner + num_kept
+    num_nodes = num_inner + keep
     ids, depth = np.zeros((2, num_rows, num_nodes), dtype=np.int64)
     ids[trie.row, column] = trie.token
     depth[trie.row, column] = trie.depth
+    exists = np.zeros(ids.shape, dtype=bool)
+    exists[trie.row, column] = True
+    exists[0, -1] |= not predicts.any()  # as if it had logits
     # Padding sees itself, since attention to nothing is not a number in some models.
     ancestors = np.eye(num_nodes, dtype=bool)[None].repeat(num_rows, axis=0)
     for parent, child in itertools.pairwise(trie.path.T):
@@ -242,16 +253,19 @@ def lay_out(
 
     base = 1 + predictions.target.max(initial=0)
     row = trie.row[node]
-    source = row * num_kept + place[node]
+    num_kept = exists[:, num_inner:].sum(1)
+    source = (num_kept.cumsum() - num_kept)[row] + place[node]
     pair, which = np.unique(source * base + predictions.target, return_inverse=True)
     at = places(row, num_rows)
     candidate = table(row, at, number[predictions.owner], num_rows, num_candidates)
 
     prompt_ids, real = left_pad([prompt[:-1] for prompt in prompts])
+    position = prompt_positions(real)
     before = real.sum(-1, keepdim=True)
+    real = torch.cat([real, torch.from_numpy(exists)], dim=1)
     return Packed(
         input_ids=torch.cat([prompt_ids, torch.from_numpy(ids)], dim=1),
-        position_ids=torch.cat([prompt_positions(real), before + torch.from_numpy(depth)], dim=1),
+        position_ids=torch.cat([position, before + torch.from_numpy(depth)], dim=1),
         real=real,
         ancestors=torch.from_numpy(ancestors),
         source=torch.from_numpy(pair // base),
@@ -259,6 +273,8 @@ def lay_out(
         prediction=torch.from_numpy(table(row, at, which, num_rows, len(pair))),
         candidate=torch.from_numpy(candidate),
         allowed=None,
-        num_kept=num_kept,
+        num_real=int(real.sum()),
+        keep=keep,
+        num_kept=int(num_kept.sum()),
         num_candidates=num_candidates,
     )

@@ -1,19 +1,17 @@
 """Log-probabilities of given candidates, with gradient, what they share computed once.
 
-B rows, P places with logits each, U predicted tokens, N tokens of all candidates of a row, G
+B rows, R places with logits, U predicted tokens, N tokens of all candidates of a row, G
 candidates, V vocabulary, E allowed tokens of all places.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.last_layer import at_the_end
-from rere.engine.masks import attention_mask
+from rere.engine.forward import logits_of
 from rere.engine.packing import Packed, upcast
 
 AT_ONCE = {"cpu": 2**19}
@@ -39,21 +37,16 @@ def token_scores(model: PreTrainedModel, packed: Packed, temperature: float = 1.
     Over the whole vocabulary, or among the tokens that `packed` allows. The model may be wrapped
     for several devices or carry adapters.
     """
-    unwrapped = extract_model_from_parallel(model)
-    with at_the_end(unwrapped, packed.input_ids.shape[1], packed.num_kept):
-        logits = model(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            attention_mask=attention_mask(
-                unwrapped.config,
-                packed.visible,
-                packed.position_ids,
-                packed.position_ids,
-                unwrapped.dtype,
-            ),
-            logits_to_keep=packed.num_kept,
-            use_cache=False,
-        ).logits.flatten(0, 1)  # (B P, V)
+    position = packed.position_ids
+    logits = logits_of(
+        model,
+        packed.input_ids,
+        position,
+        packed.visible,
+        position,
+        packed.columns,
+        use_cache=False,
+    )  # (R, V)
     if packed.allowed is None:
         log_prob, entropy = LogSoftmaxAt.apply(logits, packed.source, packed.target, temperature)
     else:
@@ -69,7 +62,7 @@ def sum_by_candidate(values: Tensor, packed: Packed) -> Tensor:
 
 
 def among_allowed(logits: Tensor, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (U,) of targets among the allowed tokens, and each place's entropy (B P,).
+    """Log-probabilities (U,) of targets among the allowed tokens, and each place's entropy (R,).
 
     Only these tokens' logits are looked at; no place has room for more of them than it has.
     """
@@ -121,15 +114,15 @@ class LogSoftmaxAt(torch.autograd.Function):
         logits, source, target, log_prob = ctx.saved_tensors
         gradient = gradient / ctx.temperature
         weight = gradient.new_zeros(len(logits)).index_add_(0, source, gradient)
-        result = torch.empty_like(logits)
-        parts = (x.split(rows_at_once(logits)) for x in (logits, weight[:, None], result))
-        for part, part_weight, out in zip(*parts, strict=True):
+        # In their place: nobody else asks for them, and autograd raises if anyone does.
+        parts = (x.split(rows_at_once(logits)) for x in (logits, weight[:, None]))
+        for part, part_weight in zip(*parts, strict=True):
             probability = heated(part, ctx.temperature).softmax(-1)
-            torch.mul(probability, -part_weight, out=out)
+            torch.mul(probability, -part_weight, out=part)
         # At a target two numbers that may be almost equal are subtracted: before rounding.
         at_target = gradient - weight[source] * log_prob.exp()
-        result[source, target] = at_target.to(result.dtype)
-        return result, None, None, None
+        logits[source, target] = at_target.to(logits.dtype)
+        return logits, None, None, None
 
 
 def heated(logits: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,63 @@
+"""Which tokens attend together, by hand; test_engine_columns.py shows that it changes nothing."""
+
+import pytest
+import torch
+
+from rere.engine import parts as engine_parts
+from rere.engine.parts import parts_of, walk
+
+# A prompt of two tokens, 0 and 1, and behind it the tree 2 -> 4, 2 -> 5, 3 -> 6, by levels.
+PATHS = [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 2, 4], [0, 1, 2, 5], [0, 1, 3, 6]]
+
+
+def visible(paths):
+    sees = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for token, path in enumerate(paths):
+        sees[token, path] = True
+    return sees
+
+
+@pytest.fixture
+def pairs(monkeypatch):
+    """Parts of two tokens, which cost nothing."""
+    monkeypatch.setattr(engine_parts, "SIZE", 2)
+    monkeypatch.setitem(engine_parts.COST, "cpu", 0)
+
+
+def test_walk_is_depth_first():
+    order = walk(visible(PATHS)).tolist()
+    assert order == [0, 1, 3, 6, 2, 5, 4]  # each branch whole, before or behind the other
+
+
+def test_parts_by_hand(pairs):
+    # The second row has two tokens alone, in columns 1 and 2.
+    sees = torch.stack([visible(PATHS), torch.zeros(7, 7, dtype=torch.bool)])
+    sees[1, 1, 1], sees[1, 2, 1:3] = True, True
+    index = torch.tensor([0, 1, 2, 3, 4, 8, 9, 5, 6])  # the last two of the first row come last
+    parts = parts_of(index, sees, width=1)
+    assert [part.row for part in parts.parts] == [0, 0, 0, 0, 1]
+    assert [part.column.tolist() for part in parts.parts] == [[0, 1], [3, 6], [2, 5], [4], [1, 2]]
+    assert [part.token.tolist() for part in parts.parts] == [[0, 1], [3, 8], [2, 7], [4], [5, 6]]
+    seen = [[0, 1], [0, 1, 3, 6], [0, 1, 2, 5], [0, 1, 2, 4], [1, 2]]
+    assert [part.seen.tolist() for part in parts.parts] == seen
+    assert parts.token[parts.place].tolist() == list(range(9))
+
+    last = parts.last(7)
+    assert [part.column.tolist() for part in last.parts] == [[6], [5]]
+    assert last.place.tolist() == [1, 0]
+
+    mask = torch.where(sees, 0.0, -1.0)[:, None]
+    masks = parts.masks_of(mask, repeats=2)
+    assert masks[1].tolist() == [[[[0, 0, 0, -1], [0, 0, 0, 0]] * 2]]
+    assert parts.masks_of(mask, repeats=2) is masks
+
+
+def test_parts_are_made_where_they_pay(monkeypatch):
+    monkeypatch.setattr(engine_parts, "SIZE", 2)
+    sees, index = visible(PATHS)[None], torch.arange(7)
+    # 49 products, or 2 x 2 + 2 x 4 + 2 x 4 + 1 x 4 = 24 in 4 parts; of a width of 8 each.
+    monkeypatch.setitem(engine_parts.COST, "cpu", 8 * 25 / 4 - 0.1)
+    assert len(parts_of(index, sees, width=8).parts) == 4
+    monkeypatch.setitem(engine_parts.COST, "cpu", 8 * 25 / 4)
+    assert parts_of(index, sees, width=8) is None
+    assert parts_of(index.to("meta"), sees.to("meta"), width=8) is None  # all at once elsewhere
