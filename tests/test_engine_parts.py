@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rere.engine import parts as engine_parts
+from rere.engine.attention import seen_states
 from rere.engine.parts import parts_of, walk
 
 # A prompt of two tokens, 0 and 1, and behind it the tree 2 -> 4, 2 -> 5, 3 -> 6, by levels.
@@ -61,3 +62,20 @@ def test_parts_are_made_where_they_pay(monkeypatch):
     monkeypatch.setitem(engine_parts.COST, "cpu", 8 * 25 / 4)
     assert parts_of(index, sees, width=8) is None
     assert parts_of(index.to("meta"), sees.to("meta"), width=8) is None  # all at once elsewhere
+
+
+def test_gradients_repeat(pairs):
+    """To the last bit: what many parts see gets its gradient from all of them, in one order."""
+    paths = torch.ones(1, 512, 512, dtype=torch.bool).tril()
+    parts = parts_of(torch.arange(512), paths, width=1)
+    states = torch.randn(1, 2, 512, 64, requires_grad=True)
+    weight = torch.randn(len(parts.seen), 2, 64)
+
+    def gradient():
+        return torch.autograd.grad((seen_states(parts, states) * weight).sum(), states)[0]
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(3))
+    with torch.no_grad():
+        copies = states.detach()
+        assert torch.equal(seen_states(parts, copies), seen_states(parts, states))

@@ -121,13 +121,22 @@ def in_parts(
     """query (1, H, T, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (1, T, H, D)."""
     repeats = query.shape[1] // key.shape[1]
     queries = query.transpose(1, 2).index_select(1, parts.token).split(parts.num_tokens, dim=1)
-    keys, values = (x[parts.row, :, parts.seen].split(parts.num_seen) for x in (key, value))
+    keys, values = (seen_states(parts, x).split(parts.num_seen) for x in (key, value))
     masks = parts.masks_of(attention_mask, repeats)
     attended = [
         groups_attend(q.transpose(1, 2), *(x.transpose(0, 1)[None] for x in (k, v)), mask, **kwargs)
         for q, k, v, mask in zip(queries, keys, values, masks, strict=True)
     ]
     return torch.cat(attended, dim=1).index_select(1, parts.place)
+
+
+def seen_states(parts: Parts, states: Tensor) -> Tensor:
+    """Of keys or values (B, G, S, D), those that parts see, one part after another, (M, G, D)."""
+    if not states.requires_grad:
+        return states[parts.row, :, parts.seen]
+    # The gradient of that would be added up in an order that no run repeats.
+    every = states.transpose(1, 2).flatten(0, 1)
+    return every.index_select(0, parts.row * states.shape[2] + parts.seen)
 
 
 def grouped_attention(
