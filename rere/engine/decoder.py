@@ -5,7 +5,8 @@ which cached tokens each of them follows, so nothing is ever copied or reordered
 `Plain` gives the same logits from a whole sequence of its own for every token. It serves
 architectures whose attention a mask cannot steer, and is what `SharedPrompt` is checked against.
 
-B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, V vocabulary.
+B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, N of them with logits,
+V vocabulary.
 """
 
 import inspect

@@ -25,8 +25,9 @@ def at_the_end(
 ) -> Iterator[None]:
     """For a pass of `num_tokens` a row that asks for the logits of the last `num_kept`.
 
-    Attention is for the last `num_queries`: where its rows are others, they are another number.
-    Parts that an architecture names differently compute all tokens.
+    Attention is for the last `num_queries` of each of its rows: those of the batch, where the pass
+    has but one (`rere.engine.columns`). Parts that an architecture names differently compute all
+    tokens.
     """
     layer, others = last_layer(model), num_tokens - num_kept
     if layer is None or not others:
