@@ -41,16 +41,18 @@ def test_parts_by_hand(pairs):
     assert [part.token.tolist() for part in parts.parts] == [[0, 1], [3, 8], [2, 7], [4], [5, 6]]
     seen = [[0, 1], [0, 1, 3, 6], [0, 1, 2, 5], [0, 1, 2, 4], [1, 2]]
     assert [part.seen.tolist() for part in parts.parts] == seen
-    assert parts.token[parts.place].tolist() == list(range(9))
+    assert parts.token.tolist() == [0, 1, 3, 8, 2, 7, 4, 5, 6]
 
-    last = parts.last(7)
+    last = parts.since(7)
     assert [part.column.tolist() for part in last.parts] == [[6], [5]]
-    assert last.place.tolist() == [1, 0]
+    assert last.token.tolist() == [8, 7]
 
     mask = torch.where(sees, 0.0, -1.0)[:, None]
     masks = parts.masks_of(mask, repeats=2)
     assert masks[1].tolist() == [[[[0, 0, 0, -1], [0, 0, 0, 0]] * 2]]
     assert parts.masks_of(mask, repeats=2) is masks
+    assert parts.masks_of(mask, repeats=1)[1].tolist() == [[[[0, 0, 0, -1], [0, 0, 0, 0]]]]
+    assert parts.masks_of(mask - 1, repeats=2)[1].tolist() == [[[[-1, -1, -1, -2], [-1] * 4] * 2]]
 
 
 def test_parts_are_made_where_they_pay(monkeypatch):

@@ -17,6 +17,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from rere.catalogue import PrefixTree
+from rere.engine import forward
 from rere.engine import scoring as engine_scoring
 from rere.engine.beam import beam_search
 from rere.engine.leaves import pack_leaves
@@ -251,13 +252,12 @@ def test_the_gradient_of_some_rows_at_a_time(monkeypatch, rows_at_once):
     expected = (logits / 0.7).log_softmax(-1)
     torch.testing.assert_close(log_prob, expected[source, target])
     torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
-    weight = torch.randn(6, dtype=torch.float64, generator=generator)
-    actual, theirs = (
-        torch.autograd.grad((x * weight).sum(), logits, retain_graph=True)[0]
-        for x in (log_prob, expected[source, target])
-    )
-    torch.testing.assert_close(actual, theirs)
-    # The gradient took the logits' place.
+    # One gradient a graph: it takes the logits' place.
+    for number, theirs in enumerate(expected[source, target]):
+        log_prob, _ = LogSoftmaxAt.apply(logits.clone(), source, target, 0.7)
+        (actual,) = torch.autograd.grad(log_prob[number], logits, retain_graph=True)
+        (gradient,) = torch.autograd.grad(theirs, logits, retain_graph=True)
+        torch.testing.assert_close(actual, gradient)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         log_prob.sum().backward()
 
@@ -380,10 +380,17 @@ def test_padding_changes_nothing(model, scoring):
         assert (log_prob[row, len(expected) :] == 0).all()
 
 
-def test_what_padding_holds_does_not_matter(model):
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_padding_holds_does_not_matter(model, padded, monkeypatch):
+    if padded:
+        monkeypatch.setattr(forward, "OURS", ())
     packed = pack(PROMPTS, CANDIDATES)
     expected = token_log_probs(model, packed)
-    ids = packed.input_ids.masked_fill(~packed.real, 17)
+    num_fed = [len({(*c[:end],) for c in row for end in range(len(c))}) for row in CANDIDATES]
+    num_nodes = packed.ancestors.shape[1]
+    fed = torch.arange(num_nodes) < torch.tensor(num_fed)[:, None]
+    real = torch.cat([packed.real[:, :-num_nodes], fed], dim=1)
+    ids = packed.input_ids.masked_fill(~real, 17)
     assert (ids != packed.input_ids).any()
     actual = token_log_probs(model, dataclasses.replace(packed, input_ids=ids))
     torch.testing.assert_close(actual, expected, atol=tolerance(model), rtol=0)

@@ -40,7 +40,7 @@ class Unpadded(NamedTuple):
     columns: Columns
     index: Tensor  # (T,) i64
     parts: Parts | None
-    last: Parts | None  # of the tokens with logits
+    last: Parts | None  # the same, of the tokens with logits
 
 
 current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
@@ -49,7 +49,7 @@ current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
 @contextmanager
 def unpadded(columns: Columns, index: Tensor, parts: Parts | None) -> Iterator[None]:
     """For a pass that takes the columns at `index` alone."""
-    last = parts and parts.last(columns.num_real - columns.num_kept)
+    last = parts and parts.since(columns.num_real - columns.num_kept)
     token = current.set(Unpadded(columns, index, parts, last))
     try:
         yield
@@ -58,7 +58,10 @@ def unpadded(columns: Columns, index: Tensor, parts: Parts | None) -> Iterator[N
 
 
 def in_rows(states: Tensor) -> Tensor:
-    """States (1, H, T, D) of a pass without padding in their rows, (B, H, Q, D); 0 at padding."""
+    """States (1, H, T, D) of a pass without padding in their rows, (B, H, Q, D); 0 at padding.
+
+    Those that are in rows stay; so do those of a single row, since that has no padding.
+    """
     now = current.get()
     if now is None or len(states) == len(now.columns.real):
         return states
@@ -80,19 +83,13 @@ def attention_of_pass(attend: Attend) -> Attend:
         **kwargs,
     ) -> tuple[Tensor, None]:
         now = current.get()
-        if now is None:
-            return of_last(attend, module, query, key, value, attention_mask, **kwargs), None
         key, value = in_rows(key), in_rows(value)
-        if now.parts is None:
-            query = in_rows(query)
-            attended = of_last(attend, module, query, key, value, attention_mask, **kwargs)
-            return attended.flatten(0, 1)[now.index][None], None
-        if not hasattr(module, "num_queries"):
-            return in_parts(now.parts, query, key, value, attention_mask, **kwargs), None
-        others = now.columns.num_real - now.columns.num_kept
-        query = query[:, :, others:]
-        attended = in_parts(now.last, query, key, value, attention_mask, **kwargs)
-        return pad(attended, (0, 0, 0, 0, others, 0)), None
+        if now is not None and now.parts is not None:
+            parts = now.last if hasattr(module, "num_queries") else now.parts
+            return in_parts(parts, query, key, value, attention_mask, **kwargs), None
+        query = in_rows(query)
+        attended = of_last(attend, module, query, key, value, attention_mask, **kwargs)
+        return attended if now is None else attended.flatten(0, 1)[now.index][None], None
 
     return attention
 
@@ -118,7 +115,10 @@ def of_last(
 def in_parts(
     parts: Parts, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
 ) -> Tensor:
-    """query (1, H, T, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (1, T, H, D)."""
+    """query (1, H, T, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (1, T, H, D).
+
+    0 for tokens of no part.
+    """
     repeats = query.shape[1] // key.shape[1]
     queries = query.transpose(1, 2).index_select(1, parts.token).split(parts.num_tokens, dim=1)
     keys, values = (seen_states(parts, x).split(parts.num_seen) for x in (key, value))
@@ -127,7 +127,9 @@ def in_parts(
         groups_attend(q.transpose(1, 2), *(x.transpose(0, 1)[None] for x in (k, v)), mask, **kwargs)
         for q, k, v, mask in zip(queries, keys, values, masks, strict=True)
     ]
-    return torch.cat(attended, dim=1).index_select(1, parts.place)
+    attended = torch.cat(attended, dim=1)
+    shape = (1, query.shape[2], *attended.shape[2:])
+    return attended.new_zeros(shape).index_copy(1, parts.token, attended)
 
 
 def seen_states(parts: Parts, states: Tensor) -> Tensor:

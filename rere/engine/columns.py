@@ -31,7 +31,7 @@ class Columns(NamedTuple):
     @property
     def place(self) -> Tensor:
         """Which of the N each of the last columns is, (B, keep) i64; any where there is none."""
-        kept = self.real[:, self.real.shape[1] - self.keep :]
+        kept = self.real[:, -self.keep :]
         return (kept.flatten().cumsum(0) - 1).clamp(min=0).view_as(kept)
 
     def of_kept(self, logits: Tensor) -> Tensor:
@@ -39,5 +39,5 @@ class Columns(NamedTuple):
         logits = logits.flatten(0, 1)
         if self.num_kept == len(logits):
             return logits
-        missing = ~self.real[:, self.real.shape[1] - self.keep :]
+        missing = ~self.real[:, -self.keep :]
         return logits[missing.flatten().int().argsort(stable=True)[: self.num_kept]]

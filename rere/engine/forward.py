@@ -31,15 +31,15 @@ def logits_of(
     """
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
-    whole, num_kept = nullcontext(), columns.keep
+    rows_apart, num_kept = nullcontext(), columns.keep
     with instead_of_sdpa(base, BY_ROWS):
         if base.config._attn_implementation in OURS and not computes_again(base):
             index = columns.index
             parts = parts_of(index, visible, base.config.get_text_config().hidden_size)
             if parts is not None or columns.num_real < ids.numel():
                 ids, position = (x.flatten()[index][None] for x in (ids, position))
-                whole, num_kept = unpadded(columns, index, parts), columns.num_kept
-        with whole, at_the_end(base, ids.shape[1], num_kept, columns.keep):
+                rows_apart, num_kept = unpadded(columns, index, parts), columns.num_kept
+        with rows_apart, at_the_end(base, ids.shape[1], num_kept, columns.keep):
             logits = model(
                 input_ids=ids,
                 position_ids=position,

@@ -35,7 +35,6 @@ class Parts:
     def __init__(self, parts: list[Part]) -> None:
         self.parts, self.masks = parts, {}
         self.token = torch.cat([part.token for part in parts])
-        self.place = self.token.argsort()
         self.row = torch.cat([torch.full_like(part.seen, part.row) for part in parts])
         self.seen = torch.cat([part.seen for part in parts])
         self.num_tokens = [len(part.token) for part in parts]
@@ -43,20 +42,20 @@ class Parts:
 
     def masks_of(self, mask: Tensor, repeats: int) -> list[Tensor]:
         """What a mask (B, 1, Q, S) of the pass says of each, (1, 1, repeats n, m)."""
-        if id(mask) not in self.masks:
-            self.masks[id(mask)] = [
+        if (mask, repeats) not in self.masks:  # the same tensor, not an equal one
+            self.masks[mask, repeats] = [
                 mask[row, :, column][None, :, :, seen].repeat(1, 1, repeats, 1)
                 for row, _, column, seen in self.parts
             ]
-        return self.masks[id(mask)]
+        return self.masks[mask, repeats]
 
-    def last(self, num_tokens: int) -> "Parts":
-        """Those of the tokens from number `num_tokens` on, counted from there."""
+    def since(self, first: int) -> "Parts":
+        """Those of the tokens from number `first` on."""
         parts = []
         for row, token, column, seen in self.parts:
-            is_last = token >= num_tokens
-            if is_last.any():
-                parts.append(Part(row, token[is_last] - num_tokens, column[is_last], seen))
+            is_in = token >= first
+            if is_in.any():
+                parts.append(Part(row, token[is_in], column[is_in], seen))
         return Parts(parts)
 
 
