@@ -38,7 +38,8 @@ class Unpadded(NamedTuple):
     """What attention has to know of a pass without padding."""
 
     columns: Columns
-    index: Tensor  # (T,) i64
+    index: Tensor  # (T,) i64, the columns of the tokens
+    token: Tensor  # (B Q,) i64, the tokens of the columns; any where there is none
     parts: Parts | None
     last: Parts | None  # the same, of the tokens with logits
 
@@ -49,26 +50,28 @@ current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
 @contextmanager
 def unpadded(columns: Columns, index: Tensor, parts: Parts | None) -> Iterator[None]:
     """For a pass that takes the columns at `index` alone."""
+    token = torch.zeros_like(columns.real, dtype=torch.long).flatten()
+    token[index] = torch.arange(len(index), device=index.device)
     last = parts and parts.since(columns.num_real - columns.num_kept)
-    token = current.set(Unpadded(columns, index, parts, last))
+    before = current.set(Unpadded(columns, index, token, parts, last))
     try:
         yield
     finally:
-        current.reset(token)
+        current.reset(before)
 
 
 def in_rows(states: Tensor) -> Tensor:
-    """States (1, H, T, D) of a pass without padding in their rows, (B, H, Q, D); 0 at padding.
+    """States (1, H, T, D) of a pass without padding in their rows, (B, H, Q, D).
 
-    Those that are in rows stay; so do those of a single row, since that has no padding.
+    Those that are in rows stay; so do those of a single row, since that has no padding. What is
+    at padding no token sees.
     """
     now = current.get()
     if now is None or len(states) == len(now.columns.real):
         return states
-    num_rows, num_columns = now.columns.real.shape
-    padded = states.new_zeros(num_rows * num_columns, *states.shape[1::2])
-    padded[now.index] = states[0].transpose(0, 1)
-    return padded.unflatten(0, (num_rows, num_columns)).transpose(1, 2)
+    # A gradient of this is added up where tokens differ, or 0: in any order, to the same bits.
+    rows = states[0].transpose(0, 1).index_select(0, now.token)
+    return rows.unflatten(0, now.columns.real.shape).transpose(1, 2)
 
 
 def attention_of_pass(attend: Attend) -> Attend:
@@ -89,7 +92,7 @@ def attention_of_pass(attend: Attend) -> Attend:
             return in_parts(parts, query, key, value, attention_mask, **kwargs), None
         query = in_rows(query)
         attended = of_last(attend, module, query, key, value, attention_mask, **kwargs)
-        return attended if now is None else attended.flatten(0, 1)[now.index][None], None
+        return attended if now is None else attended.flatten(0, 1).index_select(0, now.index)[None], None
 
     return attention
 
