@@ -52,6 +52,12 @@ class Measurement(Options):
         min_length=1,
         description="Prompts a pass of them: each side takes what it is fastest with.",
     )
+    sft_rows: int = Field(
+        768,
+        ge=32,
+        description="Training rows that supervised fine-tuning is measured on; of many, ours has "
+        "some of like length for a pass, as in a run.",
+    )
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],
         min_length=1,

@@ -92,7 +92,9 @@ def attention_of_pass(attend: Attend) -> Attend:
             return in_parts(parts, query, key, value, attention_mask, **kwargs), None
         query = in_rows(query)
         attended = of_last(attend, module, query, key, value, attention_mask, **kwargs)
-        return attended if now is None else attended.flatten(0, 1).index_select(0, now.index)[None], None
+        if now is not None:
+            attended = attended.flatten(0, 1).index_select(0, now.index)[None]
+        return attended, None
 
     return attention
 

@@ -71,7 +71,7 @@ PLAIN_ROWS = 4
 FIRST = 10
 """Ranks that bfloat16 is compared on."""
 ROWS_OF_SFT = 8
-"""Rows of SFT for each row of the other training."""
+"""Rows of SFT that are as much as a prompt with its group."""
 
 
 class Measured(NamedTuple):
@@ -257,10 +257,8 @@ def training(
     yield from scoring.rows(subject, model, data, chosen, options.beams[0], sizes)
     yield from preference.rows(subject, data.name, chosen, sizes)
     yield from step.rows(subject, data.name, chosen, searched, sizes)
-    # SFT has one candidate a row where the others have a group of them.
     sizes = [ROWS_OF_SFT * size for size in sizes]
-    num_rows = ROWS_OF_SFT * options.training_rows
-    yield from sft.rows(subject, model, data, num_rows, sizes, options.seed)
+    yield from sft.rows(subject, model, data, options.sft_rows, sizes, options.seed)
 
 
 def build_row(options: Measurement, subject: Subject) -> dict[str, Any]:
