@@ -140,12 +140,14 @@ def test_the_search_by_decision_by_hand():
 # ------------------------------------------------------------------------------------ measuring
 
 
-def test_sides_take_turns_after_a_warm_up():
+@pytest.mark.parametrize("settle", [False, True])
+def test_sides_take_turns_after_a_warm_up(settle):
     calls = []
     sides = {name: lambda batch, name=name: calls.append((name, batch)) or name for name in "ab"}
-    timed = in_turn(sides, [[[1]], [[2], [3]]], "label")
-    first, second = [("a", [[1]]), ("b", [[1]])], [("a", [[2], [3]]), ("b", [[2], [3]])]
-    assert calls == first * 2 + second
+    timed = in_turn(sides, [[[1]], [[2], [3]]], "label", settle)
+    first, second = ([(name, batch) for name in "ab"] for batch in ([[1]], [[2], [3]]))
+    each = [call for call in first + second for _ in range(2)]
+    assert calls == (each if settle else each[:4] + second)
     for name in "ab":
         assert timed[name].results == [name, name]
         assert 0 < timed[name].median < 1

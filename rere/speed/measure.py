@@ -54,23 +54,27 @@ def compared(ours: float, theirs: float) -> dict[str, float]:
 
 
 def in_turn(
-    sides: Mapping[Any, Callable[[Prompts], Any]], batches: Sequence[Prompts], label: str
+    sides: Mapping[Any, Callable[[Prompts], Any]],
+    batches: Sequence[Prompts],
+    label: str,
+    settle: bool = False,
 ) -> dict[Any, Timed]:
     """Time each side on each batch, one after the other, so that no side has the quiet hour.
 
-    Each warms up on the first batch. What a side returns lies on the host, so that its work is
-    done when the clock is read.
+    Each warms up on the first batch. To `settle`, it does on every one: it then has the memory
+    that it had in a process of its own, where no other side gave it back to the system. What a side
+    returns lies on the host, so that its work is done when the clock is read.
     """
     timed = {side: Timed([], []) for side in sides}
-    with progress(len(sides) * (1 + len(batches)), label, "batch") as bar:
-        for number, batch in enumerate([batches[0], *batches]):
+    with progress(len(sides) * len(batches), label, "batch") as bar:
+        for number, batch in enumerate(batches):
             for side, search in sides.items():
+                if settle or number == 0:
+                    search(batch)
                 started = time.perf_counter()
                 result = search(batch)
-                seconds = time.perf_counter() - started
-                if number:
-                    timed[side].seconds.append(seconds / len(batch))
-                    timed[side].results.append(result)
+                timed[side].seconds.append((time.perf_counter() - started) / len(batch))
+                timed[side].results.append(result)
                 bar.update()
     return timed
 

@@ -178,7 +178,7 @@ def rows(
         number = min(PROMPTS, searched[step.searcher.what])
         at_once[side] = number, fastest(partial(trained, step, number), middle, sizes, label)
     calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
-    timed = in_turn(calls, batches, label)
+    timed = in_turn(calls, batches, label, settle=True)
     for (side, beta), ours in timed.items():
         if side == PLAIN:
             continue

@@ -1,0 +1,65 @@
+"""Embeddings tied to the output layer: a sparse gradient on the way, the same in the end."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import precise
+from torch.testing import assert_close
+
+from rere.engine import tied
+from rere.engine.packing import pack
+from rere.engine.scoring import token_log_probs
+
+PACKED = pack([[5, 9, 3, 4, 7, 11], [8], [8, 2, 8]], [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    monkeypatch.setitem(tied.LARGE, "cpu", 0)
+
+
+@pytest.mark.parametrize(
+    "is_tied, large, is_sparse",
+    [(True, 0, True), (False, 0, False), (True, math.inf, False), (True, 24 * 16, True)],
+)
+def test_sparse_where_tied_and_large(monkeypatch, is_tied, large, is_sparse):
+    monkeypatch.setitem(tied.LARGE, "cpu", large)
+    embedding = (model := precise("qwen2", tie_word_embeddings=is_tied)).get_input_embeddings()
+    with tied.sparse_where_tied(model):
+        vectors = embedding(PACKED.input_ids)
+    (gradient,) = torch.autograd.grad(vectors.sum(), embedding.weight)
+    assert gradient.is_sparse == is_sparse
+    assert not embedding.sparse
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2"])
+def test_gradients_are_the_dense_ones(family, monkeypatch):
+    """Added up over two passes, of tokens that occur more than once."""
+    gradients = []
+    for large in (0, math.inf):
+        monkeypatch.setitem(tied.LARGE, "cpu", large)
+        model = precise(family, tie_word_embeddings=True)
+        for _ in range(2):
+            token_log_probs(model, PACKED).sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert all(not gradient.is_sparse for gradient in gradients[0].values())
+    assert_close(*gradients)
+
+
+def test_gradients_repeat(any_size):
+    """To the last bit, in float32, where a token occurs in hundreds of places."""
+    model = precise("qwen2", tie_word_embeddings=True).float()
+    packed = pack([[*range(2, 23)] * 10] * 4, [[[4, 5, 1], [4, 6, 7, 1]]] * 4)
+    gradients = []
+    for _ in range(5):
+        model.zero_grad()
+        token_log_probs(model, packed).sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+def test_frozen_embeddings_stay_as_they_are(any_size):
+    model = precise("qwen2", tie_word_embeddings=True).requires_grad_(False)
+    with tied.sparse_where_tied(model):
+        assert not model.get_input_embeddings().sparse
