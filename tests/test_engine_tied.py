@@ -25,7 +25,8 @@ def any_size(monkeypatch):
 )
 def test_sparse_where_tied_and_large(monkeypatch, is_tied, large, is_sparse):
     monkeypatch.setitem(tied.LARGE, "cpu", large)
-    embedding = (model := precise("qwen2", tie_word_embeddings=is_tied)).get_input_embeddings()
+    model = precise("qwen2", tie_word_embeddings=is_tied)
+    embedding = model.get_input_embeddings()
     with tied.sparse_where_tied(model):
         vectors = embedding(PACKED.input_ids)
     (gradient,) = torch.autograd.grad(vectors.sum(), embedding.weight)
