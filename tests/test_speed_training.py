@@ -1,6 +1,7 @@
 """What training is measured against, and the measurements: that both sides do the same."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -122,6 +123,11 @@ def test_steps_are_the_same_whatever_is_at_once(subject, small_steps, beta, at_o
     assert not step.same(expected._replace(leaves=expected.leaves[::-1]), expected)
 
 
+def test_the_plain_step_may_take_half_a_group_a_pass():
+    assert step.sizes_of("vocabulary", [1, 2]) == [1, 2]
+    assert step.sizes_of(step.PLAIN, [1, 2]) == [8, 16, 32]
+
+
 def test_a_skipped_group_counts_among_those_of_the_mean(subject, small_steps):
     batch = step.with_targets(subject, PROMPTS[:2])
     skipping = step.make(subject, "catalogue", 0.0)
@@ -169,6 +175,10 @@ def test_the_rows_of_steps(subject, small_steps):
     for row in rows:
         assert row.keys() <= SCHEMA.keys()
         assert row["ratio"] == row["theirs_seconds"] / row["ours_seconds"]
+        assert re.search(
+            r"[24] prompts a search \(theirs 1\), [12] a training pass", row["setting"]
+        )
+        assert re.search(r" pass \(theirs [248] sequences\)", row["setting"])
 
 
 # ------------------------------------------------------------------------------------- scoring

@@ -71,6 +71,7 @@ class Step:
         return GENERATE if self.side == PLAIN else Side(self.side)
 
     def __call__(self, at_once: tuple[int, int], batch: Sequence[Row]) -> Result:
+        """With so many prompts a search, and prompts or plain sequences a training pass."""
         prompts = [row.prompt for row in batch]
         leaves = in_batches(self.search, at_once[0], prompts)
         update = self.update_plainly if self.side == PLAIN else self.update
@@ -122,7 +123,7 @@ class Step:
             plain.Sequences(*zip(*pairs, strict=True)),
             advantage.flatten(),
             self.beta,
-            at_once * GROUP_SIZE,
+            at_once,
         )
 
 
@@ -161,8 +162,8 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
 
-    Every side searches as many of them at once as `searched` says, and takes of `sizes` the prompts
-    of a training pass that it is fastest with. First with a reference, under either scoring,
+    Every side searches as many of them at once as `searched` says, and takes of `sizes` what it is
+    fastest with in a training pass (`sizes_of`). First with a reference, under either scoring,
     against the plain step with one; then without, groups that teach nothing skipped, against the
     plain step without.
     """
@@ -176,7 +177,11 @@ def rows(
     for side in sides:
         step = steps[side, BETAS[0]]
         number = min(PROMPTS, searched[step.searcher.what])
-        at_once[side] = number, fastest(partial(trained, step, number), middle, sizes, label)
+        some = middle[: max(sizes)]
+        at_once[side] = (
+            number,
+            fastest(partial(trained, step, number), some, sizes_of(side, sizes), label),
+        )
     calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label, settle=True)
     for (side, beta), ours in timed.items():
@@ -185,8 +190,9 @@ def rows(
         theirs = timed[PLAIN, beta]
         words = [subject.name, dataset, f"{PROMPTS} prompts x {GROUP_SIZE} candidates", side]
         words += ["with reference"] if beta else [f"silent groups skipped, hit rate {hit_rate:.3g}"]
-        ours_at_once, theirs_at_once = at_once[side], at_once[PLAIN]
-        words += [f"{ours_at_once} prompts at a time (theirs {theirs_at_once})"]
+        (searches, takes), (they_search, they_take) = at_once[side], at_once[PLAIN]
+        words += [f"{searches} prompts a search (theirs {they_search})"]
+        words += [f"{takes} a training pass (theirs {they_take} sequences)"]
         words += [f"{torch.get_num_threads()} threads", "float32"]
         yield {
             "what": STEP,
@@ -211,8 +217,19 @@ def make(subject: Subject, side: str, beta: float) -> Step:
     )
 
 
+def sizes_of(side: str, sizes: Sequence[int]) -> list[int]:
+    """What a training pass may hold: prompts, or of the plain step sequences.
+
+    Half a group, too: a large model's activations for a whole one may be more than the allocator
+    keeps between passes, and getting them anew took 15 % of such a pass.
+    """
+    if side != PLAIN:
+        return list(sizes)
+    return [GROUP_SIZE // 2, *(size * GROUP_SIZE for size in sizes)]
+
+
 def trained(step: Step, searched: int, at_once: int, batch: Sequence[Row]) -> Result:
-    """The step with so many prompts a search and a training pass."""
+    """The step with so much a search and a training pass."""
     return step((searched, at_once), batch)
 
 
