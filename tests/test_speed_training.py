@@ -114,9 +114,9 @@ def test_steps_are_the_same_whatever_is_at_once(subject, small_steps, beta, at_o
     ours = step.make(subject, "vocabulary", beta)
     theirs = step.make(subject, step.PLAIN, beta)
     assert (ours.skip, theirs.skip) == (beta == 0, False)
-    expected = theirs((2, 2), batch)
-    assert step.same(ours(at_once, batch), expected)
-    assert step.same(theirs(at_once, batch), expected)
+    expected = theirs(2, 2, batch)
+    assert step.same(ours(*at_once, batch), expected)
+    assert step.same(theirs(*at_once, batch), expected)
     assert expected.norm > 0
     other = expected._replace(norm=1.01 * expected.norm)
     assert not step.same(other, expected)
@@ -131,14 +131,14 @@ def test_the_plain_step_may_take_half_a_group_a_pass():
 def test_a_skipped_group_counts_among_those_of_the_mean(subject, small_steps):
     batch = step.with_targets(subject, PROMPTS[:2])
     skipping = step.make(subject, "catalogue", 0.0)
-    results = [step.Step(**{**vars(skipping), "skip": skip})((2, 2), batch) for skip in (0, 1)]
+    results = [step.Step(**{**vars(skipping), "skip": skip})(2, 2, batch) for skip in (0, 1)]
     assert step.same(*results)
 
 
 def test_a_step_in_which_all_groups_are_silent(subject, small_steps):
     batch = step.with_targets(subject, PROMPTS[:2])
     silent = [row._replace(target=-1) for row in batch]
-    result = step.make(subject, "catalogue", 0.0)((2, 2), silent)
+    result = step.make(subject, "catalogue", 0.0)(2, 2, silent)
     assert (result.loss, result.norm) == (0, 0)
 
 

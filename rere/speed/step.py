@@ -70,14 +70,14 @@ class Step:
     def searcher(self) -> Side:
         return GENERATE if self.side == PLAIN else Side(self.side)
 
-    def __call__(self, at_once: tuple[int, int], batch: Sequence[Row]) -> Result:
+    def __call__(self, searched: int, at_once: int, batch: Sequence[Row]) -> Result:
         """With so many prompts a search, and prompts or plain sequences a training pass."""
         prompts = [row.prompt for row in batch]
-        leaves = in_batches(self.search, at_once[0], prompts)
+        leaves = in_batches(self.search, searched, prompts)
         update = self.update_plainly if self.side == PLAIN else self.update
         advantage = advantage_of(leaves, [row.target for row in batch])
         self.optimizer.zero_grad()
-        loss = update(prompts, leaves, advantage, at_once[1])
+        loss = update(prompts, leaves, advantage, at_once)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
         self.optimizer.step()
         return Result(leaves, loss, float(norm))
@@ -178,11 +178,9 @@ def rows(
         step = steps[side, BETAS[0]]
         number = min(PROMPTS, searched[step.searcher.what])
         some = middle[: max(sizes)]
-        at_once[side] = (
-            number,
-            fastest(partial(trained, step, number), some, sizes_of(side, sizes), label),
-        )
-    calls = {key: partial(step, at_once[key[0]]) for key, step in steps.items()}
+        size = fastest(partial(step, number), some, sizes_of(side, sizes), label)
+        at_once[side] = number, size
+    calls = {key: partial(step, *at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label, settle=True)
     for (side, beta), ours in timed.items():
         if side == PLAIN:
@@ -226,11 +224,6 @@ def sizes_of(side: str, sizes: Sequence[int]) -> list[int]:
     if side != PLAIN:
         return list(sizes)
     return [GROUP_SIZE // 2, *(size * GROUP_SIZE for size in sizes)]
-
-
-def trained(step: Step, searched: int, at_once: int, batch: Sequence[Row]) -> Result:
-    """The step with so much a search and a training pass."""
-    return step((searched, at_once), batch)
 
 
 def all_same(ours: Sequence[Result], theirs: Sequence[Result]) -> bool:
