@@ -50,7 +50,8 @@ class Measurement(Options):
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 2, 4],
         min_length=1,
-        description="Prompts a pass of them: each side takes what it is fastest with.",
+        description="Prompts a pass of them: each side takes what it is fastest with, a plain RL "
+        "step also half a prompt's group.",
     )
     sft_rows: int = Field(
         768,
