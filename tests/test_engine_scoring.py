@@ -18,14 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rere.catalogue import PrefixTree
 from rere.engine import forward
-from rere.engine import scoring as engine_scoring
 from rere.engine.beam import beam_search
 from rere.engine.leaves import pack_leaves
 from rere.engine.masks import additive
 from rere.engine.noise import row_seeds
 from rere.engine.packing import pack
 from rere.engine.sampling import sample
-from rere.engine.scoring import LogSoftmaxAt, sum_by_candidate, token_log_probs, token_scores
+from rere.engine.scoring import sum_by_candidate, token_log_probs, token_scores
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 CANDIDATES = [
@@ -240,42 +239,6 @@ def test_entropy_is_the_expanded_batchs(scoring):
     expected = expanded_in(scoring, QWEN2, temperature=0.6, value=entropy_of)
     for one, other in zip(flat(scores.entropy, packed), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("rows_at_once", [1, 2, 100])
-def test_the_gradient_of_some_rows_at_a_time(monkeypatch, rows_at_once):
-    monkeypatch.setitem(engine_scoring.AT_ONCE, "cpu", 7 * rows_at_once)
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 7, dtype=torch.float64, generator=generator, requires_grad=True)
-    source, target = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([1, 2, 0, 4, 6, 5])
-    log_prob, entropy = LogSoftmaxAt.apply(logits.clone(), source, target, 0.7)
-    expected = (logits / 0.7).log_softmax(-1)
-    torch.testing.assert_close(log_prob, expected[source, target])
-    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
-    # One gradient a graph: it takes the logits' place.
-    for number, theirs in enumerate(expected[source, target]):
-        log_prob, _ = LogSoftmaxAt.apply(logits.clone(), source, target, 0.7)
-        (actual,) = torch.autograd.grad(log_prob[number], logits, retain_graph=True)
-        (gradient,) = torch.autograd.grad(theirs, logits, retain_graph=True)
-        torch.testing.assert_close(actual, gradient)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        log_prob.sum().backward()
-
-
-def test_a_token_that_is_ruled_out_counts_for_nothing():
-    logits = torch.tensor([[1.0, -torch.inf, 1.0]], requires_grad=True)
-    log_prob, entropy = LogSoftmaxAt.apply(logits, torch.tensor([0]), torch.tensor([2]), 1.0)
-    log_prob.sum().backward()
-    assert (log_prob.item(), entropy.item()) == pytest.approx((-math.log(2), math.log(2)))
-    assert logits.grad.tolist() == [[-0.5, 0.0, 0.5]]
-
-
-def test_what_remains_of_a_sure_token_is_not_rounded_away():
-    # p = 1 / (1 + e^-8): half precision would know 1 - p = 3.4e-4 as 1 - 1.
-    logits = torch.tensor([[0.0, 8.0]], dtype=torch.bfloat16, requires_grad=True)
-    LogSoftmaxAt.apply(logits, torch.tensor([0]), torch.tensor([1]), 1.0)[0].sum().backward()
-    rest = 1 / (1 + math.exp(8))
-    assert logits.grad[0].tolist() == pytest.approx([-rest, rest], rel=2**-8)
 
 
 # ---------------------------------------------------------------------------- what was searched

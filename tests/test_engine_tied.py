@@ -27,11 +27,25 @@ def test_sparse_where_tied_and_large(monkeypatch, is_tied, large, is_sparse):
     monkeypatch.setitem(tied.LARGE, "cpu", large)
     model = precise("qwen2", tie_word_embeddings=is_tied)
     embedding = model.get_input_embeddings()
+    before = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
     with tied.sparse_where_tied(model):
-        vectors = embedding(PACKED.input_ids)
-    (gradient,) = torch.autograd.grad(vectors.sum(), embedding.weight)
-    assert gradient.is_sparse == is_sparse
+        assert embedding.sparse == is_sparse
     assert not embedding.sparse
+    after = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
+    assert before == after
+
+
+def test_gradients_meet_in_the_output_layers():
+    """Without another matrix as large: that is what the sparse one is for."""
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    hidden, ids = torch.randn(4, 3, dtype=torch.float64), torch.tensor([2, 5, 2])
+    for_embedding, for_output = tied.ForBoth.apply(weight)
+    of_output = []
+    for_output.register_hook(lambda gradient: of_output.append(gradient.data_ptr()))
+    vectors = torch.nn.functional.embedding(ids, for_embedding, sparse=True)
+    (gradient,) = torch.autograd.grad((hidden @ for_output.T).sum() + vectors.sum(), weight)
+    assert_close(gradient, hidden.sum(0) + torch.bincount(ids, minlength=7)[:, None])
+    assert of_output == [gradient.data_ptr()]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2"])

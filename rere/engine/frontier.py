@@ -26,6 +26,7 @@ from rere.engine.columns import Columns
 from rere.engine.decoder import decoder
 from rere.engine.layout import MAX_CHAIN, Layout, lay_out, lay_out_apart, look_ahead, own_edge
 from rere.engine.packing import upcast
+from rere.engine.softmax import log_sum
 from rere.errors import InputError
 
 Scoring = Literal["vocabulary", "catalogue", "decisions"]
@@ -293,14 +294,6 @@ def live(paths: Paths, known: Known) -> Tensor:
     """Which fed tokens (B, S) some path follows."""
     followed = take(known.ancestors, paths.origin) & paths.score.isfinite()[..., None]
     return followed.any(1)
-
-
-def log_sum(logits: Tensor, temperature: float) -> Tensor:
-    """The logarithm of the vocabulary's sum, (N,), of some N at a time: each takes a copy."""
-    parts = logits.split(64)
-    if temperature != 1:
-        parts = (part / temperature for part in parts)
-    return torch.cat([part.logsumexp(-1) for part in parts])
 
 
 def check_temperature(temperature: float) -> None:

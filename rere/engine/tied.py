@@ -6,9 +6,10 @@ tokens in a batch, would by default be as large, mostly 0: another matrix to fil
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 LARGE = {"cpu": 2**24}
@@ -17,16 +18,40 @@ LARGE = {"cpu": 2**24}
 
 @contextmanager
 def sparse_where_tied(model: PreTrainedModel) -> Iterator[None]:
-    """For a pass, tied embeddings give a sparse gradient, which autograd adds to the dense one."""
-    embedding = model.get_input_embeddings()
-    if not torch.is_grad_enabled() or not isinstance(embedding, nn.Embedding):
+    """For a pass, tied embeddings give a sparse gradient, added to the output layer's in place."""
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if not (
+        torch.is_grad_enabled()
+        and isinstance(embedding, nn.Embedding)
+        and isinstance(output, nn.Linear)
+        and embedding.weight is output.weight
+        and embedding.weight.requires_grad
+        and embedding.weight.numel() >= LARGE.get(embedding.weight.device.type, torch.inf)
+    ):
         yield
         return
     weight, before = embedding.weight, embedding.sparse
-    is_tied = weight is getattr(model.get_output_embeddings(), "weight", None)
-    is_large = weight.numel() >= LARGE.get(weight.device.type, torch.inf)
-    embedding.sparse = before or (weight.requires_grad and is_tied and is_large)
+    embedding.sparse = True
+    # Modules refuse to take what is no parameter but here.
+    embedding._parameters["weight"], output._parameters["weight"] = ForBoth.apply(weight)
     try:
         yield
     finally:
         embedding.sparse = before
+        for module in (embedding, output):
+            module._parameters["weight"] = weight
+
+
+class ForBoth(torch.autograd.Function):
+    """A matrix (V, D) for the embeddings, and for the output layer.
+
+    Autograd adds sparse to dense gradients as well, but as a new matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.view_as(weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, of_embedding: Tensor, of_output: Tensor) -> Tensor:
+        return of_output.add_(of_embedding)

@@ -1,0 +1,81 @@
+"""The softmax over a vocabulary, some rows of logits at a time, in float32 at least.
+
+A pass over a vocabulary's logits is as fast as memory unless the rows stay in a cache between its
+operations. R rows, V vocabulary, U pairs of a row and a token.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rere.engine.packing import upcast
+
+AT_ONCE = {"cpu": 2**19}
+"""Logits that are taken at a time, by device: as many as its cache holds."""
+AT_ONCE_ELSEWHERE = 2**26
+
+
+def heated(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature, in float32 at least; no copy where there is nothing to do."""
+    return upcast(logits) if temperature == 1 else upcast(logits) / temperature
+
+
+def rows_at_once(logits: Tensor) -> int:
+    return max(1, AT_ONCE.get(logits.device.type, AT_ONCE_ELSEWHERE) // logits.shape[-1])
+
+
+def log_sum(logits: Tensor, temperature: float) -> Tensor:
+    """The logarithm of the vocabulary's sum, of logits (R, V), (R,)."""
+    parts = logits.split(rows_at_once(logits))
+    return torch.cat([heated(part, temperature).logsumexp(-1) for part in parts])
+
+
+@torch.no_grad()
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """The entropy in nats of each row of logits (R, V), (R,), without gradient."""
+    entropies = []
+    for part in logits.split(rows_at_once(logits)):
+        log_prob = heated(part, temperature).log_softmax(-1)
+        # A token that is ruled out counts for nothing: its 0 times infinity is no number.
+        entropies.append(-log_prob.exp().mul_(log_prob).nansum(-1))
+    return torch.cat(entropies)
+
+
+class LogSoftmaxAt(torch.autograd.Function):
+    """The log-softmax of logits at some places. The pairs of source and target differ.
+
+    Beside the logits nothing is as large: their gradient takes their place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, source: Tensor, target: Tensor, temperature: float
+    ) -> Tensor:
+        """logits (R, V), source and target (U,) -> (U,)."""
+        highest, total = [], []
+        for part in logits.split(rows_at_once(logits)):
+            scaled = heated(part, temperature)
+            highest.append(scaled.amax(-1, keepdim=True))
+            total.append((scaled - highest[-1]).exp_().sum(-1, keepdim=True))
+        highest, total = torch.cat(highest), torch.cat(total)
+        norm = (highest + total.log())[:, 0]
+        log_prob = heated(logits[source, target], temperature) - norm[source]
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits, highest, total, source, target, log_prob)
+        return log_prob
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, highest, total, source, target, log_prob = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        weight = gradient.new_zeros(len(logits)).index_add_(0, source, gradient)
+        # In their place: nobody else asks for them, and autograd raises if anyone does.
+        parts = (x.split(rows_at_once(logits)) for x in (logits, highest, -weight[:, None] / total))
+        for part, part_highest, factor in zip(*parts, strict=True):
+            scaled = heated(part, ctx.temperature)
+            part.copy_(scaled.sub_(part_highest).exp_().mul_(factor))
+        # At a target two numbers that may be almost equal are subtracted: before rounding.
+        at_target = gradient - weight[source] * log_prob.exp()
+        logits[source, target] = at_target.to(logits.dtype)
+        return logits, None, None, None
