@@ -30,18 +30,18 @@ def test_left_pad_and_positions_by_hand():
 
 def test_pack_by_hand():
     packed = pack([[5, 6], [7]], [[[2, 3, 1], [2, 4, 1], [8, 1], [2, 3, 1]], [[1]]])
-    # Of the tree, the prompt's last token 6 lies at position 1, 2 and 8 at 2, 3 and 4 at 3. Last
-    # tokens are predicted, not fed.
-    assert packed.input_ids.tolist() == [[5, 6, 2, 8, 3, 4], [0, 7, 0, 0, 0, 0]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3, 3], [0, 0, 0, 0, 0, 0]]
+    # Of the tree, the prompt's last token 6 lies at position 1, 2 and 8 at 2, 3 and 4 at 3; what
+    # follows 2 comes before 8. Last tokens are predicted, not fed.
+    assert packed.input_ids.tolist() == [[5, 6, 2, 3, 4, 8], [0, 7, 0, 0, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 3, 2], [0, 0, 0, 0, 0, 0]]
     assert packed.real.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
     assert (packed.num_real, packed.keep, packed.num_kept) == (7, 5, 6)
     assert packed.num_candidates == 4
-    # Who predicts what: 6 (place 0) 2 and 8; 2 (1) 3 and 4; 8 (2), 3 (3) and 4 (4) 1; and in the
+    # Who predicts what: 6 (place 0) 2 and 8; 2 (1) 3 and 4; 3 (2), 4 (3) and 8 (4) 1; and in the
     # second row, which begins at place 5, 7 its 1.
     assert packed.source.tolist() == [0, 0, 1, 1, 2, 3, 4, 5]
     assert packed.target.tolist() == [2, 8, 3, 4, 1, 1, 1, 1]
-    assert packed.prediction.tolist() == [[0, 2, 5, 0, 3, 6, 1, 4, 0, 2, 5], [7] + [8] * 10]
+    assert packed.prediction.tolist() == [[0, 2, 4, 0, 3, 5, 1, 6, 0, 2, 4], [7] + [8] * 10]
     assert packed.candidate.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [0] + [4] * 10]
     assert packed.allowed is None
     assert packed.visible.int().tolist() == [
@@ -49,9 +49,9 @@ def test_pack_by_hand():
             [1, 0, 0, 0, 0, 0],
             [1, 1, 0, 0, 0, 0],
             [1, 1, 1, 0, 0, 0],
-            [1, 1, 0, 1, 0, 0],
+            [1, 1, 1, 1, 0, 0],
             [1, 1, 1, 0, 1, 0],
-            [1, 1, 1, 0, 0, 1],
+            [1, 1, 0, 0, 0, 1],
         ],
         torch.eye(6).int().tolist(),
     ]

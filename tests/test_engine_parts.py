@@ -55,6 +55,22 @@ def test_parts_by_hand(pairs):
     assert parts.masks_of(mask - 1, repeats=2)[1].tolist() == [[[[-1, -1, -1, -2], [-1] * 4] * 2]]
 
 
+def test_tokens_that_lie_in_the_order_of_walks_stay_as_they_lie(pairs):
+    # The same tree, 2 -> 3, 2 -> 4, 5 -> 6, in one row, and a chain in another.
+    paths = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6]]
+    sees = torch.stack([visible(paths), torch.ones(7, 7, dtype=torch.bool).tril()])
+    index = torch.tensor([0, 1, 7, 2, 3, 4, 5, 6, 8, 9])  # prompts, and behind both what follows
+    parts = parts_of(index, sees, width=1)
+    assert parts.in_order and not parts.since(3).in_order
+    assert [part.row for part in parts.parts] == [0, 1, 0, 0, 0, 1]
+    tokens = [[0, 1], [2], [3, 4], [5, 6], [7], [8, 9]]
+    assert [part.token.tolist() for part in parts.parts] == tokens
+    seen = [[0, 1], [0], [0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 5, 6], [0, 1, 2]]
+    assert [part.seen.tolist() for part in parts.parts] == seen
+    # By levels they are none.
+    assert not parts_of(torch.arange(7), visible(PATHS)[None], width=1).in_order
+
+
 def test_parts_are_made_where_they_pay(monkeypatch):
     monkeypatch.setattr(engine_parts, "SIZE", 2)
     sees, index = visible(PATHS)[None], torch.arange(7)

@@ -125,7 +125,10 @@ def in_parts(
     0 for tokens of no part.
     """
     repeats = query.shape[1] // key.shape[1]
-    queries = query.transpose(1, 2).index_select(1, parts.token).split(parts.num_tokens, dim=1)
+    queries = query.transpose(1, 2)
+    if not parts.in_order:
+        queries = queries.index_select(1, parts.token)
+    queries = queries.split(parts.num_tokens, dim=1)
     keys, values = (seen_states(parts, x).split(parts.num_seen) for x in (key, value))
     masks = parts.masks_of(attention_mask, repeats)
     attended = [
@@ -133,6 +136,8 @@ def in_parts(
         for q, k, v, mask in zip(queries, keys, values, masks, strict=True)
     ]
     attended = torch.cat(attended, dim=1)
+    if parts.in_order:
+        return attended
     shape = (1, query.shape[2], *attended.shape[2:])
     return attended.new_zeros(shape).index_copy(1, parts.token, attended)
 

@@ -10,7 +10,7 @@ candidates 2 3 1, 2 4 1 and 8 1 (1 ends a title) make the tree
 whose tokens in parentheses are predicted but never fed. A packed row has two parts, each as wide
 as the batch needs:
 
-    [padding | 5 6]  [7 2 8 3 4 | padding]
+    [padding | 5 6]  [7 2 3 4 8 | padding]
      the prompt       the nodes, from its last token on
 
 A node's position is that of its path, and it sees the prompt and its ancestors alone, so that the
@@ -218,6 +218,17 @@ def merge(roots: Ints, row: Ints, fed: Ints) -> Trie:
     return Trie(np.concatenate(tokens), np.concatenate(rows), depth, path)
 
 
+def depth_first(trie: Trie, num_rows: int) -> Ints:
+    """The nodes in the order of a walk through each tree, each branch whole; all roots first.
+
+    So tokens that see alike lie together (`rere.engine.parts`).
+    """
+    path = trie.path[np.lexsort(trie.path.T[::-1])]
+    visited = np.concatenate([np.arange(num_rows), path[path >= 0]])
+    node, first = np.unique(visited, return_index=True)
+    return node[first.argsort()]
+
+
 def lay_out(
     prompts: Sequence[Sequence[int]],
     number: Ints,
@@ -230,8 +241,8 @@ def lay_out(
     node = trie.path[predictions.owner, predictions.after]
     predicts = np.zeros(len(trie.token), dtype=bool)
     predicts[node] = True
-    place = np.empty_like(trie.row)
-    for block in (predicts, ~predicts):
+    place, walk = np.empty_like(trie.row), depth_first(trie, num_rows)
+    for block in (walk[predicts[walk]], walk[~predicts[walk]]):
         place[block] = places(trie.row[block], num_rows)
     num_inner = width(place[~predicts])
     keep = max(1, width(place[predicts]))  # all of the logits would be kept if it were none

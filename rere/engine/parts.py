@@ -37,6 +37,7 @@ class Parts:
         self.token = torch.cat([part.token for part in parts])
         self.row = torch.cat([torch.full_like(part.seen, part.row) for part in parts])
         self.seen = torch.cat([part.seen for part in parts])
+        self.in_order = torch.equal(self.token, torch.arange(len(self.token)))  # T of them, then
         self.num_tokens = [len(part.token) for part in parts]
         self.num_seen = [len(part.seen) for part in parts]
 
@@ -70,14 +71,31 @@ def parts_of(index: Tensor, visible: Tensor, width: int) -> Parts | None:
         return None
     row, column = index // num_columns, index % num_columns
     parts = []
-    for number in row.unique().tolist():
-        token = (row == number).nonzero()[:, 0]
-        sees = visible[number, column[token]]
-        for some in walk(sees).split(SIZE):
-            seen = sees[some].any(0).nonzero()[:, 0]
-            parts.append(Part(number, token[some], column[token[some]], seen))
+    for token in walks(row, visible[row, column]):
+        for some in token.split(SIZE):
+            number = int(row[some[0]])
+            seen = visible[number, column[some]].any(0).nonzero()[:, 0]
+            parts.append(Part(number, some, column[some], seen))
     left = sum(len(part.token) * len(part.seen) for part in parts)
     return Parts(parts) if left + cost * len(parts) < visible.numel() else None
+
+
+def walks(row: Tensor, sees: Tensor) -> list[Tensor]:
+    """The T tokens, those of a row (T,) in the order of a walk by what they see, (T, S) bool.
+
+    As they lie, where that is the order of walks.
+    """
+    every = torch.arange(len(row))
+    runs = every.tensor_split(row.diff().nonzero()[:, 0] + 1)
+    if all(is_walk(sees[run]) for run in runs):
+        return list(runs)
+    rows = (every[row == number] for number in row.unique())
+    return [token[walk(sees[token])] for token in rows]
+
+
+def is_walk(sees: Tensor) -> bool:
+    """Whether each token goes on from the one before, or from one that this sees."""
+    return bool(((sees[1:] & ~sees[:-1]).sum(-1) == 1).all())
 
 
 def walk(sees: Tensor) -> Tensor:

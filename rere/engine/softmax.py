@@ -26,9 +26,24 @@ def rows_at_once(logits: Tensor) -> int:
 
 
 def log_sum(logits: Tensor, temperature: float) -> Tensor:
-    """The logarithm of the vocabulary's sum, of logits (R, V), (R,)."""
+    """The logarithm of the vocabulary's sum, of logits (R, V), (R,), without gradient."""
+    highest, total = sums(logits, temperature)
+    return (highest + total.log())[:, 0]
+
+
+@torch.no_grad()
+def sums(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The highest of each row of logits (R, V), and the sum of powers relative to it, (R, 1)."""
     parts = logits.split(rows_at_once(logits))
-    return torch.cat([heated(part, temperature).logsumexp(-1) for part in parts])
+    # The same room for all: whatever is allocated anew may be new to the cache, too.
+    room = torch.empty_like(parts[0], dtype=upcast(logits[:0]).dtype)
+    highest, total = [], []
+    for part in parts:
+        scaled = heated(part, temperature)
+        highest.append(scaled.amax(-1, keepdim=True))
+        power = torch.sub(scaled, highest[-1], out=room[: len(part)]).exp_()
+        total.append(power.sum(-1, keepdim=True))
+    return torch.cat(highest), torch.cat(total)
 
 
 @torch.no_grad()
@@ -53,12 +68,7 @@ class LogSoftmaxAt(torch.autograd.Function):
         ctx: Any, logits: Tensor, source: Tensor, target: Tensor, temperature: float
     ) -> Tensor:
         """logits (R, V), source and target (U,) -> (U,)."""
-        highest, total = [], []
-        for part in logits.split(rows_at_once(logits)):
-            scaled = heated(part, temperature)
-            highest.append(scaled.amax(-1, keepdim=True))
-            total.append((scaled - highest[-1]).exp_().sum(-1, keepdim=True))
-        highest, total = torch.cat(highest), torch.cat(total)
+        highest, total = sums(logits, temperature)
         norm = (highest + total.log())[:, 0]
         log_prob = heated(logits[source, target], temperature) - norm[source]
         ctx.temperature = temperature
