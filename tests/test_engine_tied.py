@@ -29,7 +29,9 @@ def test_sparse_where_tied_and_large(monkeypatch, is_tied, large, is_sparse):
     embedding = model.get_input_embeddings()
     before = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
     with tied.sparse_where_tied(model):
-        assert embedding.sparse == is_sparse
+        vectors, held = embedding(PACKED.input_ids), embedding.weight
+    (gradient,) = torch.autograd.grad(vectors.sum(), held)
+    assert gradient.is_sparse == is_sparse
     assert not embedding.sparse
     after = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
     assert before == after

@@ -70,12 +70,12 @@ def parts_of(index: Tensor, visible: Tensor, width: int) -> Parts | None:
     if visible.numel() <= cost * max(num_rows, len(index) / SIZE):
         return None
     row, column = index // num_columns, index % num_columns
+    sees = visible[row, column]
     parts = []
-    for token in walks(row, visible[row, column]):
+    for token in walks(row, sees):
         for some in token.split(SIZE):
-            number = int(row[some[0]])
-            seen = visible[number, column[some]].any(0).nonzero()[:, 0]
-            parts.append(Part(number, some, column[some], seen))
+            seen = sees[some].any(0).nonzero()[:, 0]
+            parts.append(Part(int(row[some[0]]), some, column[some], seen))
     left = sum(len(part.token) * len(part.seen) for part in parts)
     return Parts(parts) if left + cost * len(parts) < visible.numel() else None
 
