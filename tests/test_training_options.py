@@ -195,8 +195,8 @@ def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
         searched.append(roll_out(*args))
         return searched[-1]
 
-    def score(model: Any, packed: Packed, temperature: float) -> Scores:
-        scores = token_scores(model, packed, temperature)
+    def score(model: Any, packed: Packed, *more: Any) -> Scores:
+        scores = token_scores(model, packed, *more)
         scored.append(sum_by_candidate(scores.log_prob.detach(), packed))
         return scores
 

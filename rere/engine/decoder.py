@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from rere.engine.attention import GROUPED, in_rows, instead_of_sdpa
 from rere.engine.columns import Columns
 from rere.engine.forward import logits_of
+from rere.engine.kept_prompts import KeptPrompts, PromptCache
 from rere.engine.masks import causal, layer_windows
 from rere.engine.packing import left_pad, prompt_positions, right_pad
 from rere.errors import InputError
@@ -69,6 +70,15 @@ def check_positions(model: PreTrainedModel, prompts: Sequence[Sequence[int]], lo
         )
 
 
+def computed_by(model: PreTrainedModel, prompts: KeptPrompts) -> KeptPrompts:
+    """Prompts that a search has kept as another model computes them, in the same arithmetic."""
+    again = KeptPrompts(prompts)
+    if prompts.cache is not None:
+        with evaluating(model):
+            SharedPrompt(model, again).prefill(prompts.opening, prompts.keep)
+    return again
+
+
 class SharedPrompt:
     """The prompts of a batch in a cache, and what was fed behind them."""
 
@@ -80,7 +90,7 @@ class SharedPrompt:
     def prefill(self, opening: Tensor, keep: int) -> Tensor:
         """Compute the prompts, all with `opening` (X,) behind them.
 
-        Returns the logits after the last `keep` tokens of each, (B keep, V).
+        Returns the logits after the last `keep` tokens of each, (B keep, V), without gradient.
         """
         ids, real = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
         ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
@@ -89,7 +99,15 @@ class SharedPrompt:
         visible = causal(self.real)
         num_real = sum(map(len, self.prompts)) + len(ids) * len(opening)
         columns = Columns(self.real, num_real, keep, len(ids) * keep)
-        return self._forward(ids, prompt_positions(self.real), visible, columns)
+        position, kept = prompt_positions(self.real), self.prompts
+        if not isinstance(kept, KeptPrompts):
+            return self._forward(ids, position, visible, columns, self.cache)
+        kept.cache, kept.opening, kept.keep = PromptCache(), opening, keep
+        with torch.enable_grad():
+            logits = self._forward(ids, position, visible, columns, kept.cache)
+        for number, layer in enumerate(kept.cache.layers):
+            self.cache.update(layer.keys.detach(), layer.values.detach(), number)
+        return logits.detach()
 
     def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, columns: Columns) -> Tensor:
         """Feed tokens (B, Q), those in `columns`, `depth` (B, Q) tokens behind the prompt.
@@ -100,7 +118,7 @@ class SharedPrompt:
         """
         prompt = self.real[:, None, :].expand(-1, ids.shape[1], -1)
         visible = torch.cat([prompt, visible], dim=-1)
-        return self._forward(ids, self.prompt_length + depth, visible, columns)
+        return self._forward(ids, self.prompt_length + depth, visible, columns, self.cache)
 
     def keep(self, kept: Tensor) -> None:
         """Forget what was fed but the tokens `kept` (B, N), in their order."""
@@ -116,10 +134,12 @@ class SharedPrompt:
         self.prompt_length = self.prompt_length[rows]
         self.cache.batch_select_indices(rows)
 
-    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor, columns: Columns) -> Tensor:
+    def _forward(
+        self, ids: Tensor, position: Tensor, visible: Tensor, columns: Columns, cache: Cache
+    ) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
         return logits_of(
-            self.model, ids, position, visible, self.position, columns, past_key_values=self.cache
+            self.model, ids, position, visible, self.position, columns, past_key_values=cache
         )
 
 

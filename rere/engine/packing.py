@@ -98,10 +98,15 @@ class Packed:
         return Columns(self.real, self.num_real, self.keep, self.num_kept)
 
     @property
+    def first_node(self) -> int:
+        """Its column."""
+        return self.real.shape[1] - self.ancestors.shape[1]
+
+    @property
     def visible(self) -> Tensor:
         """Which tokens each one sees, (B, S, S) bool."""
         num_nodes = self.ancestors.shape[1]
-        of_prompt = self.real[:, : self.real.shape[1] - num_nodes]
+        of_prompt = self.real[:, : self.first_node]
         prompt = of_prompt[:, None, :].expand(-1, num_nodes, -1)
         nodes = torch.cat([prompt, self.ancestors], dim=-1)
         return torch.cat([pad(causal(of_prompt), (0, num_nodes)), nodes], dim=1)

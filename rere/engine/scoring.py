@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.engine.forward import logits_of
+from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.packing import Allowed, Packed
 from rere.engine.softmax import LogSoftmaxAt, entropy, heated
 
@@ -23,18 +24,29 @@ class Scores(NamedTuple):
     entropy: Tensor  # (B, N) f32, of the distribution that the token is drawn from; no gradient
 
 
-def token_log_probs(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> Tensor:
+def token_log_probs(
+    model: PreTrainedModel,
+    packed: Packed,
+    temperature: float = 1.0,
+    prompts: KeptPrompts | None = None,
+) -> Tensor:
     """log p(token | prompt, earlier tokens) at a temperature, (B, N) f32.
 
     Over the whole vocabulary, or among the tokens that `packed` allows. The model may be wrapped
-    for several devices or carry adapters.
+    for several devices or carry adapters. `prompts` are those of `packed` where the model has
+    computed and kept them, with the weights that it has now and without dropout.
     """
-    return log_probs(logits_at_places(model, packed), packed, temperature)
+    return log_probs(logits_at_places(model, packed, prompts), packed, temperature)
 
 
-def token_scores(model: PreTrainedModel, packed: Packed, temperature: float = 1.0) -> Scores:
+def token_scores(
+    model: PreTrainedModel,
+    packed: Packed,
+    temperature: float = 1.0,
+    prompts: KeptPrompts | None = None,
+) -> Scores:
     """The log-probabilities of `token_log_probs`, and the entropies there."""
-    logits = logits_at_places(model, packed)
+    logits = logits_at_places(model, packed, prompts)
     every = log_probs(logits, packed, temperature), entropies(logits, packed, temperature)
     return Scores(*every)
 
@@ -45,17 +57,21 @@ def sum_by_candidate(values: Tensor, packed: Packed) -> Tensor:
     return sums.scatter_add(1, packed.candidate, values)[:, :-1]
 
 
-def logits_at_places(model: PreTrainedModel, packed: Packed) -> Tensor:
-    """(R, V)."""
-    position = packed.position_ids
+def logits_at_places(model: PreTrainedModel, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
+    """(R, V), computed with the prompts or behind those that were kept."""
+    first, num_before, cache = 0, 0, {"use_cache": False}
+    if prompts is not None and prompts.cache is not None:
+        first, num_before = packed.first_node, prompts.num_before
+        cache = {"past_key_values": prompts.behind()}
+    real, num_real = packed.real[:, first:], packed.num_real - num_before
     return logits_of(
         model,
-        packed.input_ids,
-        position,
-        packed.visible,
-        position,
-        packed.columns,
-        use_cache=False,
+        packed.input_ids[:, first:],
+        packed.position_ids[:, first:],
+        packed.visible[:, first:],
+        packed.position_ids,
+        packed.columns._replace(real=real, num_real=num_real),
+        **cache,
     )
 
 

@@ -27,7 +27,9 @@ PROCESSES.set_forkserver_preload(
 
 
 def batched(prompts: Prompts, size: int) -> list[Prompts]:
-    """The prompts, `size` of them at a time."""
+    """The prompts, `size` of them at a time; they themselves where these are all."""
+    if 0 < len(prompts) <= size:
+        return [prompts]
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.engine.beam import beam_search
+from rere.engine.decoder import computed_by
+from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.leaves import pack_leaves
 from rere.engine.scoring import token_log_probs
 from rere.speed import plain
@@ -73,6 +75,8 @@ class Step:
     def __call__(self, searched: int, at_once: int, batch: Sequence[Row]) -> Result:
         """With so many prompts a search, and prompts or plain sequences a training pass."""
         prompts = [row.prompt for row in batch]
+        if self.keeps and len(prompts) <= min(searched, at_once):
+            prompts = KeptPrompts(prompts)
         leaves = in_batches(self.search, searched, prompts)
         update = self.update_plainly if self.side == PLAIN else self.update
         advantage = advantage_of(leaves, [row.target for row in batch])
@@ -81,6 +85,11 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
         self.optimizer.step()
         return Result(leaves, loss, float(norm))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether prompts may be computed for search and update at once, as RL does."""
+        return self.side != PLAIN and not self.skip
 
     def search(self, prompts: Prompts) -> list[list[int]]:
         return self.subject.leaves(self.subject.search(self.searcher, GROUP_SIZE, prompts))
@@ -96,10 +105,12 @@ class Step:
             tree, device = self.subject.host_tree, self.subject.device
             some = [prompts[row] for row in part]
             packed = pack_leaves(some, chosen, tree, self.side).to(device)
-            log_prob, kl = token_log_probs(self.model, packed), None
+            kept = prompts if isinstance(prompts, KeptPrompts) else None
+            log_prob, kl = token_log_probs(self.model, packed, prompts=kept), None
             if self.reference is not None:
                 with torch.no_grad():
-                    reference = token_log_probs(self.reference, packed)
+                    theirs = kept and computed_by(self.reference, kept)
+                    reference = token_log_probs(self.reference, packed, prompts=theirs)
                 kl = objectives.k3(log_prob, reference)
             each = advantage[part].to(device)
             loss = objectives.grpo(log_prob, each, kl, self.beta, packed)

@@ -8,6 +8,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from rere.backbones import load_model
+from rere.engine.decoder import computed_by
+from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.packing import Packed
 from rere.engine.scoring import token_log_probs
 from rere.training.models import Model
@@ -27,13 +29,23 @@ class Reference:
         if not isinstance(model, PeftModel):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def log_probs(self, policy: Model, packed: Packed) -> Tensor:
-        """Its log-probabilities of the candidates' tokens, (B, N)."""
+    def log_probs(
+        self, policy: Model, packed: Packed, prompts: KeptPrompts | None = None
+    ) -> Tensor:
+        """Its log-probabilities of the candidates' tokens, (B, N).
+
+        In the arithmetic of a policy that has kept `prompts`, so that they do not differ by
+        rounding where the two are the same.
+        """
         if self.model is not None:
-            return token_log_probs(self.model, packed, self.temperature)
+            return self._log_probs(self.model, packed, prompts)
         with policy.disable_adapter():
-            return token_log_probs(policy, packed, self.temperature)
+            return self._log_probs(policy, packed, prompts)
+
+    @torch.no_grad()
+    def _log_probs(self, model: Model, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
+        own = prompts and computed_by(model, prompts)
+        return token_log_probs(model, packed, self.temperature, own)
 
     @torch.no_grad()
     def move(self, policy: Model, mix: float = 1.0) -> None:

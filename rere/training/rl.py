@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
 from rere.data.splits import read_items
+from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.noise import row_seeds
 from rere.engine.packing import Packed
 from rere.engine.scoring import token_scores
@@ -106,6 +107,7 @@ class Pass:
     """Some groups of a step as one forward pass takes them; filled when an update comes to it."""
 
     rows: list[int]
+    prompts: KeptPrompts | None = None  # where the search has computed them for the first update
     packed: Packed | None = None
     reference: Tensor | None = None  # (B, N), log-probabilities of the reference, for a KL
     old: Tensor | None = None  # (B, N), those of the policy that rolled out; None while it is it
@@ -142,6 +144,8 @@ class RlTrainer(Trainer):
             self.reference.move(self.language_model, options.sync_mix)
 
         # Roll out and reward: groups of the step's prompts, some of them redrawn to be learnt from.
+        if self.keeps(len(inputs["prompts"])):
+            inputs["prompts"] = KeptPrompts(inputs["prompts"])
         drawn = self.roll_out(inputs)
         groups, redrawn = redraw(drawn, self.others(inputs["row_id"]), self.silent)
 
@@ -153,6 +157,8 @@ class RlTrainer(Trainer):
         length = self.rollouts.lengths(groups)
         count = OBJECTIVES[options.objective].count(length, self.rollouts.longest).clamp(min=1)
         passes, beta = self.passes(silent(advantage).tolist()), options.beta
+        if isinstance(groups.prompts, KeptPrompts):
+            passes[0].prompts = groups.prompts
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
             passes, beta = [Pass([0])], 0.0  # its gradient is 0: the optimiser steps all the same
@@ -189,14 +195,19 @@ class RlTrainer(Trainer):
                 each.packed = pack(each.rows).to(advantage.device)
                 if beta > 0:
                     with self.autocast():
-                        each.reference = self.reference.log_probs(self.model, each.packed)
+                        each.reference = self.reference.log_probs(
+                            self.model, each.packed, each.prompts
+                        )
             with self.autocast():
-                log_prob, entropy = token_scores(model, each.packed, options.temperature)  # (B, N)
+                log_prob, entropy = token_scores(  # (B, N)
+                    model, each.packed, options.temperature, each.prompts
+                )
                 kl = KL[options.kl](log_prob, each.reference) if beta > 0 else None
                 loss = self.objective(
                     log_prob, advantage[each.rows], kl, beta, each.packed, count, each.old
                 )
             self.accelerator.backward(loss)
+            each.prompts = None  # their gradient is computed, and other weights are next
             if each.old is None and options.updates > 1:
                 each.old = log_prob.detach()
             kl_sum = entropy.new_zeros(()) if kl is None else kl.detach().sum()
@@ -211,8 +222,7 @@ class RlTrainer(Trainer):
         arithmetic of the former is then the same with them and without.
         """
         options, rows = self.options, range(len(silent))
-        exact = options.beta == 0
-        if not exact and options.skip_silent != "approximate":
+        if self.all_share:
             blocks = [list(rows)]
         else:
             blocks = [[row for row in rows if silent[row] == which] for which in (False, True)]
@@ -220,6 +230,20 @@ class RlTrainer(Trainer):
                 blocks.pop()
         size = options.rows_per_pass
         return [Pass(block[rows]) for block in blocks for rows in slices(len(block), size)]
+
+    @property
+    def all_share(self) -> bool:
+        """Whether groups that teach something or nothing are not told apart."""
+        return self.options.beta > 0 and self.options.skip_silent != "approximate"
+
+    def keeps(self, num_prompts: int) -> bool:
+        """Whether prompts are computed once, for the search and the first update.
+
+        Not where that would hold the activations of more than a pass.
+        """
+        options = self.options
+        in_one_pass = self.all_share and num_prompts <= options.rows_per_pass
+        return in_one_pass and not options.gradient_checkpointing
 
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """An update within a step."""
