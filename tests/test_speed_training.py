@@ -108,7 +108,7 @@ def test_the_plain_update_is_the_objectives_gradient(subject):
 
 
 @pytest.mark.parametrize("beta", [1.0, 1e-3, 0.0])
-@pytest.mark.parametrize("at_once", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("at_once", [(1, 2), (2, 1), (2, 2)])
 def test_steps_are_the_same_whatever_is_at_once(subject, small_steps, beta, at_once):
     batch = step.with_targets(subject, PROMPTS[:2])
     ours = step.make(subject, "vocabulary", beta)
@@ -123,9 +123,10 @@ def test_steps_are_the_same_whatever_is_at_once(subject, small_steps, beta, at_o
     assert not step.same(expected._replace(leaves=expected.leaves[::-1]), expected)
 
 
-def test_the_plain_step_may_take_half_a_group_a_pass():
-    assert step.sizes_of("vocabulary", [1, 2]) == [1, 2]
-    assert step.sizes_of(step.PLAIN, [1, 2]) == [8, 16, 32]
+def test_the_ways_of_steps():
+    assert step.ways_of("vocabulary", 2, [1, 2]) == [(2, 1), (2, 2), (4, 4)]
+    assert step.ways_of("catalogue", 4, [1, 2, 4]) == [(4, 1), (4, 2), (4, 4)]
+    assert step.ways_of(step.PLAIN, 2, [1, 2]) == [(2, 8), (2, 16), (2, 32)]
 
 
 def test_a_skipped_group_counts_among_those_of_the_mean(subject, small_steps):
@@ -176,7 +177,7 @@ def test_the_rows_of_steps(subject, small_steps):
         assert row.keys() <= SCHEMA.keys()
         assert row["ratio"] == row["theirs_seconds"] / row["ours_seconds"]
         assert re.search(
-            r"[24] prompts a search \(theirs 1\), [12] a training pass", row["setting"]
+            r"[24] prompts a search \(theirs 1\), [124] a training pass", row["setting"]
         )
         assert re.search(r" pass \(theirs [248] sequences\)", row["setting"])
 

@@ -183,7 +183,10 @@ class RlOptions(Training):
     steps: int = Field(100, ge=1, description="Steps, each of them a rollout and its updates.")
     prompts: int = Field(32, ge=1, description="Prompts a step.")
     rows_per_pass: int = Field(
-        8, ge=1, description="Prompts a pass; divides a step's. Memory and speed, not results."
+        8,
+        ge=1,
+        description="Prompts a pass; divides a step's. Memory and speed, not results: a step that "
+        "is one pass computes its prompts once, for rollout and update.",
     )
     group_size: int = Field(16, ge=2, description="Candidates a prompt (G).")
     rollout: Literal[

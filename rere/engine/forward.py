@@ -12,6 +12,7 @@ from rere.engine.columns import Columns
 from rere.engine.last_layer import at_the_end
 from rere.engine.masks import attention_mask
 from rere.engine.parts import parts_of
+from rere.engine.room import logits_in_room
 from rere.engine.tied import sparse_where_tied
 
 
@@ -33,7 +34,7 @@ def logits_of(
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
     rows_apart, num_kept = nullcontext(), columns.keep
-    with instead_of_sdpa(base, BY_ROWS), sparse_where_tied(base):
+    with instead_of_sdpa(base, BY_ROWS), sparse_where_tied(base), logits_in_room(base):
         if base.config._attn_implementation in OURS and not computes_again(base):
             index = columns.index
             parts = parts_of(index, visible, base.config.get_text_config().hidden_size)

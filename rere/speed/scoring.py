@@ -6,7 +6,7 @@ A row of data is a prompt with its group of candidates, those that the search fi
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ EXPANDED = "expanded batch"
 SIDES = ("vocabulary", "catalogue", EXPANDED)
 REPEATS = 3
 """Times that a size is tried."""
+Way = TypeVar("Way")
 TOLERANCE = 1e-4
 """By how much of their size gradients in float32 may differ."""
 
@@ -138,16 +139,16 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 
 
 def fastest(
-    call: Callable[[int, Sequence[Any]], Any],
+    call: Callable[[Way, Sequence[Any]], Any],
     batch: Sequence[Any],
-    sizes: Sequence[int],
+    ways: Sequence[Way],
     label: str,
-) -> int:
-    """Which of the sizes a side is fastest with, on one batch, several times."""
-    if len(sizes) == 1:
-        return sizes[0]
-    timed = in_turn({size: partial(call, size) for size in sizes}, [batch] * REPEATS, label)
-    return min(sizes, key=lambda size: timed[size].median)
+) -> Way:
+    """In which of some ways, such as sizes, a side is fastest, on one batch, several times."""
+    if len(ways) == 1:
+        return ways[0]
+    timed = in_turn({way: partial(call, way) for way in ways}, [batch] * REPEATS, label)
+    return min(ways, key=lambda way: timed[way].median)
 
 
 def peak_of_scoring(

@@ -173,8 +173,8 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
 
-    Every side searches as many of them at once as `searched` says, and takes of `sizes` what it is
-    fastest with in a training pass (`sizes_of`). First with a reference, under either scoring,
+    Every side takes of the ways that `searched` and `sizes` leave it (`ways_of`) the one that it
+    is fastest in. First with a reference, under either scoring,
     against the plain step with one; then without, groups that teach nothing skipped, against the
     plain step without.
     """
@@ -188,9 +188,10 @@ def rows(
     for side in sides:
         step = steps[side, BETAS[0]]
         number = min(PROMPTS, searched[step.searcher.what])
-        some = middle[: max(sizes)]
-        size = fastest(partial(step, number), some, sizes_of(side, sizes), label)
-        at_once[side] = number, size
+        ways, some = ways_of(side, number, sizes), middle
+        if side == PLAIN:
+            some = middle[: max(sizes)]
+        at_once[side] = fastest(lambda way, batch, step=step: step(*way, batch), some, ways, label)
     calls = {key: partial(step, *at_once[key[0]]) for key, step in steps.items()}
     timed = in_turn(calls, batches, label, settle=True)
     for (side, beta), ours in timed.items():
@@ -226,15 +227,16 @@ def make(subject: Subject, side: str, beta: float) -> Step:
     )
 
 
-def sizes_of(side: str, sizes: Sequence[int]) -> list[int]:
-    """What a training pass may hold: prompts, or of the plain step sequences.
+def ways_of(side: str, searched: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Prompts a search, and what a training pass may hold: prompts, of the plain step sequences.
 
-    Half a group, too: a large model's activations for a whole one may be more than the allocator
-    keeps between passes, and getting them anew took 15 % of such a pass.
+    Ours may take all of the step at once, too, and computes its prompts once then. The plain step
+    may take half a group: a large model's activations for a whole one may be more than the
+    allocator keeps between passes, and getting them anew took 15 % of such a pass.
     """
-    if side != PLAIN:
-        return list(sizes)
-    return [GROUP_SIZE // 2, *(size * GROUP_SIZE for size in sizes)]
+    if side == PLAIN:
+        return [(searched, size) for size in (GROUP_SIZE // 2, *(GROUP_SIZE * n for n in sizes))]
+    return list(dict.fromkeys([*((searched, size) for size in sizes), (PROMPTS, PROMPTS)]))
 
 
 def all_same(ours: Sequence[Result], theirs: Sequence[Result]) -> bool:

@@ -239,11 +239,11 @@ class RlTrainer(Trainer):
     def keeps(self, num_prompts: int) -> bool:
         """Whether prompts are computed once, for the search and the first update.
 
-        Not where that would hold the activations of more than a pass.
+        Not where that would hold the activations of more than a pass, or of groups that leave.
         """
         options = self.options
         in_one_pass = self.all_share and num_prompts <= options.rows_per_pass
-        return in_one_pass and not options.gradient_checkpointing
+        return in_one_pass and not options.redraw and not options.gradient_checkpointing
 
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """An update within a step."""
