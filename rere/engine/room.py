@@ -11,7 +11,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -22,10 +21,10 @@ LARGE = 2**25
 
 
 class Room:
-    """A block of the host's memory that one tensor at a time lives in."""
+    """A block of the host's memory, as large as its largest tensor, for one tensor at a time."""
 
     def __init__(self) -> None:
-        self.memory = np.empty(0, dtype=np.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8)
         self.tenant: StorageWeakRef | None = None
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -34,8 +33,9 @@ class Room:
         if size <= LARGE or not (self.tenant is None or self.tenant.expired()):
             return torch.empty(shape, dtype=dtype)
         if size > len(self.memory):
-            self.memory = np.empty(size, dtype=np.uint8)
-        tensor = torch.frombuffer(self.memory, dtype=dtype, count=prod(shape)).view(shape)
+            self.memory = torch.empty(size, dtype=torch.uint8)
+        # A storage of its own, whose end tells that the block is free.
+        tensor = torch.frombuffer(self.memory.numpy(), dtype=dtype, count=prod(shape)).view(shape)
         self.tenant = StorageWeakRef(tensor.untyped_storage())
         return tensor
 

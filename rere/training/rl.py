@@ -156,9 +156,7 @@ class RlTrainer(Trainer):
         # for each update but the last one, which is the Trainer's.
         length = self.rollouts.lengths(groups)
         count = OBJECTIVES[options.objective].count(length, self.rollouts.longest).clamp(min=1)
-        passes, beta = self.passes(silent(advantage).tolist()), options.beta
-        if isinstance(groups.prompts, KeptPrompts):
-            passes[0].prompts = groups.prompts
+        passes, beta = self.passes(groups.prompts, silent(advantage).tolist()), options.beta
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
             passes, beta = [Pass([0])], 0.0  # its gradient is 0: the optimiser steps all the same
@@ -215,8 +213,8 @@ class RlTrainer(Trainer):
             sums += torch.stack([loss.detach(), kl_sum, entropy.sum(), tokens])
         return sums
 
-    def passes(self, silent: list[bool]) -> list[Pass]:
-        """The passes of an update.
+    def passes(self, prompts: list[list[int]], silent: list[bool]) -> list[Pass]:
+        """The passes of an update, one where its prompts are kept.
 
         Rows that teach and rows that do not share no pass where the latter may be left out: the
         arithmetic of the former is then the same with them and without.
@@ -229,7 +227,8 @@ class RlTrainer(Trainer):
             if options.skip_silent != "never":
                 blocks.pop()
         size = options.rows_per_pass
-        return [Pass(block[rows]) for block in blocks for rows in slices(len(block), size)]
+        kept = prompts if isinstance(prompts, KeptPrompts) else None
+        return [Pass(block[rows], kept) for block in blocks for rows in slices(len(block), size)]
 
     @property
     def all_share(self) -> bool:
