@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.engine.beam import beam_search
-from rere.engine.decoder import computed_by
 from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.leaves import pack_leaves
 from rere.engine.scoring import token_log_probs
@@ -109,8 +108,7 @@ class Step:
             log_prob, kl = token_log_probs(self.model, packed, prompts=kept), None
             if self.reference is not None:
                 with torch.no_grad():
-                    theirs = kept and computed_by(self.reference, kept)
-                    reference = token_log_probs(self.reference, packed, prompts=theirs)
+                    reference = token_log_probs(self.reference, packed)
                 kl = objectives.k3(log_prob, reference)
             each = advantage[part].to(device)
             loss = objectives.grpo(log_prob, each, kl, self.beta, packed)

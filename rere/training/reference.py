@@ -34,8 +34,8 @@ class Reference:
     ) -> Tensor:
         """Its log-probabilities of the candidates' tokens, (B, N).
 
-        In the arithmetic of a policy that has kept `prompts`, so that they do not differ by
-        rounding where the two are the same.
+        `prompts` are those that the policy has kept. Where rounding is coarse, the reference
+        computes them apart as well, so that the two do not differ by it where they are the same.
         """
         if self.model is not None:
             return self._log_probs(self.model, packed, prompts)
@@ -44,7 +44,8 @@ class Reference:
 
     @torch.no_grad()
     def _log_probs(self, model: Model, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
-        own = prompts and computed_by(model, prompts)
+        apart = prompts is not None and torch.is_autocast_enabled(packed.input_ids.device.type)
+        own = computed_by(model, prompts) if apart else None
         return token_log_probs(model, packed, self.temperature, own)
 
     @torch.no_grad()
