@@ -165,6 +165,33 @@ def test_the_model_that_was_validated_is_the_one_that_is_left(run, data):
     assert loss == pytest.approx(logged, rel=1e-5)
 
 
+# ---------------------------------------------------------------------------- prompts that are kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [True, True]),
+        ({"updates": 2}, [True, False] * 2),
+        ({"rows_per_pass": 4}, [False] * 4),
+        ({"redraw": 1}, [False] * 2),
+        ({"gradient_checkpointing": True}, [False] * 2),
+        ({"skip_silent": "approximate"}, [False] * 2),
+        ({"beta": 0.0}, [False] * 2),
+    ],
+)
+def test_the_first_update_in_one_pass_takes_the_searchs_prompts(changes, kept, run, monkeypatch):
+    seen = []
+
+    def score(model: Any, packed: Packed, temperature: float, prompts: Any) -> Scores:
+        seen.append(prompts is not None and prompts.cache is not None)
+        return token_scores(model, packed, temperature, prompts)
+
+    monkeypatch.setattr(loop, "token_scores", score)
+    run("rl", "kept", steps=2, **changes)
+    assert seen == kept
+
+
 # ---------------------------------------------------------- checkpointing, arithmetic and dropout
 
 
@@ -179,11 +206,11 @@ def test_gradient_checkpointing_changes_nothing(stage, lora_rank, run, monkeypat
         return original(*args, **more)
 
     monkeypatch.setattr(models, "checkpoint", counted)
-    plain = run(stage, "plain", lora_rank=lora_rank)
+    # In two passes: a step of RL that is one would keep its prompts, but not to compute them again.
+    changes = {"lora_rank": lora_rank, "rows_per_pass": 4}
+    plain = run(stage, "plain", **changes)
     assert called == []
-    assert_weights_close(
-        run(stage, "less", lora_rank=lora_rank, gradient_checkpointing=True), plain, 1e-6
-    )
+    assert_weights_close(run(stage, "less", **changes, gradient_checkpointing=True), plain, 1e-6)
     assert True in called
 
 

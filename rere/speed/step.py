@@ -172,9 +172,8 @@ def rows(
     """Rows of the table (`rere.speed.table`) for steps of PROMPTS prompts.
 
     Every side takes of the ways that `searched` and `sizes` leave it (`ways_of`) the one that it
-    is fastest in. First with a reference, under either scoring,
-    against the plain step with one; then without, groups that teach nothing skipped, against the
-    plain step without.
+    is fastest in. First with a reference, under either scoring, against the plain step with one;
+    then without, groups that teach nothing skipped, against the plain step without.
     """
     batches = batched(with_targets(subject, prompts), PROMPTS)
     hit_rate = math.ceil(len(prompts) / EVERY) / len(prompts)
