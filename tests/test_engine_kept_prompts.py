@@ -16,6 +16,7 @@ from test_engine_scoring import (
     model,
     packed_in,
     rounding,
+    synchronisations,
     weighted,
 )
 from tiny_models import precise, tolerance
@@ -95,6 +96,13 @@ def test_what_nobody_kept_is_computed():
     assert torch.equal(actual, expected)
 
 
+def test_a_batch_that_is_cut_keeps_nothing():
+    prompts = KeptPrompts(PROMPTS)
+    assert prompts[0:8] is prompts and prompts[:] is prompts
+    assert prompts[1:] == PROMPTS[1:] and not isinstance(prompts[:2], KeptPrompts)
+    assert prompts[0] == PROMPTS[0]
+
+
 def test_entropies_are_the_same():
     packed = packed_in("catalogue")
     actual = token_scores(QWEN2, packed, 0.6, searched(QWEN2, "catalogue"))
@@ -113,14 +121,8 @@ def test_prompts_are_computed_once():
 def test_a_distributed_model_gets_the_gradient_of_the_prompts(alone, with_adapters):
     model, packed = adapted(QWEN2) if with_adapters else precise("qwen2"), packed_in("vocabulary")
     expected = gradients(model, weighted(token_log_probs(model, packed)))
-    wrapped, synchronised = DistributedDataParallel(model), []
-    wrapped.register_comm_hook(
-        None,
-        lambda _, bucket: (
-            synchronised.append(len(bucket.gradients()))
-            or torch.futures.collect_all([]).then(lambda _: bucket.buffer())
-        ),
-    )
+    wrapped = DistributedDataParallel(model)
+    synchronised = synchronisations(wrapped)
     prompts = searched(model.get_base_model() if with_adapters else model, "vocabulary")
     weighted(token_log_probs(wrapped, packed, prompts=prompts)).backward()
     assert sum(synchronised) == len(expected)  # each once, when all of it is there

@@ -303,12 +303,8 @@ def alone():
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("with_adapters", [False, True])
-def test_a_distributed_model_is_called_through_its_wrapper(alone, with_adapters):
-    plain = adapted(QWEN2) if with_adapters else copy.deepcopy(QWEN2)
-    packed = packed_in("vocabulary")
-    expected = gradients(plain, weighted(token_log_probs(plain, packed)))
-    wrapped = DistributedDataParallel(plain)
+def synchronisations(wrapped):
+    """A list that gets how many gradients processes share, each time that they do."""
     synchronised = []
     wrapped.register_comm_hook(
         None,
@@ -317,6 +313,16 @@ def test_a_distributed_model_is_called_through_its_wrapper(alone, with_adapters)
             or torch.futures.collect_all([]).then(lambda _: bucket.buffer())
         ),
     )
+    return synchronised
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_distributed_model_is_called_through_its_wrapper(alone, with_adapters):
+    plain = adapted(QWEN2) if with_adapters else copy.deepcopy(QWEN2)
+    packed = packed_in("vocabulary")
+    expected = gradients(plain, weighted(token_log_probs(plain, packed)))
+    wrapped = DistributedDataParallel(plain)
+    synchronised = synchronisations(wrapped)
     weighted(token_log_probs(wrapped, packed)).backward()
     assert sum(synchronised) == len(expected)
     actual = {name: w.grad for name, w in plain.named_parameters() if w.requires_grad}

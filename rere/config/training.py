@@ -186,7 +186,8 @@ class RlOptions(Training):
         8,
         ge=1,
         description="Prompts a pass; divides a step's. Memory and speed, not results: a step that "
-        "is one pass computes its prompts once, for rollout and update.",
+        "is one pass, with a KL and nothing redrawn, skipped or checkpointed, computes its prompts "
+        "once.",
     )
     group_size: int = Field(16, ge=2, description="Candidates a prompt (G).")
     rollout: Literal[

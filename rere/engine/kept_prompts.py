@@ -23,6 +23,12 @@ class KeptPrompts(list[list[int]]):
     opening: Tensor | None = None  # (X,) i64, tokens behind each that were computed with them
     keep: int = 0  # after how many of the last tokens there were logits
 
+    def __getitem__(self, index):
+        """All of them, as a slice, are themselves: a batch that is not cut keeps its prompts."""
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self
+        return super().__getitem__(index)
+
     @property
     def num_before(self) -> int:
         """The tokens before each one's last, from which its candidates grow."""

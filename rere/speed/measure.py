@@ -27,9 +27,7 @@ PROCESSES.set_forkserver_preload(
 
 
 def batched(prompts: Prompts, size: int) -> list[Prompts]:
-    """The prompts, `size` of them at a time; they themselves where these are all."""
-    if 0 < len(prompts) <= size:
-        return [prompts]
+    """The prompts, `size` of them at a time."""
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 

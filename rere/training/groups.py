@@ -96,7 +96,7 @@ class Rollouts:
             roll_out(
                 policy,
                 self.tree,
-                prompts if len(prompts) <= options.rows_per_pass else prompts[rows],
+                prompts[rows],
                 options.rollout,
                 options.group_size,
                 seeds[rows],
