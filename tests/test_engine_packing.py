@@ -90,11 +90,23 @@ def test_the_tokens_of_leaves_are_their_sequences():
     actual = pack_leaves(prompts, leaves, TREE, "vocabulary")
     expected = pack(prompts, [[SEQUENCES[3], SEQUENCES[1]], [SEQUENCES[0], SEQUENCES[2]]], 3)
     for name, value in vars(expected).items():
+        if name == "place":
+            continue
         if name == "candidate":
             # The second row's second candidate is in the third place.
             value = torch.where((value == 1) & torch.tensor([[False], [True]]), 2, value)
         same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
         assert same(getattr(actual, name), value), name
+
+
+def test_nodes_know_their_place_in_the_tree():
+    leaves = torch.tensor([[LEAF[3], LEAF[1], -1], [LEAF[0], -1, LEAF[2]]])
+    packed = pack_leaves([[5, 6], [9]], leaves, TREE, "vocabulary")
+    nodes = packed.real[:, packed.first_node :].clone()
+    nodes[:, 0] = False  # the prompts' last tokens
+    assert torch.equal(packed.place >= 0, nodes)
+    ids = packed.input_ids[:, packed.first_node :]
+    assert torch.equal(TREE.token[packed.place[nodes]], ids[nodes])
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])

@@ -14,6 +14,7 @@ C tokens of a chain, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,8 +25,10 @@ from transformers import PreTrainedModel
 from rere.catalogue import PrefixTree
 from rere.engine.columns import Columns
 from rere.engine.decoder import decoder
+from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.layout import MAX_CHAIN, Layout, lay_out, lay_out_apart, look_ahead, own_edge
 from rere.engine.packing import upcast
+from rere.engine.recall import recall_of
 from rere.engine.softmax import log_sum
 from rere.errors import InputError
 
@@ -113,6 +116,9 @@ class Frontier:
         self.normalised = scoring == "catalogue"
         self.temperature, self.assistant = temperature, assistant
         self.decoder = decoder(model, prompts, tree.longest)
+        self.recall, self.rows = None, torch.arange(len(prompts), device=model.device)
+        if isinstance(prompts, KeptPrompts) and scoring == "vocabulary":
+            self.recall = prompts.recall = recall_of(model, len(tree.token))
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass = full_pass(model)
@@ -197,6 +203,7 @@ class Frontier:
     def select(self, rows: Tensor) -> None:
         """Go on with the rows `rows` (N,) alone."""
         self.decoder.select(rows)
+        self.rows = self.rows[rows]
         if self.assistant is not None:
             self.assistant = self.assistant._replace(log_mass=self.assistant.log_mass[rows])
 
@@ -216,14 +223,17 @@ class Frontier:
         node = paths.node.gather(1, path)
         at = (paths.fed.gather(1, path) + layout.place).where(layout.exists, 0)
         depth = (self.tree.depth[node] - self.tree.length[node]).where(layout.exists, 0) + at
-        ids = self.tree.token[self.tree.edge[node] + at]
+        place = self.tree.edge[node] + at
+        ids = self.tree.token[place]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         # Under `vocabulary` all have logits, under the others the last ones of their paths.
         keep, num_kept = ids.shape[1], plan.num_tokens
         if self.by_decision:
             keep, num_kept = plan.num_feeding, plan.num_ends
         columns = Columns(layout.exists, plan.num_tokens, keep, num_kept)
-        logits = upcast(self.decoder.feed(ids, depth, visible, columns))
+        recording = self.recall and self.recall.recording(self.rows, place, columns)
+        with recording or nullcontext():
+            logits = upcast(self.decoder.feed(ids, depth, visible, columns))
         place = columns.place
         end = place.gather(1, layout.end - (ids.shape[1] - keep))
 

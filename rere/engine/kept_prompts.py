@@ -10,18 +10,21 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from rere.engine.attention import in_rows
+from rere.engine.recall import Recall
 
 
 class KeptPrompts(list[list[int]]):
     """Prompts, token ids, of which a search keeps what it computes.
 
     That holds the activations of a training pass over them until its gradient is computed, which
-    can be once. Ways to candidates without a search of ours keep nothing.
+    can be once, and until that pass what layers gave of the tokens fed behind them. Ways to
+    candidates without a search of ours keep nothing.
     """
 
     cache: Cache | None = None  # (B, H, S, D) a layer
     opening: Tensor | None = None  # (X,) i64, tokens behind each that were computed with them
     keep: int = 0  # after how many of the last tokens there were logits
+    recall: Recall | None = None  # of what was fed behind them
 
     def __getitem__(self, index):
         """All of them, as a slice, are themselves: a batch that is not cut keeps its prompts."""

@@ -42,8 +42,9 @@ def pack_leaves(
     edge, length, depth = tree.edge.numpy(), tree.length.numpy(), tree.depth.numpy()
     token = tree.token.numpy()
     if scoring == "vocabulary":
-        flat = token[ranges(edge[node], length[node])]
-        return pack_tokens(prompts, row, number, flat, depth[leaf], num_candidates)
+        place = ranges(edge[node], length[node])
+        flat, count = token[place], depth[leaf]
+        return pack_tokens(prompts, row, number, flat, count, num_candidates, place)
 
     inner = node[~is_leaf]
     place = ranges(depth[inner] - length[inner], length[inner])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
+from rere.engine.linear import gradients
+
 LARGE = 2**25
 """Bytes of a block from which on glibc never keeps it (mallopt(3), M_MMAP_THRESHOLD)."""
 
@@ -79,11 +81,4 @@ class LinearInRoom(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight = ctx.saved_tensors
-        of_states, of_weight, of_bias = ctx.needs_input_grad
-        flat = gradient.flatten(0, -2)
-        return (
-            gradient @ weight if of_states else None,
-            flat.T @ states.flatten(0, -2) if of_weight else None,
-            flat.sum(0) if of_bias else None,
-        )
+        return gradients(ctx, gradient)

@@ -4,6 +4,7 @@ B rows, R places with logits, U predicted tokens, N tokens of all candidates of 
 candidates, V vocabulary, E allowed tokens of all places.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -59,20 +60,24 @@ def sum_by_candidate(values: Tensor, packed: Packed) -> Tensor:
 
 def logits_at_places(model: PreTrainedModel, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
     """(R, V), computed with the prompts or behind those that were kept."""
-    first, num_before, cache = 0, 0, {"use_cache": False}
+    first, columns = 0, packed.columns
+    cache, recalling = {"use_cache": False}, nullcontext()
     if prompts is not None and prompts.cache is not None:
-        first, num_before = packed.first_node, prompts.num_before
+        first, num_real = packed.first_node, packed.num_real - prompts.num_before
+        columns = columns._replace(real=packed.real[:, first:], num_real=num_real)
         cache = {"past_key_values": prompts.behind()}
-    real, num_real = packed.real[:, first:], packed.num_real - num_before
-    return logits_of(
-        model,
-        packed.input_ids[:, first:],
-        packed.position_ids[:, first:],
-        packed.visible[:, first:],
-        packed.position_ids,
-        packed.columns._replace(real=real, num_real=num_real),
-        **cache,
-    )
+        if prompts.recall is not None:
+            recalling = prompts.recall.recalling(packed.place, columns)
+    with recalling:
+        return logits_of(
+            model,
+            packed.input_ids[:, first:],
+            packed.position_ids[:, first:],
+            packed.visible[:, first:],
+            packed.position_ids,
+            columns,
+            **cache,
+        )
 
 
 def log_probs(logits: Tensor, packed: Packed, temperature: float) -> Tensor:
