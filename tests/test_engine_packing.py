@@ -90,7 +90,7 @@ def test_the_tokens_of_leaves_are_their_sequences():
     actual = pack_leaves(prompts, leaves, TREE, "vocabulary")
     expected = pack(prompts, [[SEQUENCES[3], SEQUENCES[1]], [SEQUENCES[0], SEQUENCES[2]]], 3)
     for name, value in vars(expected).items():
-        if name == "place":
+        if name == "tree_place":
             continue
         if name == "candidate":
             # The second row's second candidate is in the third place.
@@ -99,14 +99,14 @@ def test_the_tokens_of_leaves_are_their_sequences():
         assert same(getattr(actual, name), value), name
 
 
-def test_nodes_know_their_place_in_the_tree():
+def test_nodes_know_which_of_the_tree_they_are():
     leaves = torch.tensor([[LEAF[3], LEAF[1], -1], [LEAF[0], -1, LEAF[2]]])
     packed = pack_leaves([[5, 6], [9]], leaves, TREE, "vocabulary")
     nodes = packed.real[:, packed.first_node :].clone()
     nodes[:, 0] = False  # the prompts' last tokens
-    assert torch.equal(packed.place >= 0, nodes)
+    assert torch.equal(packed.tree_place >= 0, nodes)
     ids = packed.input_ids[:, packed.first_node :]
-    assert torch.equal(TREE.token[packed.place[nodes]], ids[nodes])
+    assert torch.equal(TREE.token[packed.tree_place[nodes]], ids[nodes])
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])

@@ -223,15 +223,15 @@ class Frontier:
         node = paths.node.gather(1, path)
         at = (paths.fed.gather(1, path) + layout.place).where(layout.exists, 0)
         depth = (self.tree.depth[node] - self.tree.length[node]).where(layout.exists, 0) + at
-        place = self.tree.edge[node] + at
-        ids = self.tree.token[place]
+        tree_place = self.tree.edge[node] + at
+        ids = self.tree.token[tree_place]
         visible = torch.cat([take(known.ancestors, path), own_edge(layout)], dim=-1)
         # Under `vocabulary` all have logits, under the others the last ones of their paths.
         keep, num_kept = ids.shape[1], plan.num_tokens
         if self.by_decision:
             keep, num_kept = plan.num_feeding, plan.num_ends
         columns = Columns(layout.exists, plan.num_tokens, keep, num_kept)
-        recording = self.recall and self.recall.recording(self.rows, place, columns)
+        recording = self.recall and self.recall.recording(self.rows, tree_place, columns)
         with recording or nullcontext():
             logits = upcast(self.decoder.feed(ids, depth, visible, columns))
         place = columns.place

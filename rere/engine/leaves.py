@@ -42,9 +42,8 @@ def pack_leaves(
     edge, length, depth = tree.edge.numpy(), tree.length.numpy(), tree.depth.numpy()
     token = tree.token.numpy()
     if scoring == "vocabulary":
-        place = ranges(edge[node], length[node])
-        flat, count = token[place], depth[leaf]
-        return pack_tokens(prompts, row, number, flat, count, num_candidates, place)
+        at = ranges(edge[node], length[node])
+        return pack_tokens(prompts, row, number, token[at], depth[leaf], num_candidates, at)
 
     inner = node[~is_leaf]
     place = ranges(depth[inner] - length[inner], length[inner])

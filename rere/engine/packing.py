@@ -83,7 +83,7 @@ class Packed:
     position_ids: Tensor  # (B, S) i64
     real: Tensor  # (B, S) bool, what is no padding
     ancestors: Tensor  # (B, M, M) bool, which nodes are on the path to each, itself included
-    place: Tensor  # (B, M) i64, which token of the catalogue's tree each is; -1 where not told
+    tree_place: Tensor  # (B, M) i64, which token of the catalogue's tree each is; -1 if not told
     source: Tensor  # (U,) i64, the place that predicts, in [0, R)
     target: Tensor  # (U,) i64, the token that is predicted
     prediction: Tensor  # (B, N) i64, in [0, U]; U is padding
@@ -135,7 +135,7 @@ class Trie(NamedTuple):
     """The tree of tokens of each row, numbered level by level; the first B nodes are the roots."""
 
     token: Ints  # (n,)
-    place: Ints  # (n,) which of the catalogue's tree's they are; -1 where not told
+    tree_place: Ints  # (n,) which tokens of the catalogue's tree they are; -1 if not told
     row: Ints  # (n,)
     depth: Ints  # (n,)
     path: Ints  # (C, T + 1) the nodes of each candidate; -1 where it has ended
@@ -167,12 +167,12 @@ def pack_tokens(
     flat: Ints,
     length: Ints,
     num_candidates: int,
-    place: Ints | None = None,
+    tree_place: Ints | None = None,
 ) -> Packed:
     """Pack candidates whose tokens lie in `flat` one after another, `length` (C,) of each.
 
-    The row of each (C,) ascends; `number` (C,) tells those of a row apart. `place` says which of
-    the catalogue's tree the tokens are.
+    The row of each (C,) ascends; `number` (C,) tells those of a row apart. `tree_place` says which
+    of the catalogue's tree the tokens are.
     """
     owner = np.arange(len(length)).repeat(length)
     after = places(owner, len(length))
@@ -180,8 +180,8 @@ def pack_tokens(
     feeds = after < length[owner] - 1
     fed = table(owner[feeds], after[feeds], flat[feeds], len(length), fill=-1)
     trie = merge(roots(prompts), row, fed)
-    if place is not None:
-        trie.place[trie.path[owner[feeds], after[feeds] + 1]] = place[feeds]
+    if tree_place is not None:
+        trie.tree_place[trie.path[owner[feeds], after[feeds] + 1]] = tree_place[feeds]
     return lay_out(prompts, number, trie, Predictions(owner, after, flat), num_candidates)
 
 
@@ -263,8 +263,8 @@ def lay_out(
     ids, depth = np.zeros((2, num_rows, num_nodes), dtype=np.int64)
     ids[trie.row, column] = trie.token
     depth[trie.row, column] = trie.depth
-    place_of = np.full(ids.shape, -1)
-    place_of[trie.row, column] = trie.place
+    tree_place = np.full(ids.shape, -1)
+    tree_place[trie.row, column] = trie.tree_place
     exists = np.zeros(ids.shape, dtype=bool)
     exists[trie.row, column] = True
     exists[0, -1] |= not predicts.any()  # as if it had logits
@@ -292,7 +292,7 @@ def lay_out(
         position_ids=torch.cat([position, before + torch.from_numpy(depth)], dim=1),
         real=real,
         ancestors=torch.from_numpy(ancestors),
-        place=torch.from_numpy(place_of),
+        tree_place=torch.from_numpy(tree_place),
         source=torch.from_numpy(pair // base),
         target=torch.from_numpy(pair % base),
         prediction=torch.from_numpy(table(row, at, which, num_rows, len(pair))),

@@ -8,7 +8,7 @@ T tokens of a pass, B rows, Q columns, D wide. A token is known by its row and i
 catalogue's tree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -57,13 +57,14 @@ class Recall:
 
         Tokens that were not fed are computed.
         """
-        results, self.results = self.results, {}
-        if not self.tokens:
+        results, tokens = self.results, self.tokens
+        self.results, self.tokens = {}, []
+        if not tokens:
             yield
             return
         rows = torch.arange(len(place), device=place.device)
         token = self._numbers(rows, place).flatten()[columns.index]
-        source, is_known = find(torch.cat(self.tokens), token)
+        source, is_known = find(torch.cat(tokens), token)
         unknown = (~is_known).nonzero()[:, 0]
         layers = list(results)
         for layer in layers:
@@ -82,8 +83,8 @@ class Recall:
 def recall_of(model: PreTrainedModel, num_places: int) -> Recall | None:
     """To keep what the linear layers of a model give of a tree's tokens, of `num_places`.
 
-    None in half precision: what a layer gives of a token differs there from pass to pass by more
-    than a policy does from itself.
+    None in half precision: there, what a layer gives of a token differs from pass to pass by enough
+    to make the KL to itself more than 0.
     """
     if torch.finfo(model.dtype).bits < 32 or torch.is_autocast_enabled(model.device.type):
         return None
@@ -101,13 +102,13 @@ def find(every: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def recalled(
     layer: nn.Linear,
-    results: Mapping[nn.Linear, list[Tensor]],
+    results: dict[nn.Linear, list[Tensor]],
     source: Tensor,
     unknown: Tensor,
     states: Tensor,
 ) -> Tensor:
     """What the layer gives of states (..., D)."""
-    if states.shape[:-1].numel() != len(source):
+    if states.shape[:-1].numel() != len(source):  # the last one's, which may leave tokens out
         return linear(states, layer.weight, layer.bias)
     known = torch.cat(results.pop(layer))
     return RecalledLinear.apply(states, layer.weight, layer.bias, known, source, unknown)

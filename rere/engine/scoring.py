@@ -67,7 +67,7 @@ def logits_at_places(model: PreTrainedModel, packed: Packed, prompts: KeptPrompt
         columns = columns._replace(real=packed.real[:, first:], num_real=num_real)
         cache = {"past_key_values": prompts.behind()}
         if prompts.recall is not None:
-            recalling = prompts.recall.recalling(packed.place, columns)
+            recalling = prompts.recall.recalling(packed.tree_place, columns)
     with recalling:
         return logits_of(
             model,
