@@ -90,7 +90,8 @@ def test_the_tokens_of_leaves_are_their_sequences():
     actual = pack_leaves(prompts, leaves, TREE, "vocabulary")
     expected = pack(prompts, [[SEQUENCES[3], SEQUENCES[1]], [SEQUENCES[0], SEQUENCES[2]]], 3)
     for name, value in vars(expected).items():
-        if name == "tree_place":
+        if name == "tree_place":  # which `pack` is not told
+            assert (value == -1).all()
             continue
         if name == "candidate":
             # The second row's second candidate is in the third place.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine_kept_prompts import assert_passes_equal
 from test_engine_scoring import (
-    ITEMS,
+    LEAVES,
     PROMPTS,
     QWEN2,
     TREE,
@@ -92,9 +92,7 @@ def test_every_linear_layer_recalls_what_was_fed(computed):
 def test_what_was_not_fed_is_computed(computed):
     prompts, packed = searched(QWEN2, num_beams=1)
     num_found = packed.num_real
-    width = max(map(len, ITEMS))
-    leaves = [[*TREE.leaf_of_item[row].tolist(), *[-1] * (width - len(row))] for row in ITEMS]
-    packed = pack_leaves(PROMPTS, torch.tensor(leaves), TREE, "vocabulary")
+    packed = pack_leaves(PROMPTS, LEAVES, TREE, "vocabulary")
     assert packed.num_real > num_found
     assert_passes_equal(QWEN2, packed, prompts, rounding(QWEN2))
     assert all(unknown > len(PROMPTS) for _, unknown in computed)
@@ -115,10 +113,10 @@ def test_results_serve_once_and_layers_are_themselves_again(computed):
 
 def test_layers_that_do_not_give_one_result_a_token_compute():
     once, twice, some, never = (nn.Linear(3, 3) for _ in range(4))
-    kept = Recall([once, twice, some, never], num_places=10)
+    kept = Recall([once, twice, some, never], torch.tensor([0, 2]), num_places=10)
     real = torch.tensor([[True, True], [True, False]])
     place = torch.tensor([[4, 7], [2, 0]])
-    with kept.recording(torch.tensor([0, 2]), place, Columns(real, 3, 2, 3)):
+    with kept.recording(place, Columns(real, 3, 2, 3)):
         for layer, num_tokens in ((once, 3), (twice, 3), (twice, 3), (some, 2)):
             layer(torch.zeros(1, num_tokens, 3))
     assert list(kept.results) == [once] and len(kept.results[once][0]) == 3
@@ -132,10 +130,10 @@ def test_tokens_are_found_by_number():
 
 
 def test_nothing_is_recalled_in_half_precision():
-    assert recall_of(copy.deepcopy(QWEN2).bfloat16(), 9) is None
+    assert recall_of(copy.deepcopy(QWEN2).bfloat16(), 1, 9) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert recall_of(QWEN2, 9) is None
-    assert recall_of(precise("qwen2").float(), 9).results
+        assert recall_of(QWEN2, 1, 9) is None
+    assert recall_of(precise("qwen2").float(), 1, 9).results
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pad_sequence
 
 from rere.catalogue import PrefixTree
 from rere.engine import forward
@@ -38,6 +39,7 @@ SEQUENCES = [
 ]
 TREE = PrefixTree.build(SEQUENCES)
 ITEMS = [[0, 3, 2, 5], [6], [1, 1, 4, 3, 0]]  # all ways and lengths, two of them equal
+LEAVES = pad_sequence([TREE.leaf_of_item[row] for row in ITEMS], True, padding_value=-1)
 TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6)
 BATCHES = st.lists(
     st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3
@@ -56,9 +58,7 @@ QWEN2 = precise("qwen2", seed=1)
 def packed_in(scoring):
     if scoring == "vocabulary":
         return pack(PROMPTS, CANDIDATES)
-    width = max(map(len, ITEMS))
-    leaves = [[*TREE.leaf_of_item[row].tolist(), *[-1] * (width - len(row))] for row in ITEMS]
-    return pack_leaves(PROMPTS, torch.tensor(leaves), TREE, scoring)
+    return pack_leaves(PROMPTS, LEAVES, TREE, scoring)
 
 
 def log_prob_of(log_probs, token):

@@ -116,9 +116,9 @@ class Frontier:
         self.normalised = scoring == "catalogue"
         self.temperature, self.assistant = temperature, assistant
         self.decoder = decoder(model, prompts, tree.longest)
-        self.recall, self.rows = None, torch.arange(len(prompts), device=model.device)
+        self.recall = None
         if isinstance(prompts, KeptPrompts) and scoring == "vocabulary":
-            self.recall = prompts.recall = recall_of(model, len(tree.token))
+            self.recall = prompts.recall = recall_of(model, len(prompts), len(tree.token))
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass = full_pass(model)
@@ -203,7 +203,8 @@ class Frontier:
     def select(self, rows: Tensor) -> None:
         """Go on with the rows `rows` (N,) alone."""
         self.decoder.select(rows)
-        self.rows = self.rows[rows]
+        if self.recall is not None:
+            self.recall.select(rows)
         if self.assistant is not None:
             self.assistant = self.assistant._replace(log_mass=self.assistant.log_mass[rows])
 
@@ -231,7 +232,7 @@ class Frontier:
         if self.by_decision:
             keep, num_kept = plan.num_feeding, plan.num_ends
         columns = Columns(layout.exists, plan.num_tokens, keep, num_kept)
-        recording = self.recall and self.recall.recording(self.rows, tree_place, columns)
+        recording = self.recall and self.recall.recording(tree_place, columns)
         with recording or nullcontext():
             logits = upcast(self.decoder.feed(ids, depth, visible, columns))
         place = columns.place

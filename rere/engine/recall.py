@@ -2,7 +2,8 @@
 
 The policy that is trained is the one that was searched (`rere.engine.kept_prompts`), and its
 training pass is over tokens that the search has fed. What a linear layer gives of one is the same
-in every pass. So those of the training pass take it from the search, and compute gradients alone.
+in every pass, but for rounding. So those of the training pass take it from the search, and compute
+gradients alone.
 
 T tokens of a pass, B rows, Q columns, D wide. A token is known by its row and its place in the
 catalogue's tree.
@@ -19,20 +20,24 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from rere.engine.columns import Columns
-from rere.engine.linear import gradients
+from rere.engine.linear import gradients, instead, is_plain
 
 
 class Recall:
     """What linear layers gave of the tokens of passes without padding."""
 
-    def __init__(self, layers: list[nn.Linear], num_places: int) -> None:
-        self.num_places = num_places
+    def __init__(self, layers: list[nn.Linear], rows: Tensor, num_places: int) -> None:
+        self.rows, self.num_places = rows, num_places  # (B,) i64, those that go on
         self.results: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in layers}
         self.tokens: list[Tensor] = []
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with the rows `rows` (N,) alone."""
+        self.rows = self.rows[rows]
+
     @contextmanager
-    def recording(self, row: Tensor, place: Tensor, columns: Columns) -> Iterator[None]:
-        """Keep the results of a pass over the tokens `place` (B, Q) i64 of the rows `row` (B,)."""
+    def recording(self, place: Tensor, columns: Columns) -> Iterator[None]:
+        """Keep the results of a pass over the tokens `place` (B, Q) i64 of the rows that go on."""
         given: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in self.results}
         hooks = [
             layer.register_forward_hook(lambda layer, _, result: given[layer].append(result))
@@ -43,7 +48,7 @@ class Recall:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.tokens.append(self._numbers(row, place).flatten()[columns.index])
+        self.tokens.append(self._numbers(self.rows, place).flatten()[columns.index])
         for layer, results in given.items():
             # Layers that share weights give several, those of an expert only some tokens'.
             if [result.shape[:-1].numel() for result in results] == [columns.num_real]:
@@ -66,31 +71,34 @@ class Recall:
         token = self._numbers(rows, place).flatten()[columns.index]
         source, is_known = find(torch.cat(tokens), token)
         unknown = (~is_known).nonzero()[:, 0]
-        layers = list(results)
-        for layer in layers:
-            layer.forward = partial(recalled, layer, results, source, unknown)
-        try:
+        with instead(
+            {layer: partial(recalled, layer, results, source, unknown) for layer in results}
+        ):
             yield
-        finally:
-            for layer in layers:
-                del layer.forward
 
     def _numbers(self, row: Tensor, place: Tensor) -> Tensor:
         """A number for each token, -1 where `place` is."""
         return torch.where(place < 0, -1, row[:, None] * self.num_places + place)
 
 
-def recall_of(model: PreTrainedModel, num_places: int) -> Recall | None:
-    """To keep what the linear layers of a model give of a tree's tokens, of `num_places`.
+def recall_of(model: PreTrainedModel, num_rows: int, num_places: int) -> Recall | None:
+    """To keep what a model's linear layers give of a tree's tokens, of `num_places`, by row.
 
-    None in half precision: there, what a layer gives of a token differs from pass to pass by enough
-    to make the KL to itself more than 0.
+    None where rounding is coarse.
     """
-    if torch.finfo(model.dtype).bits < 32 or torch.is_autocast_enabled(model.device.type):
+    if rounds_coarsely(model):
         return None
-    layers = model.get_decoder().modules()
-    free = [x for x in layers if type(x) is nn.Linear and "forward" not in vars(x)]
-    return Recall(free, num_places)
+    layers = [layer for layer in model.get_decoder().modules() if is_plain(layer)]
+    return Recall(layers, torch.arange(num_rows, device=model.device), num_places)
+
+
+def rounds_coarsely(model: PreTrainedModel) -> bool:
+    """Whether what it computes in half precision differs from pass to pass by more than next to 0.
+
+    Then a policy is at no KL from where it started only if both are computed in the same passes.
+    """
+    is_half = torch.finfo(model.dtype).bits < 32
+    return is_half or torch.is_autocast_enabled(model.device.type)
 
 
 def find(every: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

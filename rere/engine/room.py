@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
-from rere.engine.linear import gradients
+from rere.engine.linear import gradients, instead, is_plain
 
 LARGE = 2**25
 """Bytes of a block from which on glibc never keeps it (mallopt(3), M_MMAP_THRESHOLD)."""
@@ -49,19 +49,12 @@ ROOM = Room()
 def logits_in_room(model: PreTrainedModel) -> Iterator[None]:
     """For a pass, a model on the host has its logits in ROOM."""
     output = model.get_output_embeddings()
-    if (
-        type(output) is not nn.Linear
-        or "forward" in vars(output)
-        or output.weight.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-    ):
+    on_host = is_plain(output) and output.weight.device.type == "cpu"
+    if not on_host or torch.is_autocast_enabled("cpu"):
         yield
         return
-    output.forward = partial(logits, output)
-    try:
+    with instead({output: partial(logits, output)}):
         yield
-    finally:
-        del output.forward
 
 
 def logits(output: nn.Linear, states: Tensor) -> Tensor:

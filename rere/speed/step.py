@@ -97,14 +97,14 @@ class Step:
         self, prompts: Prompts, leaves: list[list[int]], advantage: Tensor, at_once: int
     ) -> float:
         """Add the gradient of the loss, a mean over all groups, skipped or not; its value."""
-        kept = advantage.any(-1) if self.skip else torch.ones(len(prompts), dtype=torch.bool)
+        teaches = advantage.any(-1) if self.skip else torch.ones(len(prompts), dtype=torch.bool)
+        kept = prompts if isinstance(prompts, KeptPrompts) else None
         total = 0.0
-        for part in batched(kept.nonzero()[:, 0].tolist(), at_once):
+        for part in batched(teaches.nonzero()[:, 0].tolist(), at_once):
             chosen = torch.tensor(leaves)[part]
             tree, device = self.subject.host_tree, self.subject.device
             some = [prompts[row] for row in part]
             packed = pack_leaves(some, chosen, tree, self.side).to(device)
-            kept = prompts if isinstance(prompts, KeptPrompts) else None
             log_prob, kl = token_log_probs(self.model, packed, prompts=kept), None
             if self.reference is not None:
                 with torch.no_grad():

@@ -11,6 +11,7 @@ from rere.backbones import load_model
 from rere.engine.decoder import computed_by
 from rere.engine.kept_prompts import KeptPrompts
 from rere.engine.packing import Packed
+from rere.engine.recall import rounds_coarsely
 from rere.engine.scoring import token_log_probs
 from rere.training.models import Model
 
@@ -44,7 +45,7 @@ class Reference:
 
     @torch.no_grad()
     def _log_probs(self, model: Model, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
-        apart = prompts is not None and torch.is_autocast_enabled(packed.input_ids.device.type)
+        apart = prompts is not None and rounds_coarsely(model)
         own = computed_by(model, prompts) if apart else None
         return token_log_probs(model, packed, self.temperature, own)
 
