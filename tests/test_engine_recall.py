@@ -47,7 +47,7 @@ def computed(monkeypatch):
     numbers, forward = [], RecalledLinear.forward
 
     def counting(ctx, *inputs):
-        numbers.append(tuple(map(len, inputs[-2:])))
+        numbers.append((inputs[0].shape[:-1].numel(), len(inputs[-1])))
         return forward(ctx, *inputs)
 
     monkeypatch.setattr(RecalledLinear, "forward", counting)
@@ -124,9 +124,8 @@ def test_layers_that_do_not_give_one_result_a_token_compute():
 
 
 def test_tokens_are_found_by_number():
-    source, is_known = recall.find(torch.tensor([7, 3, 9]), torch.tensor([9, -1, 3, 10, 8]))
-    assert is_known.tolist() == [True, False, True, False, False]
-    assert source[is_known].tolist() == [2, 1]
+    at, source = recall.found(torch.tensor([7, 3, 9]), torch.tensor([9, -1, 3, 10, 8]))
+    assert at.tolist() == [0, 2] and source.tolist() == [2, 1]
 
 
 def test_nothing_is_recalled_in_half_precision():
@@ -141,9 +140,12 @@ def test_the_layer_has_the_gradient_of_a_linear_one(with_bias):
     layer = nn.Linear(3, 5, bias=with_bias).double()
     states = torch.randn(2, 2, 3, dtype=torch.double, requires_grad=True)
     expected = layer(states)
-    known = expected.detach().flatten(0, 1)[[3, 0, 1]]  # not the third token's
-    source, unknown = torch.tensor([1, 2, 0, 0]), torch.tensor([2])
-    inputs = states, layer.weight, layer.bias, known, source, unknown
+    given = list(expected.detach().flatten(0, 1)[[3, 0, 1]].split(2))  # not the third token's
+    sources = [
+        (torch.tensor([0, 3]), torch.tensor([1, 0])),
+        (torch.tensor([1]), torch.tensor([0])),
+    ]
+    inputs = states, layer.weight, layer.bias, given, sources, torch.tensor([2])
     actual = RecalledLinear.apply(*inputs)
     torch.testing.assert_close(actual, expected)
     weights = torch.randn_like(expected)

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from test_engine_kept_prompts import assert_passes_equal
+from test_engine_recall import searched
+from test_engine_scoring import rounding
 from tiny_models import precise
 from torch.testing import assert_close
 
@@ -48,6 +51,24 @@ def test_gradients_meet_in_the_output_layers():
     (gradient,) = torch.autograd.grad((hidden @ for_output.T).sum() + vectors.sum(), weight)
     assert_close(gradient, hidden.sum(0) + torch.bincount(ids, minlength=7)[:, None])
     assert of_output == [gradient.data_ptr()]
+
+
+def test_embeddings_alone_give_a_sparse_one():
+    """As of prompts that were kept, from which nothing is predicted: no matrix of zeros."""
+    weight = torch.randn(7, 3, requires_grad=True)
+    for_embedding, _ = tied.ForBoth.apply(weight)
+    vectors = torch.nn.functional.embedding(torch.tensor([2, 5]), for_embedding, sparse=True)
+    (gradient,) = torch.autograd.grad(vectors.sum(), weight)
+    assert gradient.is_sparse
+
+
+def test_of_kept_prompts_they_are_the_dense_ones(any_size):
+    model = precise("qwen2", tie_word_embeddings=True)
+    prompts, packed = searched(model)
+    assert_passes_equal(model, packed, prompts, rounding(model))
+    prompts, packed = searched(model)
+    token_log_probs(model, packed, prompts=prompts).sum().backward()
+    assert not model.get_input_embeddings().weight.grad.is_sparse
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2"])

@@ -68,12 +68,12 @@ class Recall:
             yield
             return
         rows = torch.arange(len(place), device=place.device)
-        token = self._numbers(rows, place).flatten()[columns.index]
-        source, is_known = find(torch.cat(tokens), token)
-        unknown = (~is_known).nonzero()[:, 0]
-        with instead(
-            {layer: partial(recalled, layer, results, source, unknown) for layer in results}
-        ):
+        wanted = self._numbers(rows, place).flatten()[columns.index]
+        sources = [found(fed, wanted) for fed in tokens]
+        is_new = torch.ones_like(wanted, dtype=torch.bool)
+        is_new[torch.cat([at for at, _ in sources])] = False
+        new = is_new.nonzero()[:, 0]
+        with instead({layer: partial(recalled, layer, results, sources, new) for layer in results}):
             yield
 
     def _numbers(self, row: Tensor, place: Tensor) -> Tensor:
@@ -101,25 +101,30 @@ def rounds_coarsely(model: PreTrainedModel) -> bool:
     return is_half or torch.is_autocast_enabled(model.device.type)
 
 
-def find(every: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in `every` (N,) the numbers `wanted` (T,) are, any where they are not; which are."""
-    ascending, order = every.sort()
-    at = torch.searchsorted(ascending, wanted).clamp(max=len(every) - 1)
-    return order[at], ascending[at] == wanted
+def found(fed: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the numbers `wanted` (T,) are among `fed` (N,), and which of those each one is."""
+    ascending, order = fed.sort()
+    at = torch.searchsorted(ascending, wanted).clamp(max=len(fed) - 1)
+    is_there = (ascending[at] == wanted).nonzero()[:, 0]
+    return is_there, order[at[is_there]]
 
 
 def recalled(
     layer: nn.Linear,
     results: dict[nn.Linear, list[Tensor]],
-    source: Tensor,
-    unknown: Tensor,
+    sources: list[tuple[Tensor, Tensor]],
+    new: Tensor,
     states: Tensor,
 ) -> Tensor:
-    """What the layer gives of states (..., D)."""
-    if states.shape[:-1].numel() != len(source):  # the last one's, which may leave tokens out
+    """What the layer gives of states (..., D).
+
+    Of those `new` (N,) it computes it; `sources` say where the others' is, pass by pass.
+    """
+    num_recalled = sum(len(at) for at, _ in sources)
+    if states.shape[:-1].numel() != num_recalled + len(new):  # the last layer may leave some out
         return linear(states, layer.weight, layer.bias)
-    known = torch.cat(results.pop(layer))
-    return RecalledLinear.apply(states, layer.weight, layer.bias, known, source, unknown)
+    given = results.pop(layer)
+    return RecalledLinear.apply(states, layer.weight, layer.bias, given, sources, new)
 
 
 class RecalledLinear(torch.autograd.Function):
@@ -131,14 +136,18 @@ class RecalledLinear(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        known: Tensor,
-        source: Tensor,
-        unknown: Tensor,
+        given: list[Tensor],
+        sources: list[tuple[Tensor, Tensor]],
+        new: Tensor,
     ) -> Tensor:
-        """States (..., D) of T tokens, `source` (T,) which of `known` (N, V) they have."""
+        """States (..., D), `given` (N, V) a pass."""
         ctx.save_for_backward(states, weight)
-        result = known.index_select(0, source)
-        result[unknown] = linear(states.flatten(0, -2)[unknown], weight, bias)
+        flat = states.flatten(0, -2)
+        result = flat.new_empty(len(flat), len(weight))
+        # Pass by pass: of all passes joined, the copy would be as large as the result.
+        for each, (at, source) in zip(given, sources, strict=True):
+            result.index_copy_(0, at, each.index_select(0, source))
+        result[new] = linear(flat[new], weight, bias)
         return result.view(*states.shape[:-1], -1)
 
     @staticmethod

@@ -21,6 +21,10 @@ from rere.engine.linear import gradients, instead, is_plain
 LARGE = 2**25
 """Bytes of a block from which on glibc never keeps it (mallopt(3), M_MMAP_THRESHOLD)."""
 
+PART = 1024
+"""Tokens of the vocabulary whose logits are computed at a time: MKL takes a quarter less for 130
+rows of 576 than for all of 49,152 at once, and as long for thousands of rows."""
+
 
 class Room:
     """A block of the host's memory, as large as its largest tensor, for one tensor at a time."""
@@ -69,7 +73,9 @@ class LinearInRoom(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(states, weight)
         result = ROOM.take((*states.shape[:-1], len(weight)), states.dtype)
-        torch.mm(states.flatten(0, -2), weight.T, out=result.view(-1, len(weight)))
+        flat, flat_result = states.flatten(0, -2), result.view(-1, len(weight))
+        for part, columns in zip(weight.split(PART), flat_result.split(PART, dim=1), strict=True):
+            torch.mm(flat, part.T, out=columns)
         return result if bias is None else result.add_(bias)
 
     @staticmethod

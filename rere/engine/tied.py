@@ -50,8 +50,11 @@ class ForBoth(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         return weight.view_as(weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, of_embedding: Tensor, of_output: Tensor) -> Tensor:
-        return of_output.add_(of_embedding)
+    def backward(ctx: Any, of_embedding: Tensor | None, of_output: Tensor | None) -> Tensor | None:
+        if of_output is None:  # of kept prompts, from which nothing is predicted
+            return of_embedding
+        return of_output if of_embedding is None else of_output.add_(of_embedding)
