@@ -2,7 +2,8 @@
 
 As it is usually written, and tuned: sequences are padded on the right, so that attention needs no
 mask; logits are those that predict a response alone; sequences go through some at a time, as many
-as are fastest; the ratio of an on-policy update is 1, so that no third pass is needed.
+as are fastest, under the reference first, which leaves no activations behind; the ratio of an
+on-policy update is 1, so that no third pass is needed.
 
 C sequences, T response tokens, V vocabulary.
 """
@@ -74,11 +75,12 @@ def update(
     advantages = advantage.to(model.device).split(at_once)
     total = 0.0
     for part, each in zip(sequences.split(at_once), advantages, strict=True):
-        log_prob, counts = log_probs(model, part)
-        loss = -(log_prob - log_prob.detach()).exp() * each[:, None]
         if reference is not None:
             with torch.no_grad():
                 reference_log_prob, _ = log_probs(reference, part)
+        log_prob, counts = log_probs(model, part)
+        loss = -(log_prob - log_prob.detach()).exp() * each[:, None]
+        if reference is not None:
             loss = loss + beta * k3(log_prob, reference_log_prob)
         mean = (loss * counts).sum(-1) / counts.sum(-1)
         loss = mean.sum() / len(advantage)

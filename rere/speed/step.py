@@ -105,11 +105,12 @@ class Step:
             tree, device = self.subject.host_tree, self.subject.device
             some = [prompts[row] for row in part]
             packed = pack_leaves(some, chosen, tree, self.side).to(device)
-            log_prob, kl = token_log_probs(self.model, packed, prompts=kept), None
+            reference = None
             if self.reference is not None:
                 with torch.no_grad():
                     reference = token_log_probs(self.reference, packed)
-                kl = objectives.k3(log_prob, reference)
+            log_prob = token_log_probs(self.model, packed, prompts=kept)
+            kl = None if reference is None else objectives.k3(log_prob, reference)
             each = advantage[part].to(device)
             loss = objectives.grpo(log_prob, each, kl, self.beta, packed)
             loss = loss * len(part) / len(prompts)
