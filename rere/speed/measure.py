@@ -32,9 +32,9 @@ def batched(prompts: Prompts, size: int) -> list[Prompts]:
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, or all where there are fewer, at equal distances."""
+    """The middles of `count` equal parts of the items, or all items where there are fewer."""
     count = min(count, len(items))
-    return [items[place * len(items) // count] for place in range(count)]
+    return [items[(2 * part + 1) * len(items) // (2 * count)] for part in range(count)]
 
 
 class Timed(NamedTuple):

@@ -108,10 +108,13 @@ def optimizer_of(model: PreTrainedModel) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
 
-def sample(model: Path, data: Path, rows: int, seed: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts of a sample of the test split and their target items, the shortest prompts first.
+def sample(
+    model: Path, data: Path, rows: int | None, seed: int
+) -> tuple[list[list[int]], list[int]]:
+    """Prompts of a sample of the test split, or of all of it, and their target items.
 
-    Rows of like length share a batch, so that little of it is padding, on every side.
+    The shortest prompts come first: rows of like length share a batch, so that little of it is
+    padding, on every side.
     """
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     chosen = read_split(data, "test", rows)

@@ -110,7 +110,7 @@ def speed(
         if options.training_rows:
             sides = by_beams[options.beams[0]]
             searched = {side.what: each.batch_size for side, each in sides.items()}
-            measured += training(options, subject, model, data, prompts, searched)
+            measured += training(options, subject, model, data, searched)
     if options.reviews:
         measured += preprocessing.rows(preprocessing.like_toys(options.reviews[-1]), options.seed)
     measured.append(build_row(options, subject))
@@ -249,10 +249,14 @@ def training(
     subject: Subject,
     model: Path,
     data: Path,
-    prompts: Prompts,
     searched: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """The table's rows of what trains a model; `searched` are the prompts of each side's search."""
+    """The table's rows of what trains a model; `searched` are the prompts of each side's search.
+
+    Prompts are few, since plain steps are slow, and ratios hang on their lengths: they stand for
+    equal parts of the test split.
+    """
+    prompts, _ = sample(model, data, None, options.seed)
     chosen, sizes = spread(prompts, options.training_rows), options.training_batch_sizes
     yield from scoring.rows(subject, model, data, chosen, options.beams[0], sizes)
     yield from preference.rows(subject, data.name, chosen, sizes)
