@@ -23,7 +23,7 @@ from rere.speed.agreement import ndcg, same_ranking, search_by_decision, share_d
 from rere.speed.curves import PANELS, of_length, speed_curves, synthetic_titles, with_titles
 from rere.speed.figure import draw, figure, short
 from rere.speed.generate import TokenTree, TreeProcessor, generate
-from rere.speed.measure import Timed, in_fresh_process, in_turn, peak_memory
+from rere.speed.measure import Timed, in_fresh_process, in_turn, peak_memory, spread
 from rere.speed.subject import GENERATE, Side, Subject, load, peak_of_search, sample
 from rere.study import load_study
 
@@ -443,3 +443,9 @@ def test_a_table_that_speed_does_not_name_is_none(tmp_path):
     done = snakemake(tmp_path, SMALL, "--dry-run", "results/tables/sped.csv")
     assert done.returncode != 0
     assert "MissingRuleException" in done.stdout
+
+
+def test_a_few_stand_for_equal_parts():
+    assert spread(range(48), 2) == [12, 36]
+    assert spread(range(10), 3) == [1, 5, 8]
+    assert spread(range(2), 5) == [0, 1]
