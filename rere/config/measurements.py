@@ -45,8 +45,8 @@ class Measurement(Options):
     training_rows: int = Field(
         24,
         ge=0,
-        description="Test rows, of all lengths, that scoring and steps of S-DPO and RL are measured "
-        "on; 0: none is.",
+        description="Test rows, of all lengths, that scoring and steps of S-DPO and RL are "
+        "measured on; 0: none is.",
     )
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 2, 4],
