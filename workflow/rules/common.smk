@@ -17,8 +17,8 @@ from rere.study import load_study
 
 # Jobs find this Python and this `rere`, whether an environment is activated or not. A conda
 # environment puts its own Python before it. Threads that wait sleep: where two jobs share the
-# processors, threads that spin cost the other one a hundredfold. torch asks the kernel for huge pages:
-# a training pass of gigabytes has thousands of page faults then, where it had hundreds of thousands.
+# processors, threads that spin cost the other one a hundredfold. torch asks the kernel for huge
+# pages: a training pass of gigabytes has thousands of page faults then, not hundreds of thousands.
 os.environ.update(
     PATH=os.path.expandvars(f"{os.path.dirname(sys.executable)}:$PATH"),
     PYTHONPATH=os.path.expandvars(f"{workflow.basedir}:$PYTHONPATH"),
