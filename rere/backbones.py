@@ -22,7 +22,7 @@ from rere.config.backbones import Pretrained, Tiny
 from rere.data.splits import read_items, read_split
 from rere.errors import InputError
 from rere.files import replacing
-from rere.prompts import choose_instruction, prompt_text, response_text
+from rere.tokenization import choose_instruction, prompt_text, response_text
 
 # Loading and saving take a moment; their bars would fill a log with half lines.
 disable_progress_bar()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from rere.errors import InputError
 from rere.files import replacing
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 
 CATALOGUE = "catalogue.safetensors"
 """The catalogue's file in the folder of a model that was trained on it."""

@@ -322,7 +322,7 @@ class Curves(config.options.Options):
         curves(self.runs, self.output)
 
 
-class Speed(config.measurements.Measurement):
+class Speed(config.benchmarks.Measurement):
     """Measure search, training and preprocessing: time, memory, results, beside plain versions."""
 
     models: list[DirectoryPath] = Field(min_length=1, description="Folders of the models.")
@@ -338,12 +338,12 @@ class Speed(config.measurements.Measurement):
         return self
 
     def run(self) -> None:
-        from rere.speed.table import speed
+        from rere.benchmarks.speed.table import speed
 
         speed(self, self.models, self.names, self.test_rows, self.data, self.output)
 
 
-class SpeedCurves(config.measurements.Measurement):
+class SpeedCurves(config.benchmarks.Measurement):
     """Time the search against titles, beams and prompt length, preprocessing against reviews."""
 
     model: DirectoryPath = Field(description="Folder of the model and its tokenizer.")
@@ -351,7 +351,7 @@ class SpeedCurves(config.measurements.Measurement):
     output: Path = Field(description="The .csv to write.")
 
     def run(self) -> None:
-        from rere.speed.curves import speed_curves
+        from rere.benchmarks.speed.curves import speed_curves
 
         speed_curves(self, self.model, self.data, self.output)
 
@@ -363,12 +363,12 @@ class SpeedFigure(config.options.Options):
     output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
 
     def run(self) -> None:
-        from rere.speed.figure import figure
+        from rere.benchmarks.speed.figure import figure
 
         figure(self.curves, self.output)
 
 
-class Search(config.measurements.Candidates):
+class Search(config.benchmarks.Candidates):
     """Measure the ways to get candidates, and what beam search misses of the true top 10."""
 
     model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
@@ -376,7 +376,7 @@ class Search(config.measurements.Candidates):
     output: Path = Field(description="The .csv to write; the .md lies beside it.")
 
     def run(self) -> None:
-        from rere.candidates.table import search
+        from rere.benchmarks.rollouts.table import search
 
         search(self, self.model, self.data, self.output)
 
@@ -388,7 +388,7 @@ class SearchFigure(config.options.Options):
     output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
 
     def run(self) -> None:
-        from rere.candidates.figure import figure
+        from rere.benchmarks.rollouts.figure import figure
 
         figure(self.table, self.output)
 

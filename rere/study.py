@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rere.config.backbones import TinyBackbone
 from rere.config.baselines import Sequential
-from rere.config.measurements import Measured
+from rere.config.benchmarks import Measured
 from rere.config.run import NO_BACKBONE
 from rere.config.study import STAGES, Study
 from rere.errors import InputError, remedy, unknown

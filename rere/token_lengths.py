@@ -9,7 +9,7 @@ import numpy as np
 from rere.backbones import load_tokenizer
 from rere.data.splits import read_items, read_split
 from rere.files import write_json
-from rere.prompts import MAX_PROMPT_TOKENS, PromptEncoder
+from rere.tokenization import MAX_PROMPT_TOKENS, PromptEncoder
 
 
 def token_lengths(backbone: Path, data: Path, rows: int | None, output: Path) -> None:

@@ -15,7 +15,7 @@ from rere.backbones import backbone, load_model, load_tokenizer, training_text
 from rere.config.backbones import Pretrained, Tiny
 from rere.data.splits import read_split
 from rere.errors import InputError
-from rere.prompts import PromptEncoder, choose_instruction, prompt_text, response_text
+from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
 
 TINY = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
 

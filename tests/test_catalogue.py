@@ -15,7 +15,7 @@ from tiny_models import TITLES, TOKENIZERS
 from rere.backbones import load_tokenizer
 from rere.catalogue import ARRAYS, CATALOGUE, Catalogue, PrefixTree
 from rere.errors import InputError
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 
 EOS = 0
 """Ends every sequence and occurs nowhere else, so that none continues another."""
@@ -252,7 +252,7 @@ def test_the_fingerprint_tells_catalogues_apart(monkeypatch):
     tokenizer = TOKENIZERS["qwen2"]()
     tokenizer.eos_token = "!"
     fingerprints.append(PromptEncoder(tokenizer, TITLES).fingerprint())
-    monkeypatch.setattr("rere.prompts.response_text", lambda title: f"<{title}>\n")
+    monkeypatch.setattr("rere.tokenization.response_text", lambda title: f"<{title}>\n")
     fingerprints.append(encoder().fingerprint())
     for one, other in itertools.combinations(fingerprints, 2):
         assert one != other

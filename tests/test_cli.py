@@ -19,8 +19,8 @@ from rere.catalogue import CATALOGUE, Catalogue
 from rere.cli import is_fixed, parse
 from rere.config.options import NAME, flags
 from rere.evaluation.recommend import continue_history
-from rere.prompts import PromptEncoder
 from rere.stages import STAGES
+from rere.tokenization import PromptEncoder
 
 
 def rere(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -4,8 +4,8 @@ import polars as pl
 from tiny_models import TITLES, tokenizer
 
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
-from rere.prompts import PromptEncoder
 from rere.token_lengths import summary, token_lengths
+from rere.tokenization import PromptEncoder
 
 
 def test_summary_by_hand():

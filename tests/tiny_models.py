@@ -14,7 +14,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
-from rere.prompts import INSTRUCTIONS, prompt_text, response_text
+from rere.tokenization import INSTRUCTIONS, prompt_text, response_text
 
 TITLES = [
     "Toy Story (1995)",

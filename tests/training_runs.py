@@ -10,7 +10,7 @@ from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.training import SftOptions
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 from rere.training.sft import sft
 
 TIMES = {"seconds", "candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}

@@ -8,10 +8,10 @@ that editors use. Nothing heavy is imported: Snakemake reads this package to pla
 from rere.config import (
     backbones,
     baselines,
+    benchmarks,
     data,
     decoding,
     evaluation,
-    measurements,
     options,
     run,
     study,
@@ -21,10 +21,10 @@ from rere.config import (
 __all__ = [
     "backbones",
     "baselines",
+    "benchmarks",
     "data",
     "decoding",
     "evaluation",
-    "measurements",
     "options",
     "run",
     "study",

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline
+from rere.config.benchmarks import Candidates, Speed
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import Recommend
-from rere.config.measurements import Candidates, Speed
 from rere.config.options import Name, Options
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, reward_weights

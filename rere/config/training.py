@@ -233,7 +233,7 @@ class RlOptions(Training):
         description="How far ratios may fall below 1 and rise above it; None: the objective's own.",
     )
     updates: int = Field(1, ge=1, description="Updates a rollout, each with all of it.")
-    redraw: int = Field(
+    dynamic_sampling: int = Field(
         0,
         ge=0,
         description="Batches of other prompts a step at most, whose groups replace those without "
@@ -249,7 +249,7 @@ class RlOptions(Training):
     sync_mix: float = Field(
         0.6, gt=0, le=1, description="The policy's share in the reference when it moves."
     )
-    skip_silent: Literal["exact", "approximate", "never"] = Field(
+    skip_zero_advantage: Literal["exact", "approximate", "never"] = Field(
         "exact",
         description="Leave groups without any advantage out of the update: where it changes "
         "nothing (beta = 0), or always, their KL included.",
@@ -304,8 +304,10 @@ class RlOptions(Training):
         clip = self.clip
         if clip is not None and not (len(clip) == 2 and 0 < clip[0] <= 1 and clip[1] > 0):
             raise ValueError("clip takes two numbers above 0, how far ratios fall (to 1) and rise")
-        if self.redraw and self.advantage == "global":
-            raise ValueError("redraw replaces groups that a global advantage learns from, too")
+        if self.dynamic_sampling and self.advantage == "global":
+            raise ValueError(
+                "dynamic_sampling replaces groups that a global advantage learns from, too"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,19 +9,19 @@ import polars as pl
 
 from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules, Splits, Yelp
 from rere.config.options import Options
-from rere.data.amazon import read_amazon
 from rere.data.audit import audit
 from rere.data.filtering import choose
-from rere.data.movielens import read_movielens
 from rere.data.numbering import codes, number, with_counts
-from rere.data.ready_made import read_ready_made
-from rere.data.records import Raw
+from rere.data.readers.amazon import read_amazon
+from rere.data.readers.movielens import read_movielens
+from rere.data.readers.own_tables import read_tables
+from rere.data.readers.records import Raw
+from rere.data.readers.splits import read_ready_made
+from rere.data.readers.yelp import read_yelp
 from rere.data.splits import SPLIT_SCHEMA, Made
 from rere.data.splitting import chronological_split, leave_one_out, samples
 from rere.data.statistics import describe
-from rere.data.tables import read_tables
 from rere.data.titles import clean
-from rere.data.yelp import read_yelp
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rere.catalogue import PrefixTree
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
-from rere.engine.beam import beam_search
-from rere.engine.decoder import evaluating
-from rere.engine.frontier import Assistant
-from rere.engine.mass import log_mass
-from rere.engine.packing import right_pad
-from rere.engine.unconstrained import write_greedily
+from rere.engine.model.decoder import eval_mode
+from rere.engine.model.padding import right_pad
+from rere.engine.search.beam import beam_search
+from rere.engine.search.path_scorer import AuxiliaryScorer
+from rere.engine.search.unconstrained import generate_greedy
 from rere.errors import InputError
 from rere.evaluation.recommend import Ranked, TestRun, items_of, load_run, write_ranked
 
@@ -57,10 +57,10 @@ def decode(
     match options:
         case D3():
             rank = d3(options, run, factors)
-            fitting = run.rows_that_fit(options.num_beams, "decisions")
+            fitting = run.max_batch_size(options.num_beams, "decisions")
         case Bigrec():
             rank = bigrec(run)
-            fitting = run.rows_that_fit(1, "vocabulary")
+            fitting = run.max_batch_size(1, "vocabulary")
     write_ranked(output, run, evaluation.batch_size or fitting, evaluation.list_length, rank)
 
 
@@ -73,19 +73,34 @@ def d3(options: D3, run: TestRun, factors: Path | None) -> Callable[[list[int]],
         asked = asked.to(run.policy.device)
 
     def rank(batch: list[int]) -> Iterable[Ranked]:
-        assistant = None
+        auxiliary = None
         if asked is not None:
             states = asked.states(
                 torch.tensor(row_ids[batch].to_list(), device=asked.row_id.device)
             )
-            assistant = Assistant(log_mass(run.tree, states @ asked.item.T), options.alpha)
+            auxiliary = AuxiliaryScorer(
+                node_log_probs(run.tree, states @ asked.item.T), options.alpha
+            )
         prompts = [run.prompts[row] for row in batch]
         beams = beam_search(
-            run.policy, run.tree, prompts, options.num_beams, "decisions", assistant=assistant
+            run.policy, run.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
         )
         return items_of(run.tree, beams)
 
     return rank
+
+
+def node_log_probs(tree: PrefixTree, logits: Tensor) -> Tensor:
+    """How likely each node's items are in all, by a softmax over the `logits` (B, I) of all items.
+
+    Logarithms (B, N) f32, nowhere -inf. `tree` lies on the logits' device.
+    """
+    mass = torch.zeros(len(logits), len(tree.depth), device=logits.device)
+    share, node = logits.float().softmax(-1), tree.leaf_of_item
+    for _ in range(tree.num_levels):
+        mass.index_add_(1, node, share)
+        share, node = share * (node > 0), tree.parent[node]  # the root is above itself
+    return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
 def bigrec(run: TestRun) -> Callable[[list[int]], Iterable[Ranked]]:
@@ -98,7 +113,7 @@ def bigrec(run: TestRun) -> Callable[[list[int]], Iterable[Ranked]]:
     title_of_item = torch.tensor([codes[title] for title in encoder.titles], device=policy.device)
 
     def rank(batch: list[int]) -> Iterator[Ranked]:
-        ids = write_greedily(policy, run.tree, [run.prompts[row] for row in batch])
+        ids = generate_greedy(policy, run.tree, [run.prompts[row] for row in batch])
         written = encoder.written_titles([[i for i in row if i >= 0] for row in ids.tolist()])
         distance = distances(embed(policy, encoder.titles_alone(written)), vectors)
         # Of one distance, as items of one title are, the first in the order of item id.
@@ -113,7 +128,7 @@ def embed(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
     """The last layer's state after the last token of each sequence, (N, D) f32."""
     states: dict[int, Tensor] = {}
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(order), TITLES_A_PASS):
             numbers = order[start : start + TITLES_A_PASS]
             some = [list(sequences[number]) for number in numbers]

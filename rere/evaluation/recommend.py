@@ -14,13 +14,13 @@ from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.config.evaluation import Arithmetic, Decoding, Recommend, Search
 from rere.data.splits import read_items, read_split
-from rere.engine.batching import rows_that_fit
-from rere.engine.beam import Beams, beam_search
-from rere.engine.frontier import Scoring
+from rere.engine.search.batch_size import max_batch_size
+from rere.engine.search.beam import Beams, beam_search
+from rere.engine.search.path_scorer import Scoring
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 from rere.progress import progress
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 
 
 class TestRun(NamedTuple):
@@ -32,10 +32,10 @@ class TestRun(NamedTuple):
     rows: pl.DataFrame  # of the test split
     prompts: list[list[int]]
 
-    def rows_that_fit(self, num_beams: int, scoring: Scoring) -> int:
+    def max_batch_size(self, num_beams: int, scoring: Scoring) -> int:
         """Rows of a search that memory takes."""
         longest = max(map(len, self.prompts), default=0)
-        return rows_that_fit(self.policy, self.tree, longest, num_beams, scoring)
+        return max_batch_size(self.policy, self.tree, longest, num_beams, scoring)
 
 
 Ranked = tuple[list[int], list[float]]
@@ -60,7 +60,7 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
         )
         return items_of(run.tree, beams)
 
-    batch_size = options.batch_size or run.rows_that_fit(options.num_beams, options.scoring)
+    batch_size = options.batch_size or run.max_batch_size(options.num_beams, options.scoring)
     write_ranked(output, run, batch_size, options.list_length, rank)
 
 

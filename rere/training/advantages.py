@@ -52,7 +52,7 @@ def global_baseline(reward: Tensor, exists: Tensor) -> Tensor:
 ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "global": global_baseline}
 
 
-def silent(advantage: Tensor) -> Tensor:
+def has_zero_advantage(advantage: Tensor) -> Tensor:
     """Groups that teach nothing, every advantage being exactly 0: (B, G) -> (B,) bool.
 
     Those that DAPO draws anew, and whose training pass may be left out where there is no KL.

@@ -26,10 +26,18 @@ from rere.provenance import Run, provenance
 
 log = logging.getLogger(__name__)
 
-FACTS = "checkpoint.json"
+METADATA = "checkpoint.json"
 LOG = "log.jsonl"
 
-NO_RESULT = {"init", "data", "factors", "embeddings", "output", "checkpoint_seconds", "report_to"}
+RESULT_NEUTRAL = {
+    "init",
+    "data",
+    "factors",
+    "embeddings",
+    "output",
+    "checkpoint_seconds",
+    "report_to",
+}
 """Options that say where and how often, not what: a run goes on under other values of theirs."""
 
 
@@ -83,13 +91,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 def fingerprint(options: Training, seed: int, run: Run) -> str:
     """What tells a run from others: its options, seed and the content of its inputs."""
-    values = options.model_dump(mode="json", exclude=NO_RESULT)
+    values = options.model_dump(mode="json", exclude=RESULT_NEUTRAL)
     files = [(Path(name).name, digest) for name, digest in run.inputs_sha256.items()]
     text = json.dumps([values, seed, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Facts(BaseModel):
+class CheckpointMetadata(BaseModel):
     """What a checkpoint says of itself, written last."""
 
     fingerprint: str  # of its run
@@ -116,11 +124,13 @@ class Checkpoints:
             for half in folder.parent.glob(pattern):
                 shutil.rmtree(half)
 
-        found = [facts for path in folder.glob("checkpoint-*") if (facts := read_facts(path))]
-        own = {facts.step: facts for facts in found if facts.fingerprint == fingerprint}
+        found = [
+            metadata for path in folder.glob("checkpoint-*") if (metadata := read_metadata(path))
+        ]
+        own = {metadata.step: metadata for metadata in found if metadata.fingerprint == fingerprint}
         if len(own) < len(found):
             log.warning("%s: of a run with other options, seed or inputs; removed", folder)
-        whole = [step for step, facts in own.items() if facts.best in (None, *own)]
+        whole = [step for step, metadata in own.items() if metadata.best in (None, *own)]
         last = own[max(whole)] if whole else None
         self.keep(() if last is None else (last.step, last.best))
         self.log.unlink(missing_ok=True)
@@ -149,7 +159,7 @@ class Checkpoints:
         half.mkdir()
         yield half
         shutil.copyfile(self.log, half / LOG)
-        facts = Facts(
+        metadata = CheckpointMetadata(
             fingerprint=self.fingerprint,
             step=step,
             best=best,
@@ -161,7 +171,7 @@ class Checkpoints:
                 if path.is_file()
             },
         )
-        (half / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
+        (half / METADATA).write_text(metadata.model_dump_json(), encoding="utf-8")
         flush(half)
         half.replace(self.path(step))
         sync(self.folder)
@@ -175,11 +185,13 @@ class Checkpoints:
             shutil.rmtree(path)
 
 
-def read_facts(path: Path) -> Facts | None:
-    """The facts of a checkpoint; None of one that is not whole."""
+def read_metadata(path: Path) -> CheckpointMetadata | None:
+    """The metadata of a checkpoint; None of one that is not whole."""
     try:
-        facts = Facts.model_validate_json((path / FACTS).read_bytes())
-        sizes = {name: (path / name).stat().st_size for name in facts.files}
+        metadata = CheckpointMetadata.model_validate_json((path / METADATA).read_bytes())
+        sizes = {name: (path / name).stat().st_size for name in metadata.files}
     except (OSError, ValueError):
         return None
-    return facts if sizes == facts.files and path.name == f"checkpoint-{facts.step}" else None
+    return (
+        metadata if sizes == metadata.files and path.name == f"checkpoint-{metadata.step}" else None
+    )

@@ -12,16 +12,16 @@ from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions, reward_weights
-from rere.engine.leaves import pack_leaves
-from rere.engine.noise import row_seeds
-from rere.engine.packing import Packed, pack
-from rere.engine.rollout import roll_out
-from rere.engine.scoring import sum_by_candidate, token_log_probs
-from rere.engine.tokens import token_ids
+from rere.engine.candidates.leaves import pack_leaves
+from rere.engine.candidates.packing import Packed, pack
+from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
+from rere.engine.search.leaf_tokens import token_ids
+from rere.engine.search.noise import row_seeds
+from rere.engine.search.rollout import roll_out
 from rere.training.rewards import Groups, Reward, weighted_sum
 
 
-class Rewarded(NamedTuple):
+class RewardedGroups(NamedTuple):
     """The candidates of B prompts, and what the rewards say of them."""
 
     prompts: list[list[int]]
@@ -56,19 +56,21 @@ class Rewarded(NamedTuple):
         return type(self)([prompts[row] for row in rows], *tensors)
 
 
-def redraw(
-    groups: Rewarded, others: Iterator[Rewarded], is_silent: Callable[[Rewarded], list[bool]]
-) -> tuple[Rewarded, int]:
+def dynamic_sampling(
+    groups: RewardedGroups,
+    others: Iterator[RewardedGroups],
+    is_silent: Callable[[RewardedGroups], list[bool]],
+) -> tuple[RewardedGroups, int]:
     """The groups with silent ones replaced, batch by batch, for as long as there are both.
 
     Also returns how many prompts were rolled out for it. DAPO's dynamic sampling: Yu et al. 2025
     (arXiv 2503.14476), section 3.2.
     """
-    redrawn = 0
+    extra_prompts = 0
     while any(silent := is_silent(groups)) and (more := next(others, None)) is not None:
         groups = groups.refilled(silent, more, is_silent(more))
-        redrawn += len(more.prompts)
-    return groups, redrawn
+        extra_prompts += len(more.prompts)
+    return groups, extra_prompts
 
 
 class Rollouts:
@@ -87,7 +89,9 @@ class Rollouts:
         self.decisions = num_decisions(self.tree)
 
     @torch.no_grad()
-    def __call__(self, policy: PreTrainedModel, inputs: dict[str, Any], step: int) -> Rewarded:
+    def __call__(
+        self, policy: PreTrainedModel, inputs: dict[str, Any], step: int
+    ) -> RewardedGroups:
         """The rewarded groups of a step's prompts, wherever the pass boundaries lie."""
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
         target_leaf = self.tree.leaf_of_item[target]
@@ -119,7 +123,7 @@ class Rollouts:
         )
         parts = {name: reward(groups) for name, reward in self.rewards.items()}
         reward = weighted_sum(parts, reward_weights(options.reward))
-        return Rewarded(
+        return RewardedGroups(
             prompts, leaf, ids, groups.hit, torch.stack([*parts.values()], dim=-1), reward
         )
 
@@ -147,7 +151,7 @@ class Rollouts:
         leaf[lacking, -1] = target[lacking]
         ids[lacking, -1] = token_ids(self.tree, target[lacking])
 
-    def lengths(self, groups: Rewarded) -> Tensor:
+    def lengths(self, groups: RewardedGroups) -> Tensor:
         """How many tokens of each candidate are scored, (B, G) i64: all, or its decisions."""
         if self.options.scoring == "vocabulary":
             return (groups.ids >= 0).sum(-1)
@@ -159,7 +163,7 @@ class Rollouts:
         tree = self.host_tree
         return tree.longest if self.options.scoring == "vocabulary" else tree.num_levels - 1
 
-    def packing(self, groups: Rewarded) -> Callable[[list[int]], Packed]:
+    def packing(self, groups: RewardedGroups) -> Callable[[list[int]], Packed]:
         """A function that packs some rows of the groups, which come to the host at once."""
         prompts, options = groups.prompts, self.options
         if options.is_constrained:

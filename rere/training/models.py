@@ -11,10 +11,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.training import Training
-from rere.engine.decoder import shares_prompts
+from rere.engine.model.decoder import supports_shared_prompt
 from rere.errors import InputError
 from rere.files import replacing
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 
 Model = PreTrainedModel | PeftModel
 
@@ -25,7 +25,7 @@ def load(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Mode
     Raises InputError for an architecture whose candidates cannot share their prompt.
     """
     tokenizer, model = load_tokenizer(folder), load_model(folder)
-    if not shares_prompts(model):
+    if not supports_shared_prompt(model):
         raise InputError(
             f"{folder}: {type(model).__name__} cannot be trained, since its attention does not "
             "follow a mask by position; take another architecture"
@@ -47,7 +47,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     """Have layers keep their inputs alone for the backward pass, and compute the rest again.
 
     transformers' own switch works in training mode only, and RL trains in eval mode. The last layer
-    would be computed again as soon as it is done, and is small (`rere.engine.last_layer`).
+    would be computed again as soon as it is done, and is small (`rere.engine.model.last_layer`).
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers[:-1]:

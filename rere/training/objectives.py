@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rere.engine.packing import Packed
-from rere.engine.scoring import sum_by_candidate
+from rere.engine.candidates.packing import Packed
+from rere.engine.candidates.scoring import sum_by_candidate
 
 # ------------------------------------------------------------------------------------------- KL
 

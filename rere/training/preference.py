@@ -31,11 +31,11 @@ from transformers import PreTrainedModel, set_seed
 from rere.catalogue import Catalogue, PrefixTree
 from rere.config.training import PreferenceOptions
 from rere.data.splits import read_items
-from rere.engine.beam import beam_search
-from rere.engine.leaves import pack_leaves
-from rere.engine.scoring import sum_by_candidate, token_log_probs
+from rere.engine.candidates.leaves import pack_leaves
+from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
+from rere.engine.search.beam import beam_search
 from rere.errors import InputError
-from rere.prompts import PromptEncoder
+from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
 from rere.training.models import load, save

@@ -8,11 +8,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from rere.backbones import load_model
-from rere.engine.decoder import computed_by
-from rere.engine.kept_prompts import KeptPrompts
-from rere.engine.packing import Packed
-from rere.engine.recall import rounds_coarsely
-from rere.engine.scoring import token_log_probs
+from rere.engine.candidates.packing import Packed
+from rere.engine.candidates.scoring import token_log_probs
+from rere.engine.model.activation_reuse import uses_half_precision
+from rere.engine.model.decoder import recompute_prompts
+from rere.engine.model.prompt_cache import KeptPrompts
 from rere.training.models import Model
 
 FOLDER = "reference"
@@ -45,8 +45,8 @@ class Reference:
 
     @torch.no_grad()
     def _log_probs(self, model: Model, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
-        apart = prompts is not None and rounds_coarsely(model)
-        own = computed_by(model, prompts) if apart else None
+        apart = prompts is not None and uses_half_precision(model)
+        own = recompute_prompts(model, prompts) if apart else None
         return token_log_probs(model, packed, self.temperature, own)
 
     @torch.no_grad()

@@ -20,15 +20,15 @@ from transformers.trainer_callback import ExportableState
 from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
 from rere.data.splits import read_items
-from rere.engine.kept_prompts import KeptPrompts
-from rere.engine.noise import row_seeds
-from rere.engine.packing import Packed
-from rere.engine.scoring import token_scores
+from rere.engine.candidates.packing import Packed
+from rere.engine.candidates.scoring import token_scores
+from rere.engine.model.prompt_cache import KeptPrompts
+from rere.engine.search.noise import row_seeds
 from rere.errors import InputError
-from rere.prompts import PromptEncoder
-from rere.training.advantages import ADVANTAGES, silent
+from rere.tokenization import PromptEncoder
+from rere.training.advantages import ADVANTAGES, has_zero_advantage
 from rere.training.checkpoints import resumable
-from rere.training.groups import Rewarded, Rollouts, redraw, slices
+from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
 from rere.training.models import load, save
 from rere.training.objectives import KL, OBJECTIVES
 from rere.training.reference import Reference
@@ -143,11 +143,13 @@ class RlTrainer(Trainer):
         if interval is not None and step > 0 and step % interval == 0:
             self.reference.move(self.language_model, options.sync_mix)
 
-        # Roll out and reward: groups of the step's prompts, some of them redrawn to be learnt from.
+        # Roll out and reward: groups of the step's prompts, some replaced.
         if self.keeps(len(inputs["prompts"])):
             inputs["prompts"] = KeptPrompts(inputs["prompts"])
         drawn = self.roll_out(inputs)
-        groups, redrawn = redraw(drawn, self.others(inputs["row_id"]), self.silent)
+        groups, extra_prompts = dynamic_sampling(
+            drawn, self.others(inputs["row_id"]), self.has_zero_advantage
+        )
 
         # Advantage: how much better than its group, or than all groups, a candidate did.
         advantage = ADVANTAGES[options.advantage](groups.reward, groups.exists)
@@ -156,7 +158,10 @@ class RlTrainer(Trainer):
         # for each update but the last one, which is the Trainer's.
         length = self.rollouts.lengths(groups)
         count = OBJECTIVES[options.objective].count(length, self.rollouts.longest).clamp(min=1)
-        passes, beta = self.passes(groups.prompts, silent(advantage).tolist()), options.beta
+        passes, beta = (
+            self.passes(groups.prompts, has_zero_advantage(advantage).tolist()),
+            options.beta,
+        )
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
             passes, beta = [Pass([0])], 0.0  # its gradient is 0: the optimiser steps all the same
@@ -168,12 +173,16 @@ class RlTrainer(Trainer):
         loss, kl, entropy, tokens = sums
 
         self.record(
-            **drawn.metrics(self.rollouts.rewards),  # of the policy, before any was redrawn
+            **drawn.metrics(self.rollouts.rewards),  # of the policy, before any was replaced
             **({"kl": kl / tokens} if options.beta > 0 else {}),
             entropy=entropy / tokens,
             skipped=sums.new_tensor(skipped),
-            **({"redrawn": sums.new_tensor(redrawn)} if options.redraw else {}),
-            candidates=drawn.exists.sum() * (1 + redrawn / len(groups.prompts)),
+            **(
+                {"extra_prompts": sums.new_tensor(extra_prompts)}
+                if options.dynamic_sampling
+                else {}
+            ),
+            candidates=drawn.exists.sum() * (1 + extra_prompts / len(groups.prompts)),
         )
         return loss / options.updates
 
@@ -224,7 +233,7 @@ class RlTrainer(Trainer):
             blocks = [list(rows)]
         else:
             blocks = [[row for row in rows if silent[row] == which] for which in (False, True)]
-            if options.skip_silent != "never":
+            if options.skip_zero_advantage != "never":
                 blocks.pop()
         size = options.rows_per_pass
         kept = prompts if isinstance(prompts, KeptPrompts) else None
@@ -233,7 +242,7 @@ class RlTrainer(Trainer):
     @property
     def all_share(self) -> bool:
         """Whether groups that teach something or nothing are not told apart."""
-        return self.options.beta > 0 and self.options.skip_silent != "approximate"
+        return self.options.beta > 0 and self.options.skip_zero_advantage != "approximate"
 
     def keeps(self, num_prompts: int) -> bool:
         """Whether prompts are computed once, for the search and the first update.
@@ -242,7 +251,7 @@ class RlTrainer(Trainer):
         """
         options = self.options
         in_one_pass = self.all_share and num_prompts <= options.rows_per_pass
-        return in_one_pass and not options.redraw and not options.gradient_checkpointing
+        return in_one_pass and not options.dynamic_sampling and not options.gradient_checkpointing
 
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """An update within a step."""
@@ -252,12 +261,12 @@ class RlTrainer(Trainer):
 
     # --------------------------------------------------------------------------------- rollouts
 
-    def roll_out(self, inputs: dict[str, Any]) -> Rewarded:
+    def roll_out(self, inputs: dict[str, Any]) -> RewardedGroups:
         with self.autocast():
             return self.rollouts(self.language_model, inputs, self.state.global_step)
 
-    def others(self, row_ids: list[int]) -> Iterator[Rewarded]:
-        """Up to `redraw` batches of groups of other prompts, rolled out as they are asked for.
+    def others(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
+        """Up to `dynamic_sampling` batches of groups of other prompts, rolled out as they are asked for.
 
         Which training rows they are is a function of seed and step.
         """
@@ -266,13 +275,15 @@ class RlTrainer(Trainer):
         order = torch.randperm(len(self.train_dataset), generator=generator)
         taken, rows = set(row_ids), (self.train_dataset[row] for row in order.tolist())
         other = (row for row in rows if row["row_id"] not in taken)
-        for _ in range(self.options.redraw):
+        for _ in range(self.options.dynamic_sampling):
             if batch := list(itertools.islice(other, self.options.prompts)):
                 yield self.roll_out(self._prepare_inputs(self.data_collator(batch)))
 
-    def silent(self, groups: Rewarded) -> list[bool]:
+    def has_zero_advantage(self, groups: RewardedGroups) -> list[bool]:
         """Which groups teach nothing, where that is a group's own affair."""
-        return silent(ADVANTAGES[self.options.advantage](groups.reward, groups.exists)).tolist()
+        return has_zero_advantage(
+            ADVANTAGES[self.options.advantage](groups.reward, groups.exists)
+        ).tolist()
 
     # ------------------------------------------------------------- checkpoints, log, validation
 

@@ -13,9 +13,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from rere.catalogue import Catalogue
 from rere.config.training import SftOptions
 from rere.data.splits import read_items
-from rere.engine.packing import pack
-from rere.engine.scoring import token_log_probs
-from rere.prompts import PromptEncoder
+from rere.engine.candidates.packing import pack
+from rere.engine.candidates.scoring import token_log_probs
+from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import resumable
 from rere.training.models import load, save
 from rere.training.trainer import (

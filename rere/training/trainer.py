@@ -30,8 +30,8 @@ from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Train
 from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.progress import progress
-from rere.prompts import PromptEncoder
 from rere.provenance import peak_memory
+from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import Checkpoints
 
 

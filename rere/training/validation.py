@@ -3,7 +3,7 @@
 import torch
 
 from rere.catalogue import PrefixTree
-from rere.engine.beam import beam_search
+from rere.engine.search.beam import beam_search
 from rere.evaluation.metrics import METRICS, gains, target_ranks
 from rere.training.trainer import Trainer
 

@@ -58,7 +58,7 @@ rule search_figure:
     """Draw distinct candidates and hits against group size, and what beam search misses"""
     input:
         table="results/tables/{search}.csv",
-        src=source("candidates/figure.py"),
+        src=source("benchmarks/rollouts/figure.py"),
     output:
         pdf="results/figures/{search}.pdf",
         png=report(

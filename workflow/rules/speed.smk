@@ -97,7 +97,7 @@ rule speed_figure:
     """Draw the time of the search and of preprocessing as curves"""
     input:
         curves="results/tables/{speed}.curves.csv",
-        src=source("speed/figure.py"),
+        src=source("benchmarks/speed/figure.py"),
     output:
         pdf="results/figures/{speed}.pdf",
         png=report("results/figures/{speed}.png", caption="../report/speed.rst", category="Figures"),

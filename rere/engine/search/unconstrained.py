@@ -1,0 +1,142 @@
+"""Candidates that no catalogue holds to its items: what the model writes by itself.
+
+transformers' `generate` makes them. What it is handed is the model's own distribution over the
+whole vocabulary at a temperature, without top-k or top-p, and the draws are functions of the
+rows' seeds as all others are.
+
+B rows, G candidates, N = B G, T tokens of the longest item, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper
+
+from rere.catalogue import PrefixTree
+from rere.engine.model.decoder import check_positions, eval_mode
+from rere.engine.model.softmax import upcast
+from rere.engine.search.generate import FILLER, generate_tokens
+from rere.engine.search.noise import uniform
+from rere.engine.search.path_scorer import check_temperature
+from rere.engine.search.sampling import choose
+from rere.errors import InputError
+
+
+class Generated(NamedTuple):
+    """What the model wrote, whether it is an item or not."""
+
+    ids: Tensor  # (B, G, T) i64, padded with -1 on the right
+    score: Tensor  # (B, G) f32, log-probability
+
+
+def generate_samples(
+    model: PreTrainedModel,
+    tree: PrefixTree,
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    seeds: Tensor,
+    temperature: float = 1.0,
+) -> Generated:
+    """`num_samples` independent draws a prompt, each at most as long as the longest item.
+
+    Of `tree` its end of sequence and its longest sequence are used, nothing else. `seeds` (B,)
+    i64 and errors as in `rere.engine.search.sampling.sample`.
+    """
+    if num_samples < 1:
+        raise ValueError(f"at least 1 candidate must be drawn, not {num_samples}")
+    check_temperature(temperature)
+    check_positions(model, prompts, tree.longest)
+    draw = Draw(seeds, num_samples, tree, temperature)
+    copies = [prompt for prompt in prompts for _ in range(num_samples)]
+    with eval_mode(model):
+        tokens, _ = generate_tokens(model, copies, tree.eos, tree.longest, [draw])
+    return written(tree, tokens, draw.score, num_samples)
+
+
+def generate_greedy(
+    model: PreTrainedModel, tree: PrefixTree, prompts: Sequence[Sequence[int]]
+) -> Tensor:
+    """What the model writes with its likeliest next token each time: (B, T) i64, as `Generated`.
+
+    Raises InputError for a prompt beyond the model's positions.
+    """
+    check_positions(model, prompts, tree.longest)
+    with eval_mode(model):
+        tokens, _ = generate_tokens(model, prompts, tree.eos, tree.longest)
+    return written(tree, tokens, torch.zeros(len(tokens), device=tokens.device), 1).ids[:, 0]
+
+
+def generate_beams(
+    model: PreTrainedModel,
+    tree: PrefixTree,
+    prompts: Sequence[Sequence[int]],
+    num_beams: int,
+    temperature: float = 1.0,
+) -> Generated:
+    """The `num_beams` likeliest that a beam search finds, best first; as `generate_samples`.
+
+    Raises ValueError for fewer than 2 beams.
+    """
+    if num_beams < 2:
+        raise ValueError(f"num_beams must be at least 2, not {num_beams}")
+    check_temperature(temperature)
+    check_positions(model, prompts, tree.longest)
+    with eval_mode(model):
+        tokens, score = generate_tokens(
+            model,
+            prompts,
+            tree.eos,
+            tree.longest,
+            [TemperatureLogitsWarper(float(temperature))],
+            num_beams,
+            scored=True,
+            renormalize_logits=True,
+        )
+    return written(tree, tokens, score, num_beams)
+
+
+def written(tree: PrefixTree, tokens: Tensor, score: Tensor, group_size: int) -> Generated:
+    """Tokens (N, <= T) and scores (N,) as groups, without what follows an end of sequence.
+
+    Raises InputError where the model's logits are not numbers.
+    """
+    if score.isnan().any():
+        raise InputError("the model's logits are not numbers; its weights are broken")
+    ended = (tokens == tree.eos).cumsum(-1) - (tokens == tree.eos).long()
+    ids = tokens.masked_fill((ended > 0) | (score[:, None] < FILLER), -1)
+    ids = pad(ids, (0, tree.longest - ids.shape[1]), value=-1)
+    score = score.masked_fill(score < FILLER, -torch.inf)
+    return Generated(ids.view(-1, group_size, tree.longest), score.view(-1, group_size))
+
+
+class Draw(LogitsProcessor):
+    """Leaves each sequence one next token, drawn from the model, and adds its log-probability up.
+
+    So that a draw depends on neither the batch nor what else was drawn, and no step's logits
+    have to be kept.
+    """
+
+    def __init__(
+        self, seeds: Tensor, num_samples: int, tree: PrefixTree, temperature: float
+    ) -> None:
+        self.seeds = seeds.repeat_interleave(num_samples)  # (N,)
+        number = torch.arange(num_samples, device=seeds.device).repeat(len(seeds))
+        self.counter = number * tree.longest  # (N,)
+        self.eos, self.temperature = tree.eos, temperature
+        self.ended = torch.zeros_like(number, dtype=torch.bool)
+        self.score = torch.zeros(len(number), device=seeds.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (N, L + T), scores (N, V) -> (N, V)."""
+        log_prob = (upcast(scores) / self.temperature).log_softmax(-1)
+        vocab_size = torch.full_like(self.counter, scores.shape[-1])[:, None]
+        chosen, chosen_log_prob = choose(
+            log_prob[:, None], vocab_size, uniform(self.seeds, self.counter[:, None])
+        )
+        self.counter = self.counter + 1
+        self.score = torch.where(self.ended, self.score, self.score + chosen_log_prob[:, 0])
+        self.ended = self.ended | (chosen[:, 0] == self.eos)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0)

@@ -1,0 +1,591 @@
+import copy
+import json
+import math
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema  # comes with Snakemake
+import pytest
+import yaml
+
+from rere.config.backbones import Pretrained, TinyBackbone
+from rere.config.benchmarks import Measured, Speed
+from rere.config.data import Dataset
+from rere.config.decoding import D3
+from rere.config.evaluation import Recommend
+from rere.config.options import flags
+from rere.config.study import Method, Study, Table
+from rere.config.training import PreferenceOptions, RlOptions
+from rere.errors import InputError
+from rere.study import load_study
+
+CONFIG = Path(__file__).parents[2] / "config"
+SHIPPED = yaml.safe_load((CONFIG / "config.yaml").read_text())
+LAID_OVER = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
+FULL = {**SHIPPED, "tables": {"main": {**SHIPPED["tables"]["main"], **LAID_OVER}}}
+ABSENT = "<absent>"
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The shipped config with keys set, or removed if ABSENT; `__` goes a level deeper."""
+    config = copy.deepcopy(SHIPPED)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = config
+        for key in parents:
+            node = node.setdefault(key, {})
+        if value is ABSENT:
+            del node[last]
+        else:
+            node[last] = value
+    return config
+
+
+def error(config: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_study(config)
+    return str(caught.value)
+
+
+def grid(grid: Any, stage: Any = None, **more: Any) -> dict[str, Any]:
+    """The shipped config with a grid over `rl`, in a table of its own."""
+    method = {"init": "sft", "rl": {} if stage is None else stage, "grid": grid, **more}
+    table = {**SHIPPED["tables"]["main"], "methods": ["sft", "sweep"]}
+    return changed(methods__sweep=method, tables__sweep=table)
+
+
+# -------------------------------------------------------------------------------- what is right
+
+
+def test_the_shipped_configs_are_studies():
+    study = load_study(SHIPPED)
+    assert [run.folder for run in study.runs("main")] == [
+        "results/runs/ml-100k/none/popularity/seed0",
+        "results/runs/ml-100k/none/repeat_last/seed0",
+        "results/runs/ml-100k/none/item_knn/seed0",
+        "results/runs/ml-100k/none/gru4rec/seed0",
+        "results/runs/ml-100k/none/caser/seed0",
+        "results/runs/ml-100k/none/sasrec/seed0",
+        "results/runs/ml-100k/tiny/bigrec/seed0",
+        "results/runs/ml-100k/tiny/d3/seed0",
+        "results/runs/ml-100k/tiny/s_dpo/seed0",
+        "results/runs/ml-100k/tiny/sprec/seed0",
+        "results/runs/ml-100k/tiny/sft/seed0",
+        "results/runs/ml-100k/tiny/sft_continued/seed0",
+        "results/runs/ml-100k/tiny/rere/seed0",
+    ]
+    assert len(load_study(FULL).runs("main")) == 3 * len(study.runs("main"))
+
+
+def test_a_run_without_a_backbone_appears_once_a_data_set():
+    tables = {"main": {**SHIPPED["tables"]["main"], "backbones": ["tiny", "other"]}}
+    other = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
+    runs = load_study(changed(backbones__other=other, tables=tables)).runs("main")
+    assert [run.backbone for run in runs] == ["none"] * 6 + ["tiny"] * 7 + ["other"] * 7
+
+
+def test_options_that_are_not_given_have_their_defaults():
+    study = load_study(changed(methods__sft__sft={}))
+    assert study.methods["sft"].options.batch_size == 128
+    assert study.evaluation == Recommend()
+
+
+def test_the_config_is_read_without_heavy_imports():
+    heavy = {"torch", "transformers", "numpy", "polars", "snakemake"}
+    code = f"import rere.config, sys; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_papers_data_sets_have_its_rules():
+    paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
+    datasets = {**SHIPPED["datasets"], **paper["datasets"]}
+    study = load_study({**SHIPPED, **paper, "datasets": datasets})
+    amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "least_items": 3000}
+    amazon |= {"split": "chronological", "repeats": "keep", "end": date(2018, 11, 1)}
+    starts = {"toys": date(2016, 10, 1), "industrial": date(1996, 10, 1)}
+    for name, start in starts.items():
+        options = study.datasets[name].model_dump()
+        assert options | amazon | {"start": start} == options
+    yelp = study.datasets["yelp"].model_dump()
+    assert (yelp["start"], yelp["end"]) == (date(2021, 1, 1), date(2022, 1, 1))
+    assert yelp | {"core": 5, "max_title_words": 20, "title": "address"} == yelp
+    commented = (CONFIG / "paper.yaml").read_text().partition("  # private:")[2]
+    example = commented.partition("\n\n")[0].replace("  #", "")
+    private = {"private": yaml.safe_load(example)}
+    assert load_study({**SHIPPED, "datasets": {**SHIPPED["datasets"], **private}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": "2016-10"}, "datasets.x.start: input should be a valid date"),
+        ({"start": "2018-11-01"}, "datasets.x: end must be after start, 2018-11-01"),
+        ({"category": "../etc"}, "datasets.x.category: names have letters"),
+        ({"category": ABSENT}, "datasets.x.category: missing"),
+        ({"split": "random"}, "datasets.x.split: input should be 'chronological' or"),
+        ({"tolerance": 1.0}, "datasets.x.tolerance: input should be less than 1"),
+        ({"source": "table"}, "datasets.x.category: unknown key"),
+    ],
+)
+def test_wrong_options_of_a_data_set(changes, message):
+    options = {"source": "amazon-2018", "category": "Toys_and_Games"} | changes
+    options = {key: value for key, value in options.items() if value != ABSENT}
+    assert error(changed(datasets__x=options)).startswith(message)
+
+
+def test_every_key_is_explained():
+    text = (CONFIG / "README.md").read_text()
+    backbones = (TinyBackbone, Pretrained)
+    datasets = get_args(get_args(Dataset)[0])
+    for model in (
+        *(Study, *datasets, *backbones, Method, PreferenceOptions, RlOptions, D3, Recommend),
+        *(Table, Speed, Measured),
+    ):
+        for key in model.model_fields:
+            assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
+
+
+def test_flags_name_every_option_as_the_command_line_spells_it():
+    options = Recommend(rows=None, num_beams=20)
+    assert " ".join(flags(options, skip=("dtype",))) == (
+        "--rows None --list-length 50 --num-beams 20 "
+        "--scoring catalogue --length-penalty 0.0 --batch-size None"
+    )
+    reward = load_study(SHIPPED).methods["rere"].options
+    assert " ".join(flags(reward)).count("--reward rule ranking --embeddings None") == 1
+
+
+# -------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # A key.
+        ({"datasts": {}}, "datasts: unknown key; did you mean datasets?"),
+        (
+            {"methods__sft__sft__learning_rat": 1.0e-3},
+            "methods.sft.sft.learning_rat: unknown key; did you mean learning_rate?",
+        ),
+        (
+            {"backbones__tiny__hidden": 8},
+            "backbones.tiny.hidden: unknown key; did you mean hidden_size?",
+        ),
+        (
+            {"backbones__qwen": {"source": "pretrained", "xyz": "gpt2"}},
+            "backbones.qwen.xyz: unknown key; there are source, model, revision, gguf_file",
+        ),
+        ({"tables__main__seeds": ABSENT}, "tables.main.seeds: missing"),
+        ({"datasets": ABSENT}, "datasets: missing"),
+        ({"datasets__ml-100k__source": ABSENT}, "datasets.ml-100k.source: missing"),
+        ({"backbones__tiny__source": ABSENT}, "backbones.tiny.source: missing"),
+        ({"backbones__tiny__corpus": ABSENT}, "backbones.tiny.corpus: missing"),
+        ({"methods__sasrec__baseline": {}}, "methods.sasrec.baseline.model: missing"),
+        # A name.
+        (
+            {"datasets__ml-100k__source": "ml-100"},
+            "datasets.ml-100k.source: there is no ml-100; did you mean ml-100k?",
+        ),
+        (
+            {"backbones__tiny__source": "tinny"},
+            "backbones.tiny.source: there is no tinny; did you mean tiny?",
+        ),
+        (
+            {"methods__sasrec__baseline__model": "sasrek"},
+            "methods.sasrec.baseline.model: there is no sasrek; did you mean sasrec?",
+        ),
+        (
+            {"methods__rere__rl__reward": ["rule", "rankin"]},
+            "methods.rere.rl.reward: there is no rankin; did you mean ranking? (your own is "
+            "module:function)",
+        ),
+        (
+            {"backbones__tiny__corpus": "ml100k"},
+            "backbones.tiny.corpus: there is no ml100k; did you mean ml-100k?",
+        ),
+        ({"methods__rere__init": "stf"}, "methods.rere.init: there is no stf; did you mean sft?"),
+        (
+            {"tables__main__datasets": ["xyz"]},
+            "tables.main.datasets: there is no xyz; there are ml-100k",
+        ),
+        (
+            {"tables__main__backbones": ["tini"]},
+            "tables.main.backbones: there is no tini; did you mean tiny?",
+        ),
+        (
+            {"tables__main__reference": "sftt"},
+            "tables.main.reference: there is no sftt; did you mean sft?",
+        ),
+        (
+            {"tables__main__methods": ["sft"], "tables__main__reference": "rere"},
+            "tables.main.reference: there is no rere; there are sft",
+        ),
+        (
+            {"backbones__none": {"source": "pretrained", "model": "gpt2"}},
+            "backbones.none: stands for methods without one; choose another name",
+        ),
+        (
+            {"datasets__a/b": {"source": "ml-100k"}},
+            "datasets.a/b: names have letters, digits, `_`, `.` and `-`, and start with a letter "
+            "or digit",
+        ),
+        (
+            {"tables__..": SHIPPED["tables"]["main"]},
+            "tables...: names have letters, digits, `_`, `.` and `-`, and start with a letter or "
+            "digit",
+        ),
+        # A value.
+        (
+            {"methods__sft__sft__learning_rate": "3e-4"},
+            "methods.sft.sft.learning_rate: '3e-4' is a string to YAML; write 3.0e-4",
+        ),
+        (
+            {"methods__sft__sft__learning_rate": "1.5E3"},
+            "methods.sft.sft.learning_rate: '1.5E3' is a string to YAML; write 1.5e+3",
+        ),
+        (
+            {"methods__sft__sft__learning_rate": "fast"},
+            "methods.sft.sft.learning_rate: input should be a valid number, not 'fast'",
+        ),
+        (
+            {"methods__sft__sft__learning_rate": 0},
+            "methods.sft.sft.learning_rate: input should be greater than 0, not 0",
+        ),
+        (
+            {"methods__sft__sft__learning_rate": math.inf},
+            "methods.sft.sft.learning_rate: input should be a finite number, not inf",
+        ),
+        (
+            {"methods__sft__sft__batch_size": 64.0},
+            "methods.sft.sft.batch_size: input should be a valid integer, not 64.0",
+        ),
+        (
+            {"evaluation__rows": "all"},
+            "evaluation.rows: input should be a valid integer, not 'all'",
+        ),
+        (
+            {"tables__main__seeds": [True]},
+            "tables.main.seeds: input should be a valid integer, not True",
+        ),
+        (
+            {"tables__main__methods": [2018]},
+            "tables.main.methods: 2018 is not a string to YAML; put it in quotes",
+        ),
+        (
+            {"methods__sasrec__baseline__num_heads": 3},
+            "methods.sasrec.baseline: hidden_size must be a multiple of num_heads",
+        ),
+        (
+            {"methods__rere__rl__prompts": 9},
+            "methods.rere.rl: prompts must be a multiple of rows_per_pass",
+        ),
+        # A list.
+        ({"tables__main__seeds": []}, "tables.main.seeds: empty; give at least one"),
+        ({"tables__main__seeds": 0}, "tables.main.seeds: input should be a valid list, not 0"),
+        ({"tables__main__seeds": [0, 1, 0]}, "tables.main.seeds: 0 comes twice"),
+        ({"tables__main__methods": ["sft", "sft"]}, "tables.main.methods: sft comes twice"),
+        # A section.
+        ({"methods": None}, "methods: input should be a mapping, not nothing"),
+        ({"methods": ["sft"]}, "methods: input should be a mapping, not a list"),
+        ({"methods__sft": None}, "methods.sft: input should be a mapping, not nothing"),
+        (
+            {"methods__sft__sft": None},
+            "methods.sft: sft is empty; write `sft: {}` for its defaults",
+        ),
+        ({"evaluation": None}, "evaluation: input should be a mapping, not nothing"),
+        ({"tables__main": "sft"}, "tables.main: input should be a mapping, not 'sft'"),
+        # A method.
+        (
+            {"methods__sft__rl": {}},
+            "methods.sft: give exactly one of baseline, sft, preference, rl, decode",
+        ),
+        (
+            {"methods__sft": {}},
+            "methods.sft: give exactly one of baseline, sft, preference, rl, decode",
+        ),
+        ({"methods__sasrec__init": "sft"}, "methods.sasrec: a baseline takes no init"),
+        (
+            {"methods__rere__init": "sasrec"},
+            "methods.rere.init: sasrec is a baseline, which leaves no model to start from",
+        ),
+        (
+            {"methods__rere__init": "d3"},
+            "methods.rere.init: d3 is a decode, which leaves no model to start from",
+        ),
+        (
+            {"methods__d3__collaborative": None},
+            "methods.d3.collaborative: missing; name the sequential baseline that d3 asks",
+        ),
+        (
+            {"methods__d3__decode__alpha": 1.0},
+            "methods.d3.collaborative: d3 has no reward or alpha that asks it; leave it out",
+        ),
+        (
+            {"methods__d3__decode__method": "d4"},
+            "methods.d3.decode.method: there is no d4; there are bigrec, d3",
+        ),
+        (
+            {"methods__sprec__preference__iterations": 3},
+            "methods.sprec.preference: steps must be a multiple of twice the iterations "
+            "(5 by default)",
+        ),
+        (
+            {"methods__rere__rl__reward": ["collaborative"]},
+            "methods.rere.collaborative: missing; name the sequential baseline that the reward "
+            "asks",
+        ),
+        (
+            {"methods__rere__collaborative": "sasrec"},
+            "methods.rere.collaborative: rere has no reward or alpha that asks it; leave it out",
+        ),
+        (
+            {
+                "methods__rere__collaborative": "popularity",
+                "methods__rere__rl__reward": ["collaborative"],
+            },
+            "methods.rere.collaborative: popularity is no sequential baseline; name one of "
+            "gru4rec, caser or sasrec",
+        ),
+        (
+            {"methods__rere__collaborative": "sasrek"},
+            "methods.rere.collaborative: there is no sasrek; did you mean sasrec?",
+        ),
+        (
+            {"methods__rere__rl__rollout": "common", "methods__rere__rl__scoring": "vocabulary"},
+            "methods.rere.rl: rollout: common needs scoring: catalogue, what it draws by",
+        ),
+        (
+            {"methods__rere__rl__objective": "dappo"},
+            "methods.rere.rl.objective: input should be 'grpo', 'dapo', 'gspo', 'dr_grpo', "
+            "'released_token_mean' or 'released_sequence_mean', not 'dappo'",
+        ),
+        ({"methods__sft__init": "sft"}, "methods.sft.init: sft starts from sft"),
+        (
+            {"methods__sft__init": "rere"},
+            "methods.sft.init: sft starts from rere starts from sft\n"
+            "methods.rere.init: rere starts from sft starts from rere",
+        ),
+    ],
+)
+def test_one_line_names_the_key_and_the_remedy(changes, message):
+    assert error(changed(**changes)) == message
+
+
+def test_each_wrong_key_has_its_line():
+    config = changed(evaluation__rows=0, methods__sft__sft__epochs=-1.0, tables__main__seeds=[-1])
+    assert [line.split(":")[0] for line in error(config).splitlines()] == [
+        "methods.sft.sft.epochs",
+        "evaluation.rows",
+        "tables.main.seeds",
+    ]
+    config = changed(methods__rere__init="x", tables__main__methods=["sft", "y", "z"])
+    assert [line.split(";")[0] for line in error(config).splitlines()] == [
+        "methods.rere.init: there is no x",
+        "tables.main.methods: there is no y",
+        "tables.main.methods: there is no z",
+    ]
+
+
+@pytest.mark.parametrize("number", ["3e-4", "1E5", "1.5e3", "2.e3", ".5e3", "+1e+2"])
+def test_the_number_to_write_instead_is_the_one_that_was_meant(number):
+    assert yaml.safe_load(number) == number
+    message = error(changed(methods__sft__sft__learning_rate=number))
+    assert yaml.safe_load(message.rpartition("write ")[2]) == float(number)
+
+
+def test_a_key_that_is_a_number_to_yaml():
+    config = changed()
+    config["datasets"][2018] = {"source": "ml-100k"}
+    assert error(config) == "datasets.2018: 2018 is not a string to YAML; put it in quotes"
+
+
+@pytest.mark.parametrize(("config", "kind"), [(None, "nothing"), ([], "a list"), ("x", "'x'")])
+def test_a_config_that_is_no_mapping(config, kind):
+    assert error(config) == f"input should be a mapping, not {kind}"
+
+
+# ---------------------------------------------------------------------------------------- grids
+
+
+def test_a_grid_is_a_method_for_each_combination():
+    betas, rates = [0.0, 1.0e-3, 0.01, 0.1], [1.0e-6, 1.0e-5, 1.0e-4, 1.0e-3, 1.0e-2]
+    study = load_study(grid({"beta": betas, "learning_rate": rates}, {"steps": 7}))
+    members = study.tables["sweep"].methods[1:]
+    assert study.tables["sweep"].methods[0] == "sft"
+    assert len(set(members)) == 20
+    assert members[:3] == ["sweep-0.0-1e_06", "sweep-0.0-1e_05", "sweep-0.0-0.0001"]
+    assert "sweep" not in study.methods
+    member = study.methods["sweep-0.01-0.001"]
+    assert (member.init, member.stage, member.options.steps) == ("sft", "rl", 7)
+    assert (member.options.beta, member.options.learning_rate) == (0.01, 0.001)
+    assert len(study.runs("sweep")) == 21
+    assert len(study.runs("main")) == 13
+
+
+def test_a_member_of_a_grid_has_a_name_of_its_own():
+    config = grid({"reward": [["rule"], ["rule", "ranking"]]})
+    config["tables"]["sweep"] |= {"methods": ["sweep-rule_ranking"], "reference": None}
+    config["methods"]["more"] = {"init": "sweep-rule", "sft": {}}
+    study = load_study(config)
+    assert [run.method for run in study.runs("sweep")] == ["sweep-rule_ranking"]
+    assert study.methods["sweep-rule_ranking"].options.reward == ["rule", "ranking"]
+
+
+def test_a_grid_of_rewards_names_its_baseline_once():
+    config = grid({"reward": [["rule"], ["collaborative=0.1"]]}, collaborative="sasrec")
+    study = load_study(config)
+    assert [study.methods[name].asks_baseline for name in study.tables["sweep"].methods] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_method_with_one_seed_has_one_run():
+    study = load_study(changed(methods__sft__seed=7, tables__main__seeds=[0, 1]))
+    seeds = {(run.method, run.seed) for run in study.runs("main")}
+    assert {seed for method, seed in seeds if method == "sft"} == {7}
+    assert {seed for method, seed in seeds if method == "rere"} == {0, 1}
+    assert (study.seed_of("sft", 3), study.seed_of("rere", 3)) == (7, 3)
+
+
+def test_the_ablations_are_a_study():
+    overlay = yaml.safe_load((CONFIG / "ablations.yaml").read_text())
+    config = copy.deepcopy(SHIPPED)
+    for section, entries in overlay.items():
+        for name, entry in entries.items():
+            config[section][name] = config[section].get(name, {}) | entry
+    study = load_study(config)
+    tables = ("sampling", "reward", "algorithm", "generation", "initialisation")
+    budgets = set()
+    for table in tables:
+        runs = study.runs(table)
+        assert [run.seed for run in runs if run.method == "sft"] == [0]
+        assert study.tables[table].reference in study.tables[table].methods
+        options = [study.methods[run.method].rl for run in runs if run.method != "sft"]
+        budgets |= {(each.steps, each.prompts, each.group_size) for each in options}
+    assert budgets == {(60, 32, 16)}
+
+
+def test_a_grid_may_range_over_models():
+    models = {"baseline": {}, "grid": {"model": ["popularity", "repeat_last"]}}
+    study = load_study(changed(methods__trivial=models))
+    assert study.methods["trivial-repeat_last"].options.model == "repeat_last"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            grid({"beta": [0.0, "1e-3"]}),
+            "methods.sweep.grid.beta: '1e-3' is a string to YAML; write 1.0e-3",
+        ),
+        (
+            grid({"beta": [0.0, 0.1], "reward": [["rule"], ["rul"]]}),
+            "methods.sweep.grid.reward: there is no rul; did you mean rule? (your own is "
+            "module:function)",
+        ),
+        (
+            grid({"betta": [0.0, 0.1]}),
+            "methods.sweep.grid.betta: unknown key; did you mean beta?",
+        ),
+        (
+            grid({"beta": [0.0, 0.1]}, {"steps": 0}),
+            "methods.sweep.rl.steps: input should be greater than or equal to 1, not 0",
+        ),
+        (
+            grid({"beta": [0.0, 0.1]}, {"stps": 1}),
+            "methods.sweep.rl.stps: unknown key; did you mean steps?",
+        ),
+        (
+            grid({"prompts": [32, 12]}),
+            "methods.sweep.rl: prompts must be a multiple of rows_per_pass",
+        ),
+        (
+            grid({"beta": [0.0, 0.1]}, init="stf"),
+            "methods.sweep.init: there is no stf; did you mean sft?",
+        ),
+        (grid({"beta": [0.1, 0.1]}), "methods.sweep.grid: sweep-0.1 comes twice"),
+        (grid({"beta": []}), "methods.sweep.grid.beta: empty; give at least one"),
+        (grid({"beta": 0.1}), "methods.sweep.grid.beta: input should be a valid list, not 0.1"),
+        (grid({}), "methods.sweep.grid: empty; give at least one"),
+        (grid([0.1]), "methods.sweep.grid: input should be a mapping, not a list"),
+        (
+            grid({"beta": [0.1]}, "fast"),
+            "methods.sweep.rl: input should be a mapping, not 'fast'",
+        ),
+        (
+            grid({"beta": [0.1]}, sft={}),
+            "methods.sweep: give exactly one of baseline, sft, preference, rl, decode",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_grid_is_named_once_as_written(config, message):
+    assert error(config) == message
+
+
+def test_a_grid_collides_with_a_method_before_or_after_it():
+    config, same = grid({"beta": [0.1]}), {"sweep-0.1": {"sft": {}}}
+    for methods in (same | config["methods"], config["methods"] | same):
+        assert error(config | {"methods": methods}) == ("methods.sweep.grid: sweep-0.1 comes twice")
+
+
+def test_a_grid_and_its_member_in_one_table():
+    config = grid({"beta": [0.0, 0.1]})
+    config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-0.1"]
+    assert error(config) == "tables.sweep.methods: sweep-0.1 comes twice"
+
+
+# --------------------------------------------------------------------------------------- schema
+
+
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    command = [sys.executable, "-m", "rere", "schema"]
+    printed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    jsonschema.Draft202012Validator.check_schema(printed)
+    return jsonschema.Draft202012Validator(printed)
+
+
+def test_the_schema_accepts_the_shipped_configs(schema):
+    schema.validate(SHIPPED)
+    schema.validate(FULL)
+    schema.validate(grid({"beta": [0.0, 0.1], "reward": [["rule"], ["ranking"]]}))
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        (),
+        ("datasets", "ml-100k"),
+        ("backbones", "tiny"),
+        ("methods", "sasrec"),
+        ("methods", "sasrec", "baseline"),
+        ("methods", "sft", "sft"),
+        ("methods", "rere", "rl"),
+        ("evaluation",),
+        ("tables", "main"),
+    ],
+    ids=".".join,
+)
+def test_the_schema_rejects_a_misspelt_key(schema, mapping):
+    assert not schema.is_valid(changed(**{"__".join([*mapping, "misspelt"]): 1}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods__sft__sft__learning_rate": "3e-4"},
+        {"methods__sft__sft__batch_size": 0},
+        {"methods__rere__rl__reward": ["rul"]},
+        {"tables__main__seeds": []},
+        {"tables__main__seeds": ABSENT},
+        {"methods__sweep": {"rl": {}, "grid": {"beta": []}}},
+    ],
+    ids=str,
+)
+def test_the_schema_rejects_a_wrong_value(schema, changes):
+    assert not schema.is_valid(changed(**changes))

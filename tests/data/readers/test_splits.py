@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rere.config.data import Splits
+from rere.data.preprocess import preprocess
+from rere.data.splits import SPLITS, read_items, read_split
+from rere.errors import InputError
+
+INDUSTRIAL = Path(__file__).parents[4] / "shared" / "data" / "industrial"
+
+ROWS = {
+    "train": [("u7", [0], 1), ("u7", [0, 1], 2), ("a", [2], 1)],
+    "valid": [("a", [2, 1], 0)],
+    "test": [("new", [1], 1)],
+}
+ROW_SCHEMA = {"user_id": pl.String, "history": pl.List(pl.Int64), "target": pl.Int64}
+
+
+def write(folder: Path, **changes: pl.DataFrame | None) -> Path:
+    """Ready-made splits in a folder, some of them replaced or left out."""
+    folder.mkdir()
+    frames = {"items": pl.DataFrame({"item_id": [0, 1, 2], "title": ["A", "B", "B"], "more": 1})}
+    frames |= {s: pl.DataFrame(rows, ROW_SCHEMA, orient="row") for s, rows in ROWS.items()}
+    for name, frame in (frames | changes).items():
+        if frame is not None:
+            frame.write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def train(*rows: tuple) -> pl.DataFrame:
+    return pl.DataFrame(rows, ROW_SCHEMA, orient="row", strict=False)
+
+
+def test_ready_made_splits_stay_as_they_are(tmp_path):
+    preprocess(Splits(), write(tmp_path / "raw"), tmp_path / "data")
+    # Targets of the training split alone: item 1 twice, item 2 once.
+    assert read_items(tmp_path / "data").rows() == [(0, "A", 0), (1, "B", 2), (2, "B", 1)]
+    # Users in the order of their ids: a, new, u7. Rows are numbered through all splits.
+    assert [read_split(tmp_path / "data", split).rows() for split in SPLITS] == [
+        [(0, 2, [0], 1, None), (1, 2, [0, 1], 2, None), (2, 0, [2], 1, None)],
+        [(3, 0, [2, 1], 0, None)],
+        [(4, 1, [1], 1, None)],
+    ]
+    stats = json.loads((tmp_path / "data" / "stats.json").read_text())
+    assert stats["options"] == {"source": "splits"}
+    assert (stats["users"], stats["items"], stats["distinct_titles"]) == (3, 3, 2)
+    assert stats["splits"]["test"] == {
+        "rows": 1,
+        **dict.fromkeys(
+            ("first_timestamp", "last_timestamp", "first_date", "last_date"),
+        ),
+    }
+    assert set(stats["raw_sha256"]) == {f"{name}.parquet" for name in ("items", *SPLITS)}
+
+
+def test_user_ids_may_be_numbers_and_times_known(tmp_path):
+    frames = {
+        split: pl.DataFrame(
+            {"user_id": [10, 9], "history": [[0], [1]], "target": [1, 2], "timestamp": [5, 6]}
+        )
+        for split in SPLITS
+    }
+    preprocess(Splits(), write(tmp_path / "raw", **frames), tmp_path / "data")
+    assert read_split(tmp_path / "data", "valid").rows() == [(2, 1, [0], 1, 5), (3, 0, [1], 2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"valid": None}, "valid.parquet: no such file; ready-made splits have it"),
+        (
+            {"items": pl.DataFrame({"item_id": [1, 2], "title": ["A", "B"]})},
+            "items.parquet: item_id must count from 0 upwards",
+        ),
+        (
+            {"items": pl.DataFrame({"item_id": [0, 1], "name": ["A", "B"]})},
+            "items.parquet: has no column title; it has item_id, name",
+        ),
+        ({"train": train()}, "train.parquet: has no rows"),
+        (
+            {"train": train(("u", [0], 1), ("u", [], 1))},
+            "train.parquet: row 1 has an empty history; correct it",
+        ),
+        (
+            {"train": train(("u", [0, 3], 1))},
+            "train.parquet: row 0 has an item that items.parquet lacks; correct it",
+        ),
+        (
+            {"train": train(("u", [0], -1))},
+            "train.parquet: row 0 has an item that items.parquet lacks; correct it",
+        ),
+        ({"train": train(("u", [0], None))}, "train.parquet: row 0 has no target; correct it"),
+        (
+            {"train": train(("u", [0, None], 1))},
+            "train.parquet: row 0 has no history; correct it",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, changes, message):
+    raw = write(tmp_path / "raw", **changes)
+    with pytest.raises(InputError) as caught:
+        preprocess(Splits(), raw, tmp_path / "data")
+    assert str(caught.value) == f"{raw}/{message}"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_column_of_another_type_is_named(tmp_path):
+    raw = write(tmp_path / "raw", train=train(("u", [0], 1)).with_columns(history=pl.lit("0 1")))
+    with pytest.raises(InputError, match=r"train\.parquet: .*needs"):
+        preprocess(Splits(), raw, tmp_path / "data")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    raw = write(tmp_path / "raw", test=None)
+    (raw / "test.parquet").write_text("user_id,history")
+    with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
+        preprocess(Splits(), raw, tmp_path / "data")
+
+
+@pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason="the splits of Industrial are not at hand")
+def test_the_industrial_splits(tmp_path):
+    preprocess(Splits(), INDUSTRIAL, tmp_path / "data")
+    stats = json.loads((tmp_path / "data" / "stats.json").read_text())
+    assert (stats["items"], stats["distinct_titles"]) == (3686, 3646)
+    assert [stats["splits"][split]["rows"] for split in SPLITS] == [36_259, 4532, 4533]
+    assert stats["users"] == 7694

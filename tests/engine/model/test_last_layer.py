@@ -1,0 +1,93 @@
+"""What the last layer leaves out; that nothing hangs on it is shown where logits are compared."""
+
+import pytest
+import torch
+from tiny_models import causal_lm, precise
+
+from rere.engine.candidates.packing import pack
+from rere.engine.candidates.scoring import token_log_probs
+from rere.engine.model.attention import BY_ROWS, attention_implementation
+from rere.engine.model.decoder import SharedPromptDecoder
+from rere.engine.model.last_layer import PARTS, at_the_end, last_layer
+
+PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
+
+
+@pytest.fixture
+def seen(model):
+    """How many tokens the parts of each layer get, pass after pass."""
+    layers = model.get_decoder().layers
+    seen = [{name: [] for name in PARTS} for _ in layers]
+    for layer, parts in zip(layers, seen, strict=True):
+        for name, counts in parts.items():
+            layer.get_submodule(name).register_forward_hook(
+                lambda *x, counts=counts: counts.append(x[1][0].shape[1])
+            )
+    return seen
+
+
+@pytest.fixture
+def queries(monkeypatch):
+    """How many queries a row each layer attends for, pass after pass."""
+    attend, counts = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(query, *args, **kwargs):
+        counts.append(query.shape[2])
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    return counts
+
+
+@pytest.fixture
+def model():
+    return causal_lm("qwen2", 23)
+
+
+def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
+    opening = torch.tensor([6, 10])
+    SharedPromptDecoder(model, PROMPTS).prefill(opening, keep=3)
+    packed = pack(PROMPTS, [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
+    token_log_probs(model, packed).sum().backward()
+    *others, last = seen
+    # Prompts of 6, 1 and 3 tokens, with 2 more; attention has them in rows of 8.
+    assert others == [{part: [16, packed.num_tokens] for part in PARTS}] * len(others)
+    assert last == {part: [9, packed.num_logits] for part in PARTS}
+    length = packed.input_ids.shape[1]
+    assert queries == [8] * len(others) + [3] + [length] * len(others) + [packed.keep]
+
+
+def test_all_of_them_before_and_afterwards(model, seen):
+    ids = torch.tensor([PROMPTS[0]])
+    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+        inside = model(ids, logits_to_keep=2).logits
+    outside = model(ids).logits
+    assert seen[-1] == {part: [2, 6] for part in PARTS}
+    torch.testing.assert_close(inside, outside[:, -2:])
+    assert model.config._attn_implementation == "sdpa"
+    assert not hasattr(model.get_decoder().layers[-1].self_attn, "num_queries")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_parts_that_an_architecture_names_differently_compute_all_tokens(family):
+    model, ids = causal_lm(family, 23), torch.tensor([PROMPTS[0]])
+    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+        inside = model(ids, logits_to_keep=2).logits
+    torch.testing.assert_close(inside, model(ids).logits[:, -2:])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_that_was_chosen_stays(implementation):
+    model, ids = causal_lm("qwen2", 23), torch.tensor([PROMPTS[0]])
+    model.set_attn_implementation(implementation)
+    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+        inside = model(ids, logits_to_keep=2).logits
+    assert model.config._attn_implementation == implementation
+    torch.testing.assert_close(inside, model(ids).logits[:, -2:])
+
+
+def test_a_layer_that_is_computed_again_is_left_alone():
+    model = precise("qwen2")
+    model.activation_checkpointing_enable()
+    assert last_layer(model) is not None  # in eval mode transformers computes nothing again
+    assert last_layer(model.train()) is None

@@ -1,0 +1,141 @@
+"""Passes without padding: the same logits and gradients as with it, for fewer tokens."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCAB_SIZE, precise, tolerance
+
+from rere.catalogue import PrefixTree
+from rere.engine.candidates.leaves import pack_leaves
+from rere.engine.candidates.packing import pack
+from rere.engine.candidates.scoring import token_log_probs
+from rere.engine.model import attention, forward
+from rere.engine.model import attention_blocks as engine_parts
+from rere.engine.model.decoder import (
+    FullSequenceDecoder,
+    SharedPromptDecoder,
+    eval_mode,
+    supports_shared_prompt,
+)
+from rere.engine.model.unpadding import UnpaddedTokens
+from rere.engine.search.beam import beam_search
+
+PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
+CANDIDATES = [[[4, 5, 1], [4, 6, 7, 8, 1], [1]], [[9, 1]], [[10, 11, 12, 13, 14, 15, 1], [2, 1]]]
+TREE = PrefixTree.build(
+    [[3, 4, 1], [3, 4, 6, 7, 1], [3, 12, 13, 14, 15, 1], [3, 12, 13, 14, 16, 1], [3, 9, 1], [10, 1]]
+)
+REAL = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 1]], dtype=torch.bool)
+SOME = UnpaddedTokens(REAL, num_tokens=8, keep=2, num_logits=4)
+
+
+@pytest.fixture(params=["all at once", "in parts"])
+def rows(request, monkeypatch):
+    """How a pass without padding attends to its rows."""
+    cost = 0 if request.param == "in parts" else float("inf")
+    monkeypatch.setitem(engine_parts.COST, "cpu", cost)
+
+
+@pytest.fixture
+def with_padding(monkeypatch):
+    """To be called: from then on, padding is computed."""
+    return lambda: monkeypatch.setattr(forward, "OURS", ())
+
+
+def test_columns_by_hand():
+    # Row by row, 0 to 4, 5 to 9 and 10 to 14; those of the last two columns are behind the others.
+    assert SOME.index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
+    assert SOME.place[0, 0] == 0
+    assert SOME.place[1, 0] == 1
+    assert SOME.place[2].tolist() == [2, 3]
+    logits = torch.arange(6.0).view(3, 2, 1)
+    assert SOME.of_kept(logits)[:, 0].tolist() == [0, 2, 4, 5]
+    whole = UnpaddedTokens(torch.ones_like(REAL), 15, 2, 6)
+    assert whole.of_kept(logits)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_without_padding_changes_no_logit(family, rows):
+    model = precise(family)
+    ids = torch.randint(VOCAB_SIZE, REAL.shape, generator=torch.Generator().manual_seed(0))
+    # A chain of its tokens a row, behind the prompt; then a second pass behind what there is of it.
+    visible = REAL[:, None, :] & torch.ones(5, 5).tril().bool() | torch.eye(5).bool()
+    depth = REAL.cumsum(-1)  # the first behind one more token
+    behind = torch.cat([REAL[:, None, :], torch.ones(3, 1, 1).bool()], dim=-1)
+    one = UnpaddedTokens(torch.tensor([[True], [False], [True]]), 2, 1, 2)
+
+    def logits(decoder):
+        parts = [
+            decoder.prefill(torch.tensor([6]), keep=1),
+            decoder.feed(ids, depth, visible, SOME),
+            decoder.feed(ids[:, :1], 1 + REAL.sum(-1, keepdim=True), behind, one),
+        ]
+        assert [len(part) for part in parts] == [3, 4, 2]
+        return torch.cat(parts)
+
+    with eval_mode(model):
+        actual = logits(SharedPromptDecoder(model, PROMPTS))
+    expected = logits(FullSequenceDecoder(model, PROMPTS))
+    torch.testing.assert_close(actual, expected, atol=100 * tolerance(model), rtol=0)
+
+
+@pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_without_padding_changes_no_gradient(family, scoring, rows, with_padding):
+    model = precise(family)
+    packed = pack(PROMPTS, CANDIDATES)
+    if scoring == "catalogue":
+        leaves = torch.tensor([[1, 2, 3], [0, -1, -1], [3, 4, -1]])
+        packed = pack_leaves(
+            PROMPTS, TREE.leaf_of_item[leaves].where(leaves >= 0, -1), TREE, scoring
+        )
+    assert packed.num_tokens < packed.input_ids.numel()
+
+    def scored():
+        log_prob = token_log_probs(model, packed)
+        weights = [w for w in model.parameters() if w.requires_grad]
+        factor = torch.linspace(-1, 1, log_prob.numel()).view_as(log_prob)
+        gradients = torch.autograd.grad((log_prob * factor).sum(), weights, allow_unused=True)
+        return [log_prob, *(g for g in gradients if g is not None)]
+
+    actual = scored()
+    with_padding()
+    for ours, theirs in zip(actual, scored(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma3"])
+def test_a_search_without_padding_finds_the_same(family, scoring, rows, with_padding):
+    model = precise(family)
+    actual = beam_search(model, TREE, PROMPTS, 3, scoring)
+    with_padding()
+    expected = beam_search(model, TREE, PROMPTS, 3, scoring)
+    assert torch.equal(actual.leaf, expected.leaf)
+    torch.testing.assert_close(actual.score, expected.score)
+
+
+@pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
+def test_layers_get_no_padding(scoring, rows, with_padding):
+    model, fed = precise("qwen2"), []
+    assert supports_shared_prompt(model)
+    layer = model.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[:2]))
+    beam_search(model, TREE, PROMPTS, 3, scoring)
+    assert fed[0] == (1, 10)  # prompts of 6, 1 and 3 tokens
+    with_padding()
+    wanted, fed[:] = sum(a * b for a, b in fed), []
+    beam_search(model, TREE, PROMPTS, 3, scoring)
+    assert fed[0] == (3, 6)
+    assert wanted < sum(a * b for a, b in fed)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_that_was_chosen_stays(implementation):
+    model = precise("qwen2")
+    model.set_attn_implementation(implementation)
+    actual = token_log_probs(model, pack(PROMPTS, CANDIDATES))
+    assert model.config._attn_implementation == implementation
+    assert attention.current.get() is None
+    expected = token_log_probs(precise("qwen2"), pack(PROMPTS, CANDIDATES))
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)

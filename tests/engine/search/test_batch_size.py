@@ -1,0 +1,98 @@
+"""How many rows a search takes: an estimate that must grow with all that takes memory."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, causal_lm
+
+from rere.catalogue import PrefixTree
+from rere.engine.search import batch_size as batching
+from rere.engine.search.batch_size import max_batch_size, search_bytes, tokens_fed
+
+TREE = PrefixTree.build(
+    [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], *([9, 2, 3, 4, 4, n, 3, 0] for n in range(10, 20))]
+)
+SCORINGS = ["catalogue", "vocabulary"]
+
+
+def estimate(family="qwen2", tree=TREE, rows=4, prompt=50, beams=5, scoring="catalogue", **changes):
+    model = causal_lm(family, **{"vocab_size": 100, **changes})
+    return search_bytes(model, tree, rows, prompt, beams, scoring)
+
+
+def fitting(monkeypatch, memory, model=None, **more):
+    monkeypatch.setattr(batching, "memory", lambda device: memory)
+    arguments = {"prompt_length": 50, "num_beams": 5, "scoring": "catalogue", **more}
+    return max_batch_size(model or causal_lm("qwen2", 100), TREE, **arguments)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rows": 8},
+        {"prompt": 100},
+        {"beams": 6},
+        {"vocab_size": 200},
+        {"num_hidden_layers": 4},
+        {"hidden_size": 32},
+        {"num_key_value_heads": 4},
+    ],
+    ids=str,
+)
+def test_more_takes_more(scoring, more):
+    assert estimate(scoring=scoring, **more) > estimate(scoring=scoring)
+
+
+def test_all_logits_take_more_than_those_of_beams():
+    assert estimate(scoring="vocabulary") > estimate(scoring="catalogue")
+
+
+def test_half_the_precision_takes_less():
+    model = causal_lm("qwen2", 100)
+    arguments = (TREE, 4, 50, 5, "catalogue")
+    assert search_bytes(model.bfloat16(), *arguments) < estimate()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_has_an_estimate(family):
+    # At least the keys and values of the prompts, of two layers in float32.
+    assert estimate(family) > 4 * 50 * 2 * 2 * 4
+
+
+def test_tokens_fed_by_hand():
+    # Inner edges hold 9, 2 and 3 4 4; leaves' 5 0, 7 6 0, 0 and ten times n 3 0.
+    assert tokens_fed(TREE, 100, "catalogue", 1000) == (5, 5)
+    assert tokens_fed(TREE, 1, "catalogue", 1) == (5, 3)
+    assert tokens_fed(TREE, 100, "vocabulary", 1000) == (41, 41)
+    assert tokens_fed(TREE, 2, "vocabulary", 1000) == (16, 6)
+    assert tokens_fed(TREE, 2, "vocabulary", 4) == (16, 4)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_single_title_fits(monkeypatch, scoring):
+    tree = PrefixTree.build([[5, 6, 0]])
+    monkeypatch.setattr(batching, "memory", lambda device: 1 << 30)
+    assert max_batch_size(causal_lm("qwen2", 100), tree, 50, 5, scoring) == 32
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_more_memory_never_means_fewer_rows(monkeypatch, scoring):
+    sizes = [fitting(monkeypatch, 1 << power, scoring=scoring) for power in range(10, 40)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {1, 2, 4, 8, 16, 32}
+
+
+def test_what_is_chosen_fits(monkeypatch):
+    for power in range(18, 24):
+        rows = fitting(monkeypatch, 1 << power)
+        assert rows == 1 or estimate(rows=rows) <= (1 << power) / 2
+        assert rows == 32 or estimate(rows=2 * rows) > (1 << power) / 2
+
+
+def test_no_memory_is_one_row(monkeypatch):
+    assert fitting(monkeypatch, 0) == 1
+
+
+def test_the_memory_of_this_machine_is_enough_for_a_tiny_model():
+    assert batching.memory(torch.device("cpu")) > 1 << 28
+    assert max_batch_size(causal_lm("qwen2", 100), TREE, 50, 5, "catalogue") == 32

@@ -1,0 +1,286 @@
+"""One interface for candidates: each way against the function behind it, and the free ones."""
+
+import math
+
+import pytest
+import torch
+from engine.search.test_beam import (
+    CATALOGUES,
+    EOS,
+    MODELS,
+    brute_force,
+    log_probs,
+    random_catalogue,
+)
+from engine.search.test_sampling import tempered
+from hypothesis import given, settings
+from scipy.stats import chisquare
+from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, unigram_lm
+from transformers import GenerationConfig
+
+from rere.catalogue import PrefixTree
+from rere.engine.search.beam import beam_search
+from rere.engine.search.generate import generate_tokens
+from rere.engine.search.leaf_tokens import leaf_of, token_ids
+from rere.engine.search.noise import row_seeds
+from rere.engine.search.rollout import roll_out
+from rere.engine.search.sampling import keep_distinct, sample, stochastic_beam_search
+from rere.errors import InputError
+
+PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
+SEQUENCES = random_catalogue(12, seed=3)
+TREE = PrefixTree.build(SEQUENCES)
+SEEDS = row_seeds(0, 0, [11, 12, 13])
+TARGET = TREE.leaf_of_item[:3]
+WAYS = ("beam", "common", "dynamic", "dynamic_with_target", "stochastic_beam")
+FREE = ("unconstrained", "unconstrained_beam")
+
+
+def trimmed(ids):
+    """Token lists (rows of candidates) without their padding."""
+    return [[[token for token in path if token >= 0] for path in row] for row in ids.tolist()]
+
+
+# ------------------------------------------------------------------------- leaves and token ids
+
+
+@given(CATALOGUES)
+@settings(max_examples=60, deadline=None)
+def test_token_ids_are_the_items_own(sequences):
+    tree = PrefixTree.build(sequences)
+    ids = token_ids(tree, tree.leaf_of_item)
+    assert ids.shape == (len(sequences), max(map(len, sequences)))
+    assert trimmed(ids[:, None]) == [[s] for s in sequences]
+    assert leaf_of(tree, ids).equal(tree.leaf_of_item)
+    assert tree.eos == EOS
+
+
+@given(CATALOGUES, CATALOGUES)
+@settings(max_examples=60, deadline=None)
+def test_what_is_no_item_has_no_leaf(sequences, others):
+    tree = PrefixTree.build(sequences)
+    leaf = {tuple(s): n for s, n in zip(sequences, tree.leaf_of_item.tolist(), strict=True)}
+    others = [[*s[:-1], VOCAB_SIZE - 1] for s in sequences] + [s[:-1] for s in sequences] + others
+    others = [s[: tree.longest] for s in others]
+    ids = torch.tensor([s + [-1] * (tree.longest - len(s)) for s in others])
+    assert leaf_of(tree, ids).tolist() == [leaf.get(tuple(s), -1) for s in others]
+
+
+def test_an_empty_place_has_no_tokens():
+    assert (token_ids(TREE, torch.tensor([[-1]])) == -1).all()
+
+
+def test_levels_by_hand():
+    tree = PrefixTree.build([[2, 4, EOS], [2, EOS], [3, 4, 4, EOS]])
+    # The root; 2 and 3 4 4 EOS; 2 EOS and 2 4 EOS.
+    assert tree.num_levels == 3
+    assert tree.parent.tolist() == [0, 0, 0, 1, 1]
+    assert PrefixTree.build([[4, EOS]]).num_levels == 1
+
+
+# ---------------------------------------------------------------------------------- constrained
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_is_the_function_behind_it(way, scoring, temperature):
+    model = MODELS["qwen2"]
+    found = roll_out(model, TREE, PROMPTS, way, 4, SEEDS, scoring, temperature, TARGET)
+    common = (model, TREE, PROMPTS)
+    many = sample(*common, 6, SEEDS, temperature)
+    expected = {
+        "beam": lambda: beam_search(*common, 4, scoring, 0.0, temperature),
+        "common": lambda: sample(*common, 4, SEEDS, temperature),
+        "dynamic": lambda: keep_distinct(many, 4),
+        "dynamic_with_target": lambda: keep_distinct(many, 4, TARGET),
+        "stochastic_beam": lambda: stochastic_beam_search(*common, 4, SEEDS, temperature),
+    }[way]()
+    assert torch.equal(found.leaf, expected.leaf)
+    assert torch.equal(found.log_prob, expected.score)
+    assert found.valid.all() and found.exists.all()
+    assert trimmed(found.ids) == [
+        [SEQUENCES[TREE.leaf_items[n][0]] for n in row] for row in found.leaf.tolist()
+    ]
+    if way == "stochastic_beam":
+        assert torch.equal(found.threshold, expected.threshold)
+    else:
+        assert found.threshold is None
+
+
+@pytest.mark.parametrize("way", ["beam", "stochastic_beam"])
+def test_a_small_catalogue_leaves_places_empty(way):
+    number = len({tuple(s) for s in SEQUENCES})
+    found = roll_out(MODELS["gpt2"], TREE, PROMPTS, way, number + 3, SEEDS)
+    places = torch.arange(number + 3) < number
+    assert found.exists.equal(places.expand(3, -1))
+    assert found.valid.equal(found.exists)
+    assert found.log_prob.isneginf().equal(~found.exists)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
+def test_a_beam_search_at_a_temperature(scoring, temperature):
+    model = MODELS["gpt2"]
+    found = roll_out(model, TREE, PROMPTS, "beam", 40, SEEDS, scoring, temperature)
+    for row, prompt in enumerate(PROMPTS):
+        truth = brute_force(tempered(model, temperature), SEQUENCES, prompt, scoring)
+        scores = found.log_prob[row, : len(truth)].tolist()
+        assert scores == pytest.approx([score for _, score in truth], abs=1e-6)
+
+
+def test_the_target_stays_where_it_was_drawn():
+    model = unigram_lm([1e-3, 0.3, 0.3, 0.3, 0.1])
+    tree = PrefixTree.build([[2, EOS], [3, EOS], [4, EOS], [EOS]])
+    target = tree.leaf_of_item[[2] * 200]
+    arguments = (model, tree, [[1]] * 200, "dynamic_with_target", 2, row_seeds(0, 0, range(200)))
+    found = roll_out(*arguments, target=target)
+    drawn = sample(model, tree, [[1]] * 200, 3, row_seeds(0, 0, range(200)))
+    assert (found.leaf == target[:, None]).any(-1).equal((drawn.leaf == target[:, None]).any(-1))
+    with pytest.raises(ValueError, match="needs the target"):
+        roll_out(*arguments)
+
+
+@pytest.mark.parametrize("way", [*WAYS, *FREE])
+@pytest.mark.parametrize(
+    ("size", "temperature", "message"),
+    [(0, 1.0, "at least"), (2, 0.0, "temperature"), (2, math.nan, "temperature")],
+)
+def test_numbers_out_of_range(way, size, temperature, message):
+    arguments = (MODELS["qwen2"], TREE, PROMPTS, way, size, SEEDS)
+    with pytest.raises(ValueError, match=message):
+        roll_out(*arguments, temperature=temperature, target=TARGET)
+
+
+def test_an_unknown_way():
+    with pytest.raises(ValueError, match="no way beams"):
+        roll_out(MODELS["qwen2"], TREE, PROMPTS, "beams", 2, SEEDS)
+
+
+# -------------------------------------------------------------------------------- unconstrained
+
+
+def test_validity_by_hand():
+    # A token in two ends it, and one in four each is 2 or 3; the catalogue holds 2, 3 3 and 3 2.
+    model = unigram_lm([1e-9, 0.5, 0.25, 0.25])
+    tree = PrefixTree.build([[2, EOS], [3, 3, EOS], [3, 2, EOS]])
+    rows = 500
+    found = roll_out(model, tree, [[3]] * rows, "unconstrained", 8, row_seeds(0, 0, range(rows)))
+    leaf = dict(zip([(2, EOS), (3, 3, EOS), (3, 2, EOS)], tree.leaf_of_item.tolist(), strict=True))
+    probability = {(EOS,): 1 / 2, (2, EOS): 1 / 8, (3, EOS): 1 / 8}
+    for first in (2, 3):
+        for second in (2, 3):
+            probability[first, second, EOS] = 1 / 32
+            # Three tokens are as many as the longest item has.
+            probability |= {(first, second, third): 1 / 64 for third in (2, 3)}
+    paths = [tuple(path) for row in trimmed(found.ids) for path in row]
+    assert found.leaf.flatten().tolist() == [leaf.get(path, -1) for path in paths]
+    expected = [math.log(probability[path]) for path in paths]
+    assert found.log_prob.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    counts = [paths.count(path) for path in probability]
+    assert chisquare(counts, [p * len(paths) for p in probability.values()]).pvalue > 1e-3
+    # 1/8 and two times 1/32 are items.
+    share = found.valid.double().mean().item()
+    assert abs(share - 3 / 16) < 4 * math.sqrt(3 / 16 * 13 / 16 / len(paths))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("way", FREE)
+@pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
+def test_log_probabilities_of_what_is_written(family, way, temperature):
+    # Some pad wrongly in float64; `generate` takes logits in float32 in any case.
+    model = causal_lm(family, VOCAB_SIZE)
+    found = roll_out(model, TREE, PROMPTS, way, 3, SEEDS, temperature=temperature)
+    for row, prompt in enumerate(PROMPTS):
+        for path, score in zip(trimmed(found.ids)[row], found.log_prob[row].tolist(), strict=True):
+            expected = 0.0
+            for place, token in enumerate(path):
+                plain = tempered(model, temperature)
+                expected += log_probs(plain, [*prompt, *path[:place]])[token].item()
+            assert score == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_free_beam_search_finds_the_best():
+    model = unigram_lm([0.02, 0.5, 0.28, 0.2])
+    tree = PrefixTree.build([[2, EOS], [3, 2, EOS]])
+    found = roll_out(model, tree, [[3]], "unconstrained_beam", 4, SEEDS[:1])
+    # .5, .28 x .5, .2 x .5, .28 x .28 x .5; only the second is an item.
+    assert trimmed(found.ids) == [[[EOS], [2, EOS], [3, EOS], [2, 2, EOS]]]
+    expected = [math.log(p) for p in (0.5, 0.14, 0.1, 0.0392)]
+    assert found.log_prob[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert found.leaf.tolist() == [[-1, tree.leaf_of_item[0].item(), -1, -1]]
+
+
+@pytest.mark.parametrize("way", FREE)
+def test_a_checkpoints_wishes_change_nothing(way):
+    model = causal_lm("qwen2", VOCAB_SIZE)
+    expected = roll_out(model, TREE, PROMPTS, way, 4, SEEDS)
+    wishes = GenerationConfig(
+        do_sample=True,
+        top_k=1,
+        top_p=0.1,
+        temperature=3.0,
+        repetition_penalty=5.0,
+        no_repeat_ngram_size=1,
+        suppress_tokens=[3, 4, 5],
+        min_length=9,
+        length_penalty=2.0,
+        max_length=6,
+        eos_token_id=7,
+    )
+    model.generation_config = wishes
+    found = roll_out(model, TREE, PROMPTS, way, 4, SEEDS)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.log_prob, expected.log_prob)
+    assert model.generation_config is wishes
+
+
+def test_a_failing_generate_leaves_the_checkpoints_wishes(monkeypatch):
+    model = causal_lm("qwen2", VOCAB_SIZE)
+    wishes = model.generation_config
+
+    def fails(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "generate", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate_tokens(model, PROMPTS, EOS, 3)
+    assert model.generation_config is wishes
+
+
+@pytest.mark.parametrize("way", FREE)
+def test_dropout_is_off(way):
+    model = causal_lm("gpt2", VOCAB_SIZE)
+    expected = roll_out(model, TREE, PROMPTS, way, 4, SEEDS)
+    found = roll_out(model.train(), TREE, PROMPTS, way, 4, SEEDS)
+    assert torch.equal(found.ids, expected.ids)
+    assert model.training
+
+
+@pytest.mark.parametrize("way", [*WAYS, *FREE])
+def test_a_rows_candidates_are_its_own(way):
+    model = MODELS["qwen2"]
+    together = roll_out(model, TREE, PROMPTS, way, 4, SEEDS, target=TARGET)
+    again = roll_out(model, TREE, PROMPTS, way, 4, SEEDS, target=TARGET)
+    assert torch.equal(again.ids, together.ids)
+    for row, prompt in enumerate(PROMPTS):
+        one = slice(row, row + 1)
+        alone = roll_out(model, TREE, [prompt], way, 4, SEEDS[one], target=TARGET[one])
+        assert torch.equal(alone.ids[0], together.ids[row])
+        torch.testing.assert_close(alone.log_prob[0], together.log_prob[row])
+
+
+@pytest.mark.parametrize("way", FREE)
+def test_weights_that_are_not_numbers(way):
+    model = causal_lm("qwen2", VOCAB_SIZE)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="not numbers"):
+        roll_out(model, TREE, PROMPTS, way, 4, SEEDS)
+
+
+@pytest.mark.parametrize("way", FREE)
+def test_a_prompt_beyond_the_models_positions(way):
+    model = causal_lm("gpt2", VOCAB_SIZE, max_position_embeddings=12)
+    with pytest.raises(InputError, match="12 positions"):
+        roll_out(model, TREE, [[2] * 10], way, 4, SEEDS[:1])

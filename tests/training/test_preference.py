@@ -1,0 +1,347 @@
+"""DPO, S-DPO and SPRec: their loss, their negatives, and runs from a model that half knows."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import CYCLE, precise, tokenizer, write_cycle, write_data, write_fixed_model
+from training_runs import (
+    assert_carries_catalogue,
+    assert_weights_close,
+    half_trained,
+    records,
+    steps,
+)
+from training_runs import weights as weights_of
+
+from rere.backbones import load_model, load_tokenizer
+from rere.benchmarks.plain import training as plain
+from rere.catalogue import PrefixTree
+from rere.config.training import PreferenceOptions
+from rere.data.splits import read_split
+from rere.engine.candidates.packing import pack
+from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
+from rere.engine.search.beam import beam_search
+from rere.errors import InputError
+from rere.tokenization import PromptEncoder
+from rere.training.preference import TwiceEach, best_but, preference, random_leaves
+from rere.training.preferences import margins, s_dpo
+
+RECORD = json.loads((Path(__file__).parents[1] / "records" / "trl.json").read_text())
+SHORT = PreferenceOptions(
+    learning_rate=1e-3, steps=8, batch_size=8, rows_per_pass=8, evaluations=1, num_beams=4
+)
+SPREC = SHORT.model_copy(update={"method": "sprec", "iterations": 2})
+"""Two steps of SFT, two of DPO, and again."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cycle(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fixed_model(tmp_path_factory.mktemp("fixed"))
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    return half_trained(tmp_path_factory.mktemp("init"), data)
+
+
+# ----------------------------------------------------------------------------------------- loss
+
+
+def test_margins_by_hand():
+    # r = (-1 - -3, -2 - -3, -5 - -1) = (2, 1, -4); beta (2 - 1) = .5, beta (2 + 4) = 3.
+    log_prob, reference = torch.tensor([[-1.0, -2, -5]]), torch.tensor([[-3.0, -3, -1]])
+    exists = torch.tensor([[True, True, True]])
+    assert margins(log_prob, reference, 0.5, exists).tolist() == [[0.5, 3.0]]
+    exists = torch.tensor([[True, True, False]])
+    assert margins(log_prob, reference, 0.5, exists).tolist() == [[0.5, math.inf]]
+
+
+def test_the_loss_by_hand():
+    # -log sigmoid(-log s) = log(1 + s), s = sum_n exp(-margin_n): 1/2 + 1/3, 3 x 1, 1/4 + 0.
+    margin = torch.tensor(
+        [[math.log(2), math.log(3), math.inf], [0, 0, 0], [math.log(4), *[99.9] * 2]]
+    )
+    expected = [math.log(1 + 5 / 6), math.log(4), math.log(1.25)]
+    assert s_dpo(margin).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_no_negative_has_no_gradient():
+    log_prob = torch.tensor([[-1.0, -2, 0]], requires_grad=True)
+    exists = torch.tensor([[True, True, False]])
+    s_dpo(margins(log_prob, torch.zeros(1, 3), 1.0, exists)).sum().backward()
+    # One negative and a margin of 1: the derivative is -(1 - sigmoid(1)) by the target's.
+    pull = 1 - 1 / (1 + math.exp(-1))
+    assert log_prob.grad[0].tolist() == pytest.approx([-pull, pull, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+def test_equals_the_papers_formula_on_an_expanded_batch(num_negatives):
+    """Every candidate with its own copy of the prompt; value and gradient, in float64."""
+    policy, reference = precise("qwen2", seed=0), precise("qwen2", seed=1)
+    prompts = [[5, 6, 7], [9, 8, 7, 6, 5], [14]]
+    candidates = [[[2, 3, 1], [2, 4, 1], [2, 3, 5, 1], [9, 1]][: 1 + num_negatives]] * 3
+
+    packed = pack(prompts, candidates)
+    with torch.no_grad():
+        held = sum_by_candidate(token_log_probs(reference, packed), packed)
+    own = sum_by_candidate(token_log_probs(policy, packed), packed)
+    actual = s_dpo(margins(own, held, 0.3, torch.ones(own.shape, dtype=torch.bool))).sum()
+    weights = list(policy.parameters())
+    actual_gradient = torch.autograd.grad(actual, weights)
+
+    pairs = [(p, c) for p, group in zip(prompts, candidates, strict=True) for c in group]
+    sequences = plain.Sequences(*zip(*pairs, strict=True))
+    ratio = plain.log_probs(policy, sequences)[0].sum(-1)
+    ratio = (ratio - plain.log_probs(reference, sequences)[0].sum(-1).detach()).view(3, -1)
+    expected = 0.0
+    for target, *negatives in ratio:
+        if num_negatives == 1:  # DPO
+            expected -= torch.log(torch.sigmoid(0.3 * target - 0.3 * negatives[0]))
+        else:  # S-DPO
+            total = sum(torch.exp(0.3 * negative - 0.3 * target) for negative in negatives)
+            expected -= torch.log(torch.sigmoid(-torch.log(total)))
+    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
+    for ours, theirs in zip(actual_gradient, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)  # norms are float32
+
+
+def test_equals_trl():
+    """DPO's mean loss and its gradient, as TRL has them."""
+    policy, reference = precise("qwen2", seed=0), precise("qwen2", seed=1)
+    rows = RECORD["rows"]
+    packed = pack(
+        [row["prompt_ids"] for row in rows],
+        [[row["chosen_ids"], row["rejected_ids"]] for row in rows],
+    )
+    with torch.no_grad():
+        held = sum_by_candidate(token_log_probs(reference, packed), packed)
+    own = sum_by_candidate(token_log_probs(policy, packed), packed)
+    exists = torch.ones(own.shape, dtype=torch.bool)
+    loss = s_dpo(margins(own, held, RECORD["beta"], exists)).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(RECORD["loss"], rel=1e-6)
+    norms = {name: weight.grad.norm().item() for name, weight in policy.named_parameters()}
+    assert norms == pytest.approx(RECORD["gradient_norms"], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------ negatives
+
+TREE = PrefixTree.build([[4, number, 1] for number in range(5, 25)])
+"""A root with 20 leaves, nodes 1 to 20."""
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    row_ids=st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
+    target=st.integers(1, 20),
+    count=st.integers(1, 19),
+)
+def test_random_negatives_are_other_leaves(seed, row_ids, target, count):
+    targets = torch.full((len(row_ids),), target)
+    drawn = random_leaves(TREE, seed, row_ids, targets, count)
+    assert drawn.shape == (len(row_ids), count)
+    for row in drawn.tolist():
+        assert len(set(row)) == count
+        assert set(row) <= set(range(1, 21)) - {target}
+    # Each row by itself: which others there are plays no part.
+    assert drawn[-1:].equal(random_leaves(TREE, seed, row_ids[-1:], targets[-1:], count))
+
+
+def test_random_negatives_are_drawn_evenly():
+    rows = 4000
+    drawn = random_leaves(TREE, 0, range(rows), torch.full((rows,), 7), 3)
+    count = drawn.flatten().bincount(minlength=21)
+    assert count[0] == count[7] == 0
+    # 19 leaves share 12,000 draws, 632 each with a deviation of sqrt(12,000 / 19 x 18 / 19) = 24.5.
+    others = count[count > 0]
+    assert len(others) == 19
+    assert (others - rows * 3 / 19).abs().max() < 4 * 24.5
+
+
+def test_the_best_but_the_target():
+    leaf = torch.tensor([[7, 3, 9, 5], [3, 7, 9, -1], [2, 4, 6, 8]])
+    target = torch.tensor([[7], [7], [7]])
+    assert best_but(leaf, target, 2).tolist() == [[3, 9], [3, 9], [2, 4]]
+
+
+def test_rows_come_twice_an_iteration_and_none_is_left_out():
+    order = list(TwiceEach(num_rows=10, rows_per_turn=6, iterations=5, seed=3))
+    assert len(order) == 60 == len(TwiceEach(10, 6, 5, 3))
+    turns = [order[start : start + 6] for start in range(0, 60, 6)]
+    assert turns[::2] == turns[1::2]
+    # 30 rows are three times the split.
+    once = [row for turn in turns[::2] for row in turn]
+    assert [sorted(once[start : start + 10]) for start in (0, 10, 20)] == [[*range(10)]] * 3
+    assert order == list(TwiceEach(10, 6, 5, 3))
+    assert order != list(TwiceEach(10, 6, 5, 4))
+
+
+# ----------------------------------------------------------------------------------------- runs
+
+
+def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
+    """One pass of eight rows: the reference is the policy, so each margin is 0."""
+    rows = [([item], (item + 1) % 8) for item in range(8)]
+    data = write_data(tmp_path / "data", CYCLE, train=rows, valid=rows)
+    preference(SHORT.model_copy(update={"steps": 1}), fixed, data, 0, tmp_path)
+    (line,) = steps(tmp_path)
+    assert line["loss"] == pytest.approx(math.log(4), abs=1e-5)  # log(1 + 3)
+    assert line["margin"] == pytest.approx(0, abs=1e-5)
+
+    model, encoder = load_model(fixed), PromptEncoder(tokenizer("qwen2"), CYCLE)
+    responses = encoder.responses()
+    tree = PrefixTree.build(responses)
+    prompts = encoder.prompts(list(range(8)), [history for history, _ in rows], 0)
+    target = tree.leaf_of_item[[target for _, target in rows]]
+    negative = random_leaves(tree, 0, range(8), target, 3)
+    leaves = torch.cat([target[:, None], negative], dim=1).tolist()
+    pairs = [
+        (prompt, responses[tree.leaf_items[leaf][0]])
+        for prompt, group in zip(prompts, leaves, strict=True)
+        for leaf in group
+    ]
+    values = plain.log_probs(model, plain.Sequences(*zip(*pairs, strict=True)))[0]
+    ratio = 0.1 * (values.sum(-1) - values.sum(-1).detach()).view(8, 4)
+    total = (ratio[:, 1:] - ratio[:, :1]).exp().sum(-1)
+    torch.log(1 + total).mean().backward()
+    norm = torch.stack([weight.grad.norm() for weight in model.parameters()]).norm()
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "s_dpo", "sprec"])
+def test_targets_come_to_be_preferred(tmp_path, init, data, method):
+    options = SHORT.model_copy(update={"method": method, "steps": 80, "evaluations": 4})
+    preference(options, init, data, 0, tmp_path)
+    lines = [line for line in steps(tmp_path) if "margin" in line]
+    assert sum(line["accuracy"] for line in lines[-5:]) / 5 > 0.6
+    logged = [line["eval_ndcg@10"] for line in records(tmp_path) if "eval_ndcg@10" in line]
+    assert len(logged) == 4
+    assert max(logged) > ndcg(init, data) + 0.05
+    assert ndcg(tmp_path / "model", data) == pytest.approx(max(logged), abs=1e-6)
+    assert_carries_catalogue(tmp_path, CYCLE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model", "run.json"]
+
+
+def ndcg(folder: Path, data: Path) -> float:
+    """NDCG@10 of four beams of the validation rows."""
+    encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
+    tree = PrefixTree.build(encoder.responses())
+    rows = read_split(data, "valid")
+    prompts = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
+    leaves = beam_search(load_model(folder), tree, prompts, 4).leaf.tolist()
+    targets = tree.leaf_of_item[rows["target"].to_list()].tolist()
+    found = [
+        row.index(target) for row, target in zip(leaves, targets, strict=True) if target in row
+    ]
+    return sum(1 / math.log2(place + 2) for place in found) / len(rows)
+
+
+def test_sprec_turns_from_targets_to_preferences_and_its_reference_moves(tmp_path, fixed, data):
+    preference(SPREC, fixed, data, 0, tmp_path)
+    lines = steps(tmp_path)
+    assert ["margin" in line for line in lines] == [False, False, True, True] * 2
+    # The first step of a turn: the reference is the policy, log(1 + 1).
+    for first, second in (lines[2:4], lines[6:8]):
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert abs(second["margin"]) > 1e-5
+
+
+def test_sprec_has_the_references_best_as_negatives(tmp_path, fixed, data, monkeypatch):
+    """Held against a search with the weights that the first SFT steps leave."""
+    from rere.training import preference as module
+
+    seen = []
+
+    def spy(prompts, leaf, *more):
+        if leaf.shape[1] > 1:
+            seen.append((prompts, leaf))
+        return pack_leaves(prompts, leaf, *more)
+
+    pack_leaves = module.pack_leaves
+    monkeypatch.setattr(module, "pack_leaves", spy)
+    options = SPREC.model_copy(update={"steps": 4, "iterations": 1, "learning_rate": 1e-12})
+    preference(options, fixed, data, 0, tmp_path)
+    encoder = PromptEncoder(tokenizer("qwen2"), CYCLE)
+    tree = PrefixTree.build(encoder.responses())
+    assert len(seen) == 2
+    for prompts, leaf in seen:
+        found = beam_search(load_model(fixed), tree, prompts, 4).leaf.tolist()
+        for (target, negative), ranked in zip(leaf.tolist(), found, strict=True):
+            assert negative == next(each for each in ranked if each != target)
+
+
+@pytest.mark.parametrize("method", ["s_dpo", "sprec"])
+def test_passes_do_not_change_the_result(tmp_path, init, data, method):
+    options = SPREC if method == "sprec" else SHORT
+    preference(options, init, data, 0, tmp_path / "one")
+    many = options.model_copy(update={"rows_per_pass": 2})
+    preference(many, init, data, 0, tmp_path / "many")
+    for one, other in zip(steps(tmp_path / "one"), steps(tmp_path / "many"), strict=True):
+        assert other == pytest.approx(one, abs=1e-4, rel=1e-3)
+    assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
+
+
+def test_the_seed_alone_decides(tmp_path, fixed, data):
+    for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
+        torch.rand(seed)  # whatever state the generator was left in
+        preference(SHORT, fixed, data, seed, tmp_path / name)
+    assert_weights_close(tmp_path / "again", tmp_path / "first", 0.0)
+    with pytest.raises(AssertionError):
+        assert_weights_close(tmp_path / "other", tmp_path / "first", 1e-5)
+
+
+def test_with_adapters_the_reference_is_the_model_without(tmp_path, fixed, data):
+    preference(SHORT.model_copy(update={"lora_rank": 4}), fixed, data, 0, tmp_path)
+    lines = steps(tmp_path)
+    assert lines[0]["loss"] == pytest.approx(math.log(4), abs=1e-5)
+    assert lines[-1]["margin"] != 0
+    assert not any("lora" in name for name in weights_of(tmp_path))
+
+
+def test_the_catalogues_probabilities(tmp_path, init, data):
+    """Another loss is minimised, of the same value where nothing has been learnt."""
+    preference(SHORT.model_copy(update={"scoring": "catalogue"}), init, data, 0, tmp_path / "c")
+    preference(SHORT, init, data, 0, tmp_path / "v")
+    one, other = steps(tmp_path / "c"), steps(tmp_path / "v")
+    assert one[0]["loss"] == pytest.approx(other[0]["loss"], abs=1e-5)
+    assert one[-1]["loss"] != pytest.approx(other[-1]["loss"], abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
+    rows = [([0], 1)] * 7
+    data = write_data(tmp_path / "rows", CYCLE, train=rows, valid=rows)
+    with pytest.raises(InputError, match="has 7 training rows, fewer than batch_size"):
+        preference(SHORT, fixed, data, 0, tmp_path / "run")
+    data = write_data(tmp_path / "titles", CYCLE[:3], train=rows * 2, valid=rows)
+    with pytest.raises(InputError, match="has 3 titles; a target and its negatives need more"):
+        preference(SHORT, fixed, data, 0, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "dpo", "negatives": 2}, "method: dpo has one negative"),
+        ({"iterations": 2}, "iterations is for method: sprec"),
+        ({"method": "sprec", "steps": 8}, "steps must be a multiple of twice the iterations"),
+        ({"method": "sprec", "num_beams": 1}, "num_beams must be above negatives"),
+        ({"method": "sprec", "steps": 10, "lora_rank": 4}, "sprec needs lora_rank: null"),
+        ({"batch_size": 12}, "batch_size must be a multiple of rows_per_pass"),
+    ],
+)
+def test_options_that_do_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PreferenceOptions(**{"batch_size": 8, "rows_per_pass": 8, **changes})
