@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rere.config.options import Options
+from rere.config.options import Options, Scoring
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
@@ -39,7 +39,7 @@ class Search(Arithmetic):
     """Constrained beam search over the catalogue."""
 
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
-    scoring: Literal["catalogue", "vocabulary"] = Field(
+    scoring: Scoring = Field(
         "catalogue",
         description="Probabilities over the tokens that the catalogue allows, or over all.",
     )

@@ -1,6 +1,7 @@
 """What the options of all stages have in common, and how a command line spells them."""
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,6 +11,25 @@ from rere.errors import hint
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
+Scoring = Literal["catalogue", "vocabulary"]
+"""Tokens over which probabilities are normalised: those the catalogue allows, or all."""
+
+
+RENAMED = {
+    "skip_silent": "skip_zero_advantage",
+    "redraw": "dynamic_sampling",
+    "evaluations": "validations",
+    "method": "algorithm",
+    "least_items": "min_items",
+    "repeats: merge": "first",
+    "rollout: common": "iid",
+    "rollout: dynamic": "oversample",
+    "rollout: dynamic_with_target": "oversample_with_target",
+    "speed": "benchmarks",
+    "search": "benchmarks",
+}
+"""New names of renamed keys, and new values of renamed values (`key: value`)."""
+
 
 class Options(BaseModel):
     # Strict, so that YAML's `3e-4` (a string to YAML 1.1) is an error and not a guess.
@@ -18,12 +38,28 @@ class Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def keys_are_known(cls, values: Any) -> Any:
-        """Tell a misspelt key which one was meant, as `extra="forbid"` does not."""
+        """Name the key that was meant, which `extra="forbid"` does not, or the new name."""
+        refuse_renamed(values, cls.model_fields)
         for key in values if isinstance(values, dict) else ():
             if key not in cls.model_fields:
                 context = {"key": str(key), "hint": hint(str(key), cls.model_fields)}
                 raise PydanticCustomError("unknown_key", "unknown key; {hint}", context)
         return values
+
+
+def refuse_renamed(values: Any, fields: Collection[str]) -> Any:
+    """Return `values`; raise an error with the new name if a key or value has an old one."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if new := new_name(key, fields, value):
+            raise PydanticCustomError("renamed", f"renamed; write {new}", {"key": key})
+    return values
+
+
+def new_name(key: Any, fields: Collection[str], value: Any = None) -> str | None:
+    """Return the new name of a key, or of its value, if it was renamed; else None."""
+    if key in fields:
+        return RENAMED.get(f"{key}: {value}")
+    return new if (new := RENAMED.get(key)) in fields else None
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:

@@ -6,12 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from rere.config.options import Options
+from rere.config.options import Options, Scoring
 from rere.errors import InputError, unknown
 
 REWARDS = ("rule", "ranking", "ranking_literal", "semantic", "collaborative")
 OWN_REWARD = r"\w+(\.\w+)*:\w+"
 """The user's own reward, `module:function`."""
+
+RolloutStrategy = Literal[
+    "beam",  # the best items by beam search
+    "iid",  # independent samples from the constrained policy
+    "oversample",  # half as many samples again, of which distinct ones are kept first
+    "oversample_with_target",  # the same, but a sampled target is kept first (released code)
+    "stochastic_beam",  # samples without replacement
+    "unconstrained",  # independent samples over the whole vocabulary, items or not
+    "unconstrained_beam",  # the best sequences by beam search over the whole vocabulary
+]
+"""How a prompt gets its group of candidates (`rere.engine.search.rollout`)."""
 
 Reward = Annotated[
     str,
@@ -94,7 +105,7 @@ class SftOptions(Training):
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW.")
     batch_size: int = Field(128, ge=1, description="Training rows a step.")
     epochs: float = Field(1.0, gt=0, description="Passes over the training split at most.")
-    evaluations: int = Field(20, ge=1, description="Validations over the whole run.")
+    validations: int = Field(20, ge=1, description="Validations over the whole run.")
     patience: int = Field(3, ge=1, description="Validations in a row without a lower loss.")
 
     @model_validator(mode="after")
@@ -109,7 +120,7 @@ class PreferenceOptions(Training):
     than it was to the model that training started from.
     """
 
-    method: Literal["dpo", "s_dpo", "sprec"] = Field(
+    algorithm: Literal["dpo", "s_dpo", "sprec"] = Field(
         "s_dpo",
         description="dpo and s_dpo: random negatives; sprec: self-play, the model's own.",
     )
@@ -130,16 +141,16 @@ class PreferenceOptions(Training):
     num_beams: int = Field(
         16, ge=1, description="Beams of the searches for validation and for sprec's negatives."
     )
-    scoring: Literal["catalogue", "vocabulary"] = Field(
+    scoring: Scoring = Field(
         "vocabulary",
         description="Probabilities of loss and searches: over the tokens that the catalogue "
         "allows, or over all.",
     )
-    evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
+    validations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
 
     @property
     def num_negatives(self) -> int:
-        return self.negatives or (3 if self.method == "s_dpo" else 1)
+        return self.negatives or (3 if self.algorithm == "s_dpo" else 1)
 
     @property
     def steps_per_turn(self) -> int:
@@ -154,22 +165,24 @@ class PreferenceOptions(Training):
 
     @model_validator(mode="after")
     def negatives_fit_the_method(self):
-        if self.method == "dpo" and self.num_negatives > 1:
-            raise ValueError("method: dpo has one negative; with more it is s_dpo")
-        if self.method == "sprec" and self.num_beams <= self.num_negatives:
+        if self.algorithm == "dpo" and self.num_negatives > 1:
+            raise ValueError("algorithm: dpo has one negative; with more it is s_dpo")
+        if self.algorithm == "sprec" and self.num_beams <= self.num_negatives:
             raise ValueError("num_beams must be above negatives: one beam may be the target")
         return self
 
     @model_validator(mode="after")
     def iterations_fill_the_run(self):
-        if self.method != "sprec":
+        if self.algorithm != "sprec":
             if self.iterations is not None:
-                raise ValueError(f"iterations is for method: sprec; leave it out of {self.method}")
+                raise ValueError(
+                    f"iterations is for algorithm: sprec; leave it out of {self.algorithm}"
+                )
         elif self.steps_per_turn * 2 * (self.iterations or 5) != self.steps:
             raise ValueError("steps must be a multiple of twice the iterations (5 by default)")
         elif self.lora_rank is not None:
             raise ValueError(
-                "method: sprec needs lora_rank: null; with adapters the reference is the model "
+                "algorithm: sprec needs lora_rank: null; with adapters the reference is the model "
                 "without them, and sprec's moves"
             )
         return self
@@ -190,15 +203,7 @@ class RlOptions(Training):
         "once.",
     )
     group_size: int = Field(16, ge=2, description="Candidates a prompt (G).")
-    rollout: Literal[
-        "beam",
-        "common",
-        "dynamic",
-        "dynamic_with_target",
-        "stochastic_beam",
-        "unconstrained",
-        "unconstrained_beam",
-    ] = Field("beam", description="How candidates are found.")
+    rollout: RolloutStrategy = Field("beam", description="How candidates are found.")
     temperature: float = Field(
         1.0,
         gt=0,
@@ -207,7 +212,7 @@ class RlOptions(Training):
     ground_truth: bool = Field(
         False, description="Put the target in the place of a group's last candidate if it lacks it."
     )
-    scoring: Literal["catalogue", "vocabulary"] = Field(
+    scoring: Scoring = Field(
         "vocabulary",
         description="Probabilities of rollout, update and validation: over the tokens that the "
         "catalogue allows, or over all.",
@@ -260,7 +265,7 @@ class RlOptions(Training):
         description="Stop after so many steps without a hit and with one item a group; None: "
         "never.",
     )
-    evaluations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
+    validations: int = Field(5, ge=1, description="Validations (NDCG@10) over the whole run.")
 
     @property
     def is_constrained(self) -> bool:

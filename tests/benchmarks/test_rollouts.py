@@ -137,11 +137,11 @@ def test_a_small_catalogue_is_proved_as_a_whole(tmp_path):
 
 def test_candidates_are_those_of_the_rows_seeds(inputs):
     subject = load(OPTIONS, *inputs)
-    side = Side("common", "catalogue", 3)
+    side = Side("iid", "catalogue", 3)
     every = row_seeds(OPTIONS.seed, 0, range(8)).tolist()
     assert len(set(subject.seeds.tolist()) & set(every)) == 5
     expected = roll_out(
-        subject.model, subject.tree, subject.prompts, "common", 3, subject.seeds
+        subject.model, subject.tree, subject.prompts, "iid", 3, subject.seeds
     ).leaf.tolist()
     # One at a time, since batches make no difference.
     found = [subject.find(side, range(row, row + 1))[0].leaves for row in range(5)]

@@ -103,7 +103,7 @@ def test_the_papers_data_sets_have_its_rules():
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
     datasets = {**SHIPPED["datasets"], **paper["datasets"]}
     study = load_study({**SHIPPED, **paper, "datasets": datasets})
-    amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "least_items": 3000}
+    amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "min_items": 3000}
     amazon |= {"split": "chronological", "repeats": "keep", "end": date(2018, 11, 1)}
     starts = {"toys": date(2016, 10, 1), "industrial": date(1996, 10, 1)}
     for name, start in starts.items():
@@ -324,8 +324,8 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
             "methods.d3.collaborative: d3 has no reward or alpha that asks it; leave it out",
         ),
         (
-            {"methods__d3__decode__method": "d4"},
-            "methods.d3.decode.method: there is no d4; there are bigrec, d3",
+            {"methods__d3__decode__algorithm": "d4"},
+            "methods.d3.decode.algorithm: there is no d4; there are bigrec, d3",
         ),
         (
             {"methods__sprec__preference__iterations": 3},
@@ -354,8 +354,8 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
             "methods.rere.collaborative: there is no sasrek; did you mean sasrec?",
         ),
         (
-            {"methods__rere__rl__rollout": "common", "methods__rere__rl__scoring": "vocabulary"},
-            "methods.rere.rl: rollout: common needs scoring: catalogue, what it draws by",
+            {"methods__rere__rl__rollout": "iid", "methods__rere__rl__scoring": "vocabulary"},
+            "methods.rere.rl: rollout: iid needs scoring: catalogue, what it draws by",
         ),
         (
             {"methods__rere__rl__objective": "dappo"},

@@ -25,11 +25,11 @@ from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.study import Method
-from rere.config.training import RlOptions, SftOptions, reward_weights
+from rere.config.training import RlOptions, RolloutStrategy, SftOptions, reward_weights
 from rere.data.factors import Factors
 from rere.data.splits import read_split
 from rere.engine.search.noise import row_seeds
-from rere.engine.search.rollout import Rollout, roll_out
+from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder
 from rere.training.advantages import ADVANTAGES
@@ -49,7 +49,7 @@ OPTIONS = RlOptions(
     rows_per_pass=8,
     group_size=4,
     beta=0.0,
-    evaluations=1,
+    validations=1,
 )
 CATALOGUE = {"scoring": "catalogue"}
 
@@ -68,7 +68,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cycle = write_cycle(folder / "cycle")
     backbone(Tiny(vocab_size=400, hidden_size=32, num_layers=2), cycle, folder / "backbone")
     chosen = SftOptions(
-        learning_rate=1e-2, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
+        learning_rate=1e-2, batch_size=8, rows_per_pass=8, epochs=3.0, validations=1
     )
     sft(chosen, folder / "backbone", cycle, 0, folder)
     return folder / "model"
@@ -240,7 +240,7 @@ def assert_same_step(plain: Plain, output: Path) -> None:
 
 WAYS = {
     "beam": {},
-    **dict.fromkeys(("common", "dynamic", "dynamic_with_target", "stochastic_beam"), CATALOGUE),
+    **dict.fromkeys(("iid", "oversample", "oversample_with_target", "stochastic_beam"), CATALOGUE),
     "unconstrained": {"temperature": 0.5, "reward": ["rule", "semantic"]},
     "unconstrained_beam": {},
 }
@@ -249,9 +249,9 @@ CASES = {
     **{f"rollout={way}": {"rollout": way, **more} for way, more in WAYS.items()},
     "catalogue": CATALOGUE,
     "temperature": {"temperature": 3.0},
-    "temperature, drawn": {"temperature": 3.0, "rollout": "common", **CATALOGUE},
+    "temperature, drawn": {"temperature": 3.0, "rollout": "iid", **CATALOGUE},
     "ground_truth": {"ground_truth": True},
-    "ground_truth, drawn": {"ground_truth": True, "rollout": "common", **CATALOGUE},
+    "ground_truth, drawn": {"ground_truth": True, "rollout": "iid", **CATALOGUE},
     "ground_truth, written": {"ground_truth": True, "rollout": "unconstrained"},
     **{f"advantage={name}": {"advantage": name} for name in ADVANTAGES},
     **{f"objective={name}": {"objective": name} for name in OBJECTIVES},
@@ -343,7 +343,7 @@ def test_seconds_are_logged_with_steps_and_validations(tmp_path, init, data):
 
 
 def test_draws_do_not_depend_on_passes(tmp_path, init, data, descend):
-    chosen = {"rollout": "common", **CATALOGUE, "steps": 3}
+    chosen = {"rollout": "iid", **CATALOGUE, "steps": 3}
     for rows in (8, 1):
         rl(options(rows_per_pass=rows, **chosen), init, data, 0, tmp_path / str(rows))
     one, eight = steps(tmp_path / "1"), steps(tmp_path / "8")
@@ -458,7 +458,7 @@ def run_own(
 ) -> subprocess.CompletedProcess[str]:
     (folder / "mine.py").write_text(OWN)
     arguments = ["--init", init, "--data", data, "--output", "run", "--reward", *rewards]
-    sizes = ["--steps", 2, "--prompts", 8, "--group-size", 8, "--evaluations", 1]
+    sizes = ["--steps", 2, "--prompts", 8, "--group-size", 8, "--validations", 1]
     command = [sys.executable, "-m", "rere", "rl", *map(str, [*arguments, *sizes])]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
@@ -522,7 +522,7 @@ def test_a_reward_that_is_none_ends_in_one_line(reward, message, tmp_path, init,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rollout": "common"}, "rollout: common needs scoring: catalogue"),
+        ({"rollout": "iid"}, "rollout: iid needs scoring: catalogue"),
         ({"rollout": "stochastic_beam"}, "rollout: stochastic_beam needs scoring: catalogue"),
         (
             {"rollout": "unconstrained", "scoring": "catalogue"},
@@ -562,7 +562,7 @@ def test_the_names_are_those_of_the_functions():
         for name in ("rollout", "advantage", "objective", "kl")
     }
     assert names == {
-        "rollout": get_args(Rollout),
+        "rollout": get_args(RolloutStrategy),
         "advantage": tuple(ADVANTAGES),
         "objective": tuple(OBJECTIVES),
         "kl": tuple(KL),

@@ -32,20 +32,20 @@ STAGES = {
 OPTIONS = {
     # Two epochs of six steps; one of twelve and two steps of another.
     "sft": SftOptions(
-        learning_rate=3e-2, batch_size=16, rows_per_pass=8, epochs=2.0, evaluations=4, patience=9
+        learning_rate=3e-2, batch_size=16, rows_per_pass=8, epochs=2.0, validations=4, patience=9
     ),
     # Both begin again with the rows that they have seen; two iterations of three and three steps.
     "s_dpo": PreferenceOptions(
-        learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, evaluations=5, num_beams=4
+        learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, validations=5, num_beams=4
     ),
     "sprec": PreferenceOptions(
-        method="sprec",
+        algorithm="sprec",
         iterations=2,
         learning_rate=1e-2,
         steps=12,
         batch_size=16,
         rows_per_pass=8,
-        evaluations=4,
+        validations=4,
         num_beams=4,
     ),
     "rl": RlOptions(
@@ -55,13 +55,13 @@ OPTIONS = {
         rows_per_pass=4,
         group_size=4,
         beta=0.1,
-        evaluations=5,
+        validations=5,
     ),
 }
 OPTIONS["rl_lora"] = OPTIONS["rl"].model_copy(update={"lora_rank": 4})
 OPTIONS["rl_moving"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
 OPTIONS["rl_twice"] = OPTIONS["rl"].model_copy(
-    update={"objective": "gspo", "updates": 2, "rollout": "common", "scoring": "catalogue"}
+    update={"objective": "gspo", "updates": 2, "rollout": "iid", "scoring": "catalogue"}
 )
 OPTIONS["rl_redraw"] = OPTIONS["rl"].model_copy(
     update={"objective": "dapo", "dynamic_sampling": 2, "beta": 0.0, "updates": 2}
@@ -223,7 +223,7 @@ def test_interrupted_before_the_first_checkpoint(tmp_path, init, data, unkilled,
 def test_patience_goes_on_too(tmp_path, init, data, interrupt):
     """Validations of steps 1, 2, 3 ...; the rate wrecks the model, and three are not better."""
     options = OPTIONS["sft"].model_copy(
-        update={"learning_rate": 10.0, "evaluations": 12, "patience": 3}
+        update={"learning_rate": 10.0, "validations": 12, "patience": 3}
     )
     sft(options, init, data, 0, tmp_path / "unkilled")
     losses = [line["eval_loss"] for line in records(tmp_path / "unkilled") if "eval_loss" in line]

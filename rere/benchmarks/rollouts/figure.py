@@ -15,8 +15,8 @@ LINES = {
     ("beam", "catalogue"): ("beam, catalogue", "black", "^", "-"),
     ("beam", "vocabulary"): ("beam, vocabulary", "#3a7fb0", "o", "--"),
     ("stochastic_beam", "catalogue"): ("stochastic beam", "#8c3b12", "D", "-."),
-    ("dynamic", "catalogue"): ("dynamic", "#6f9a2a", "v", (0, (5, 3))),
-    ("common", "catalogue"): ("common", "#d99a2b", "x", ":"),
+    ("oversample", "catalogue"): ("oversample", "#6f9a2a", "v", (0, (5, 3))),
+    ("iid", "catalogue"): ("iid", "#d99a2b", "x", ":"),
     ("unconstrained", "vocabulary"): ("unconstrained", "#b5b5b5", "s", "-"),
 }
 HEIGHT = 2.7
@@ -36,7 +36,7 @@ def draw(rows: pl.DataFrame) -> Figure:
     drawn.get_layout_engine().set(wspace=0.06)
     distinct, hits, error = drawn.subplots(1, 3)
     # More beams than any group has candidates are there for their error alone.
-    sizes = rows.filter(what="common")["candidates"].to_list()
+    sizes = rows.filter(what="iid")["candidates"].to_list()
     groups = rows.filter(pl.col("candidates").is_in(sizes))
     curves(distinct, groups, DISTINCT)
     distinct.set(xlabel="candidates", ylabel="distinct items a candidate")

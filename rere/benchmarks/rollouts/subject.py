@@ -31,7 +31,7 @@ TOP = 10
 class Side(NamedTuple):
     """One of the ways that are measured."""
 
-    what: str  # one of `rere.engine.search.rollout.Rollout`, or CERTIFIED
+    what: str  # one of `rere.config.training.RolloutStrategy`, or CERTIFIED
     scoring: Scoring
     candidates: int
 

@@ -43,7 +43,7 @@ SCHEMA = {
     "nodes": pl.Float64,
 }
 SCORINGS = ("vocabulary", "catalogue")
-DRAWS = ("common", "dynamic", "stochastic_beam")
+DRAWS = ("iid", "oversample", "stochastic_beam")
 
 
 def search(options: Candidates, model: Path, data: Path, output: Path) -> None:

@@ -4,27 +4,18 @@ B rows, G candidates a row, T tokens of the longest item.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.config.training import RolloutStrategy
 from rere.engine.search.beam import beam_search
 from rere.engine.search.leaf_tokens import leaf_of, token_ids
 from rere.engine.search.path_scorer import Scoring
 from rere.engine.search.sampling import keep_distinct, sample, stochastic_beam_search
 from rere.engine.search.unconstrained import generate_beams, generate_samples
-
-Rollout = Literal[
-    "beam",  # the best that beam search finds
-    "common",  # independent draws from the constrained policy
-    "dynamic",  # half as many again, of which the most distinct stay
-    "dynamic_with_target",  # the same, but a drawn target stays: the released code's
-    "stochastic_beam",  # draws without replacement
-    "unconstrained",  # independent draws from the model, items or not
-    "unconstrained_beam",  # the best that beam search over the vocabulary finds
-]
 
 
 class Candidates(NamedTuple):
@@ -51,7 +42,7 @@ def roll_out(
     model: PreTrainedModel,
     tree: PrefixTree,
     prompts: Sequence[Sequence[int]],
-    way: Rollout,
+    strategy: RolloutStrategy,
     group_size: int,
     seeds: Tensor,
     scoring: Scoring = "vocabulary",
@@ -61,23 +52,23 @@ def roll_out(
     """`group_size` candidates a prompt, in the order in which they were found or drawn.
 
     `tree`, `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) and `target` (B,) i64, the leaf
-    that `dynamic_with_target` keeps, lie on the model's device. `scoring` is that of `beam`;
+    that `oversample_with_target` keeps, lie on the model's device. `scoring` is that of `beam`;
     draws are from the `catalogue` policy, what is unconstrained from the `vocabulary`'s. Raises
-    ValueError for another way, a missing target, and numbers out of range, InputError as
+    ValueError for another strategy, a missing target, and numbers out of range, InputError as
     `rere.engine.search.beam.beam_search`.
     """
     threshold = None
-    match way:
+    match strategy:
         case "beam":
             leaf, log_prob = beam_search(
                 model, tree, prompts, group_size, scoring, temperature=temperature
             )
-        case "common":
+        case "iid":
             leaf, log_prob = sample(model, tree, prompts, group_size, seeds, temperature)
-        case "dynamic" | "dynamic_with_target":
-            if target is None and way == "dynamic_with_target":
-                raise ValueError("dynamic_with_target needs the target's leaf of each row")
-            first = target if way == "dynamic_with_target" else None
+        case "oversample" | "oversample_with_target":
+            if target is None and strategy == "oversample_with_target":
+                raise ValueError("oversample_with_target needs the target's leaf of each row")
+            first = target if strategy == "oversample_with_target" else None
             drawn = sample(model, tree, prompts, -(-3 * group_size // 2), seeds, temperature)
             leaf, log_prob = keep_distinct(drawn, group_size, first)
         case "stochastic_beam":
@@ -91,5 +82,5 @@ def roll_out(
             ids, log_prob = generate_beams(model, tree, prompts, group_size, temperature)
             return Candidates(leaf_of(tree, ids), log_prob, ids)
         case _:
-            raise ValueError(f"there is no way {way} to get candidates")
+            raise ValueError(f"there is no strategy {strategy} to get candidates")
     return Candidates(leaf, log_prob, token_ids(tree, leaf), threshold)

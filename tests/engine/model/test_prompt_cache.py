@@ -80,7 +80,7 @@ def test_prompts_of_one_token_and_of_one_length(prompts):
     assert_passes_equal(QWEN2, packed, searched(QWEN2, "vocabulary", prompts), rounding(QWEN2))
 
 
-@pytest.mark.parametrize("way", ["common", "dynamic", "stochastic_beam"])
+@pytest.mark.parametrize("way", ["iid", "oversample", "stochastic_beam"])
 def test_samplers_keep_prompts_too(way):
     prompts = KeptPrompts(PROMPTS)
     actual = roll_out(QWEN2, TREE, prompts, way, 4, SEEDS, "catalogue")

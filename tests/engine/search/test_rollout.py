@@ -32,7 +32,7 @@ SEQUENCES = random_catalogue(12, seed=3)
 TREE = PrefixTree.build(SEQUENCES)
 SEEDS = row_seeds(0, 0, [11, 12, 13])
 TARGET = TREE.leaf_of_item[:3]
-WAYS = ("beam", "common", "dynamic", "dynamic_with_target", "stochastic_beam")
+WAYS = ("beam", "iid", "oversample", "oversample_with_target", "stochastic_beam")
 FREE = ("unconstrained", "unconstrained_beam")
 
 
@@ -91,9 +91,9 @@ def test_each_way_is_the_function_behind_it(way, scoring, temperature):
     many = sample(*common, 6, SEEDS, temperature)
     expected = {
         "beam": lambda: beam_search(*common, 4, scoring, 0.0, temperature),
-        "common": lambda: sample(*common, 4, SEEDS, temperature),
-        "dynamic": lambda: keep_distinct(many, 4),
-        "dynamic_with_target": lambda: keep_distinct(many, 4, TARGET),
+        "iid": lambda: sample(*common, 4, SEEDS, temperature),
+        "oversample": lambda: keep_distinct(many, 4),
+        "oversample_with_target": lambda: keep_distinct(many, 4, TARGET),
         "stochastic_beam": lambda: stochastic_beam_search(*common, 4, SEEDS, temperature),
     }[way]()
     assert torch.equal(found.leaf, expected.leaf)
@@ -133,7 +133,7 @@ def test_the_target_stays_where_it_was_drawn():
     model = unigram_lm([1e-3, 0.3, 0.3, 0.3, 0.1])
     tree = PrefixTree.build([[2, EOS], [3, EOS], [4, EOS], [EOS]])
     target = tree.leaf_of_item[[2] * 200]
-    arguments = (model, tree, [[1]] * 200, "dynamic_with_target", 2, row_seeds(0, 0, range(200)))
+    arguments = (model, tree, [[1]] * 200, "oversample_with_target", 2, row_seeds(0, 0, range(200)))
     found = roll_out(*arguments, target=target)
     drawn = sample(model, tree, [[1]] * 200, 3, row_seeds(0, 0, range(200)))
     assert (found.leaf == target[:, None]).any(-1).equal((drawn.leaf == target[:, None]).any(-1))
@@ -153,7 +153,7 @@ def test_numbers_out_of_range(way, size, temperature, message):
 
 
 def test_an_unknown_way():
-    with pytest.raises(ValueError, match="no way beams"):
+    with pytest.raises(ValueError, match="no strategy beams"):
         roll_out(MODELS["qwen2"], TREE, PROMPTS, "beams", 2, SEEDS)
 
 
