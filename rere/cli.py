@@ -74,6 +74,9 @@ def parse(stage: str, arguments: list[str]) -> Any:
         for form in other_forms(stage):
             if unknown[0].partition("=")[0] in map(config.options.flag, STAGES[form].model_fields):
                 fail(f"rere {stage}: {unknown[0]} is an option of rere {form}", 2)
+        name = unknown[0].partition("=")[0].removeprefix("--").replace("-", "_")
+        if new := config.options.new_name(name, fields):
+            fail(f"rere {stage}: {unknown[0]}: renamed; write {config.options.flag(new)}", 2)
         advice = hint(unknown[0], map(config.options.flag, fields), f"see rere {stage} --help")
         fail(f"rere {stage}: unknown option {unknown[0]}; {advice}", 2)
     values = {
@@ -89,10 +92,10 @@ def parse(stage: str, arguments: list[str]) -> Any:
     try:
         return command.model_validate(values, strict=False)
     except ValidationError as error:
-        problems = [
-            ": ".join([*map(config.options.flag, problem["loc"][:1]), remedy(problem)])
-            for problem in error.errors()
-        ]
+        problems = []
+        for problem in error.errors():
+            keys = problem["loc"][:1] or filter(None, [problem.get("ctx", {}).get("key")])
+            problems.append(": ".join([*map(config.options.flag, keys), remedy(problem)]))
         fail(f"rere {stage}: {'; '.join(problems)}", 2)
 
 

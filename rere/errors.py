@@ -30,7 +30,7 @@ def remedy(problem: Any) -> str:
     match problem["type"]:
         case "value_error":
             return str(context["error"])
-        case "unknown_key":
+        case "unknown_key" | "renamed":
             return problem["msg"]
         case "missing" | "union_tag_not_found":
             return "missing"

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Rules] = {
     "ml-100k": MovieLens(),
     "ml-1m": MovieLens(source="ml-1m"),
     "ml-20m": MovieLens(source="ml-20m"),
-    "amazon-2018": Amazon2018(category=CATEGORY, start=None, end=None, least_items=None),
+    "amazon-2018": Amazon2018(category=CATEGORY, start=None, end=None, min_items=None),
     "amazon-2023": Amazon2023(category=CATEGORY),
     "yelp": Yelp(start=None, end=None, title="name"),
     "table": OwnTables(),

@@ -5,24 +5,16 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
-import yaml
+from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
-ROOT = Path(__file__).parent.parent
-QUICK = [ROOT / "config" / "config.yaml"]
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
-
-
 ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
-SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
 
 METHODS = {
     "none": ["popularity", "repeat_last", "item_knn", "gru4rec", "caser", "sasrec"],
@@ -41,65 +33,6 @@ FORMATS = ("pdf", "png")
 RERE = "results/runs/small/small/rere/seed0"
 
 slow = pytest.mark.slow
-
-
-def snakemake(
-    folder: Path, configs: list[Path], *arguments: str, **changes: Any
-) -> subprocess.CompletedProcess[str]:
-    """Snakemake in a folder on one core; `changes` are sections laid over the configs."""
-    process = start(folder, configs, *arguments, **changes)
-    output, _ = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
-
-
-def start(
-    folder: Path,
-    configs: list[Path],
-    *arguments: str,
-    start_new_session: bool = False,
-    **changes: Any,
-) -> subprocess.Popen[str]:
-    """The same while it runs."""
-    if changes:
-        overlay = folder / "overlay.yaml"
-        overlay.write_text(yaml.safe_dump(changes))
-        configs = [*configs, overlay]
-    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
-    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "1"]
-    command += arguments
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=start_new_session,
-    )
-
-
-def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:
-    """How many jobs of each rule a dry run plans."""
-    done = snakemake(folder, configs, "--dry-run", *targets, **changes)
-    assert done.returncode == 0, done.stdout
-    stats = re.search(r"Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)*)", done.stdout)
-    if stats is None:
-        assert "Nothing to be done" in done.stdout
-        return {}
-    counts = {rule: int(jobs) for rule, jobs in map(str.split, stats[1].splitlines())}
-    return {rule: jobs for rule, jobs in counts.items() if rule not in ("all", "total")}
-
-
-def write_raw(folder: Path) -> None:
-    """60 users who walk through 40 items in steps of one to three, as GroupLens lays files out."""
-    folder.mkdir()
-    events = [
-        (user, (user + step * (1 + user % 3)) % 40, 100 * step + user)
-        for user in range(60)
-        for step in range(12)
-    ]
-    rows = [f"{user}\t{item}\t5\t{time}\n" for user, item, time in events]
-    (folder / "u.data").write_text("".join(rows))
-    titles = [f"{i}|Part {i // 8} of series {i % 8} (1995)|||{'|0' * 19}\n" for i in range(40)]
-    (folder / "u.item").write_text("".join(titles))
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +249,7 @@ def test_a_killed_study_goes_on_from_its_checkpoints(tmp_path):
 
     done = snakemake(tmp_path, SMALL, target, **often)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"checkpoint-\d+: the run goes on from here", done.stdout)
+    assert re.search(r"checkpoint-\d+: the run resumes from here", done.stdout)
     assert json.loads((run / "run.json").read_text())["resumed"] == 1
     assert not (run / "checkpoints").exists()
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
@@ -528,7 +461,7 @@ def test_a_changed_option_runs_what_depends_on_it(study, changes, jobs):
     [
         ({"baseline": {"model": "sasrec", "epochs": 3}}, {"sequential": 2, "metrics": 2}),
         ({"init": "sft", "preference": {}}, {"preference": 2, "recommend": 2, "metrics": 2}),
-        ({"init": "sft", "decode": {"method": "bigrec"}}, {"decode": 2, "metrics": 2}),
+        ({"init": "sft", "decode": {"algorithm": "bigrec"}}, {"decode": 2, "metrics": 2}),
         ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1}),
         (
             {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
@@ -555,7 +488,7 @@ def test_an_added_method_runs_alone(study, method, jobs):
 def test_rewards_that_ask_a_baseline_and_the_users_own(study, tmp_path):
     """Run for real; an edit of the user's module runs the method again."""
     (study / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
-    budget = {"steps": 2, "prompts": 4, "rows_per_pass": 2, "group_size": 4, "evaluations": 1}
+    budget = {"steps": 2, "prompts": 4, "rows_per_pass": 2, "group_size": 4, "validations": 1}
     reward = ["rule", "collaborative=0.1", "semantic", "mine:one"]
     method = {"init": "sft", "collaborative": "sasrec", "rl": {**budget, "reward": reward}}
     run = RERE.replace("rere", "added")

@@ -22,7 +22,7 @@ def half_trained(folder: Path, data: Path) -> Path:
     untrained = folder / "backbone"
     backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
     options = SftOptions(
-        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, evaluations=1
+        learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=3.0, validations=1
     )
     sft(options, untrained, data, 0, folder)
     return folder / "model"

@@ -28,13 +28,13 @@ class Rules(Options):
     )
     start: Day | None = Field(None, description="First day of the events (UTC).")
     end: Day | None = Field(None, description="Day after the last one of the events (UTC).")
-    least_items: int | None = Field(
+    min_items: int | None = Field(
         None, ge=1, description="While fewer items are left, start moves back by a year."
     )
     max_title_words: int | None = Field(
         None, ge=1, description="Items whose title has more words go."
     )
-    repeats: Literal["keep", "merge"] = Field(
+    repeats: Literal["keep", "first"] = Field(
         "keep", description="All events of a user with the same item, or the first alone."
     )
     core: int = Field(5, ge=1, description="Keep users and items with at least this many events.")
@@ -66,7 +66,7 @@ class Amazon2018(Rules):
     end: Day | None = Field(
         date(2018, 11, 1), description="Day after the last one of the events (UTC)."
     )
-    least_items: int | None = Field(
+    min_items: int | None = Field(
         3000, ge=1, description="While fewer items are left, start moves back by a year."
     )
     max_title_words: int | None = Field(20, ge=1, description="Items with longer titles go.")

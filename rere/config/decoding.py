@@ -2,21 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from rere.config.options import Options
+from rere.config.options import Options, refuse_renamed
 
 
 class Bigrec(Options):
     """Write a title freely, and rank items by how near theirs are to it (arXiv 2308.08434)."""
 
-    method: Literal["bigrec"] = "bigrec"
+    algorithm: Literal["bigrec"] = "bigrec"
 
 
 class D3(Options):
     """Search by decisions, with the help of a sequential model (arXiv 2406.14900)."""
 
-    method: Literal["d3"] = "d3"
+    algorithm: Literal["d3"] = "d3"
     alpha: float = Field(
         1.0,
         gt=0,
@@ -26,4 +26,8 @@ class D3(Options):
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
 
 
-Decode = Annotated[Bigrec | D3, Field(discriminator="method")]
+Decode = Annotated[
+    Bigrec | D3,
+    Field(discriminator="algorithm"),
+    BeforeValidator(lambda values: refuse_renamed(values, D3.model_fields)),
+]

@@ -22,7 +22,7 @@ class Chosen(NamedTuple):
 def choose(events: pl.DataFrame, rules: Rules) -> Chosen:
     """The events that the rules keep, of events (user str, item a whole number from 0, timestamp).
 
-    While fewer than `least_items` items are left and there are earlier events, the window starts
+    While fewer than `min_items` items are left and there are earlier events, the window starts
     a year earlier.
     """
     first, start = events["timestamp"].min(), rules.start
@@ -30,10 +30,10 @@ def choose(events: pl.DataFrame, rules: Rules) -> Chosen:
         inside = events.filter(in_window(start, rules.end))
         numbers, users = codes(inside["user"])  # few users of a log are in a window of it
         apart = inside.with_columns(user=numbers)
-        if rules.repeats == "merge":
+        if rules.repeats == "first":
             apart = merge_repeats(apart)
         kept = k_core(apart, rules.core)
-        enough = rules.least_items is None or kept["item"].n_unique() >= rules.least_items
+        enough = rules.min_items is None or kept["item"].n_unique() >= rules.min_items
         if enough or start is None or first is None or seconds(start) <= first:
             break
         start = year_before(start)

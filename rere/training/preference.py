@@ -106,7 +106,7 @@ class PreferenceTrainer(Trainer):
     def __init__(self, tree: PrefixTree, **more: Any) -> None:
         super().__init__(**more)
         self.host_tree, self.tree = tree, tree.to(self.args.device)
-        self.plays_itself = self.options.method == "sprec"
+        self.plays_itself = self.options.algorithm == "sprec"
         self.reference = Reference(self.model, moves=self.plays_itself)
 
     def training_step(

@@ -1,7 +1,7 @@
-"""What all trainers share: the frame of the loop, the step log, the arguments and the data.
+"""The parts that all training stages share: trainer, step log, arguments and data.
 
-The loop itself (schedules, clipping, several devices, resuming) is `transformers.Trainer`; a
-method adds its loss and its validation.
+The loop (schedule, clipping, resuming) is `transformers.Trainer`; a stage adds its loss and its
+validation.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ from rere.training.checkpoints import Checkpoints
 
 
 class Trainer(transformers.Trainer):
-    """`transformers.Trainer` with validation as one method, a plain step log and checkpoints."""
+    """`transformers.Trainer` with its own validation, step log and checkpoints."""
 
     def __init__(
         self, options: Training, checkpoints: Checkpoints, label: str, **more: Any
@@ -44,22 +44,22 @@ class Trainer(transformers.Trainer):
         super().__init__(**more)
         self.options, self.checkpoints = options, checkpoints
         self.remove_callback(PrinterCallback)
-        for callback in trackers(options.report_to, checkpoints.folder.parent):
+        for callback in tracker_callbacks(options.report_to, checkpoints.folder.parent):
             self.add_callback(callback)
         self.add_callback(StepLog(checkpoints.log, label))
         self.step_metrics: dict[str, Tensor] = {}
 
     @property
     def language_model(self) -> PreTrainedModel:
-        """The model as a search takes it: with its adapters, without a wrapper."""
+        """The model that searches use: with its adapters, without PEFT's wrapper."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def autocast(self) -> AbstractContextManager:
-        """The arithmetic of the options, for search, reference, update and validation alike.
+        """The precision of the options, for search, reference, update and validation.
 
-        Not entered around a search and an update together: a weight that the search, which
-        takes no gradients, has cast would be used again, and get none.
+        Enter it separately for search and update: autocast caches the weights it casts, and those
+        cast without gradient in a search would have none in the update.
         """
         bfloat16 = self.options.dtype == "bfloat16"
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bfloat16)
@@ -67,28 +67,26 @@ class Trainer(transformers.Trainer):
     def compute_loss_context_manager(self) -> AbstractContextManager:
         return self.autocast()
 
-    # ---------------------------------------------------------------------- log and validation
-
     def validate(self) -> dict[str, float]:
-        """Metrics on the validation sample, by which the weights that end the run are chosen."""
+        """Metrics on the validation rows, which select the checkpoint."""
         raise NotImplementedError
 
-    def record(self, **metrics: Tensor) -> None:
+    def record_metrics(self, **metrics: Tensor) -> None:
         """Keep scalars for the step's line in the log; they stay on the device until then."""
         self.step_metrics |= {name: value.detach().float() for name, value in metrics.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:
-            return  # a summary of the time since the last interruption; run.json has all of it
+            return  # transformers' summary since the last resume; run.json covers the whole run
         if "loss" in logs:
             self.stop_if_not_finite(logs)
-            logs |= self.step_values() | peak_memory()
+            logs |= self.read_metrics() | peak_memory()
         logs = {**logs, "seconds": round(self.checkpoints.run.seconds, 3)}
         super().log(logs, start_time)
-        self.state.log_history.clear()  # the step log has it; checkpoints would grow with it
+        self.state.log_history.clear()  # else every checkpoint would contain the whole log
 
-    def step_values(self) -> dict[str, float]:
-        """What the step recorded, read from the device at once."""
+    def read_metrics(self) -> dict[str, float]:
+        """The metrics recorded in this step, read from the device in one transfer."""
         if not self.step_metrics:
             return {}
         values = torch.stack([*self.step_metrics.values()]).tolist()
@@ -97,7 +95,7 @@ class Trainer(transformers.Trainer):
         return named
 
     def stop_if_not_finite(self, logs: dict[str, float]) -> None:
-        """Raise InputError before a checkpoint of such weights can be written."""
+        """Raise InputError, before a checkpoint of these weights is written."""
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
                 raise InputError(
@@ -113,22 +111,20 @@ class Trainer(transformers.Trainer):
         )
         return metrics
 
-    # ----------------------------------------------------------------------------- checkpoints
-
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **more)  # a new best is saved at once
+        super()._maybe_log_save_evaluate(*args, **more)  # saves a new best
         saved = self.checkpoints.path(self.state.global_step).exists()
-        if self.checkpoints.due(self.options.checkpoint_seconds) and not saved:
+        if self.checkpoints.is_due(self.options.checkpoint_seconds) and not saved:
             self._save_checkpoint(self.model_wrapped)
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """All that the rest of the run depends on; nothing does at its end."""
+        """Save all state that the rest of the run depends on; a run at its end has no rest."""
         if self.control.should_training_stop:
             return
         state = self.state
-        with self.checkpoints.adding(state.global_step, state.best_global_step) as folder:
+        with self.checkpoints.write(state.global_step, state.best_global_step) as folder:
             self.save_model(str(folder), _internal_call=True)
-            self.save_more(folder)
+            self.save_reference(folder)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
             for part in [*self.callback_handler.callbacks, self.control]:
@@ -136,28 +132,28 @@ class Trainer(transformers.Trainer):
                     state.stateful_callbacks[type(part).__name__] = part.state()
             state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def save_more(self, folder: Path) -> None:
-        """Models beside the trained one; `_load_from_checkpoint` loads them."""
+    def save_reference(self, folder: Path) -> None:
+        """Save the reference model, if any; `_load_from_checkpoint` loads it."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # transformers' own adds a pickle of the arguments.
+        # transformers would add a pickle of the arguments.
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # A weight that two modules share is saved once, under one of its names.
-        shared = self.language_model.all_tied_weights_keys
-        missing = [name for name in load_result.missing_keys if name not in shared]
+        # A tied weight is saved under one of its names only.
+        tied = self.language_model.all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _finalize_training(self, *args: Any) -> Any:
         best = self.state.best_global_step
         if best is not None and best < self.state.global_step:
             self.state.best_model_checkpoint = str(self.checkpoints.path(best))
-        return super()._finalize_training(*args)  # loads it
+        return super()._finalize_training(*args)  # loads the best model
 
 
 class StepLog(TrainerCallback):
-    """One JSON line a step in `path`, and progress with rate and remaining time on the screen."""
+    """Writes one JSON line per step to `path` and shows a progress bar."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.path, self.label = path, label
@@ -179,8 +175,11 @@ class StepLog(TrainerCallback):
         self.bar.close()
 
 
-def trackers(names: Sequence[str], output: Path) -> list[TrainerCallback]:
-    """The callbacks that send the step log elsewhere; InputError where a package is missing."""
+def tracker_callbacks(names: Sequence[str], output: Path) -> list[TrainerCallback]:
+    """Callbacks that also send the step log to TensorBoard or Weights & Biases.
+
+    Raises InputError if a package is missing.
+    """
     callbacks = []
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -203,9 +202,9 @@ def training_arguments(
     passes: int = 1,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments that all stages agree on, for steps of `rows` rows in so many `passes`.
+    """The arguments that all stages share, for steps of `rows` rows in `passes` forward passes.
 
-    Checkpoints lie in `folder`; the weights with the best validation end the run.
+    Checkpoints are in `folder`; the one with the best validation is the result.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -221,7 +220,7 @@ def training_arguments(
         per_device_train_batch_size=rows // passes,
         per_device_eval_batch_size=options.rows_per_pass,
         gradient_accumulation_steps=passes,
-        eval_steps=max(1, total_steps // options.evaluations),
+        eval_steps=max(1, total_steps // options.validations),
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
         save_strategy="best",
@@ -235,18 +234,18 @@ def training_arguments(
         remove_unused_columns=False,
         **more,
     )
-    # One device a run: the Trainer would copy the model to all that it sees, and take as many rows.
+    # The Trainer would copy the model to every visible device, and take more rows per step.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
-    """A split, or the seeded sample of it, as rows {"row_id", "history", "target"}."""
+    """A split, or a seeded sample of `rows` rows: dicts with row_id, history and target."""
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
 
 
 def read_train(data: Path, part: list[float], least: int, what: str) -> list[dict[str, Any]]:
-    """The training rows from one share of them to another, in their order.
+    """The training rows between two fractions of the split, in order.
 
     Raises InputError for fewer than `least`, which `what` names.
     """
@@ -260,22 +259,22 @@ def read_train(data: Path, part: list[float], least: int, what: str) -> list[dic
 def read_valid(
     data: Path, rows: int | None, responses: Sequence[Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """The validation rows, or the seeded sample of so many, `shortest_first`."""
+    """The validation rows, or a seeded sample of `rows` of them, `shortest_first`."""
     return shortest_first(read_rows(data, "valid", rows), responses)
 
 
 def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
-    """The prompt ids of a batch of rows."""
+    """The token ids of the rows' prompts."""
     return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
 
 
 def shortest_first(
     rows: list[dict[str, Any]], responses: Sequence[Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """Rows by `history_length`: those that share a pass are alike, so little of it is padding."""
+    """Rows sorted by `history_length`, which leaves little padding in a forward pass."""
     return sorted(rows, key=lambda row: history_length(row, responses))
 
 
 def history_length(row: dict[str, Any], responses: Sequence[Sequence[int]]) -> int:
-    """How many tokens the titles of a row's history have; prompts are a little longer."""
+    """The number of tokens of the titles in a row's history."""
     return sum(len(responses[item]) for item in row["history"])

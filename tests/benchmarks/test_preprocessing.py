@@ -20,10 +20,10 @@ def inline(function, *arguments):
 def test_both_sides_make_the_same_splits(seed, tmp_path):
     unpacked = write_reviews(tmp_path, "Toys", Size(20_000, 4000), seed)
     assert unpacked == sum(len(gzip.decompress(p.read_bytes())) for p in tmp_path.iterdir())
-    options = Amazon2018(category="Toys", least_items=150, start=date(2017, 10, 1))
+    options = Amazon2018(category="Toys", min_items=150, start=date(2017, 10, 1))
     made = from_events(options, read(options, tmp_path))
     events, titles = plain_data.read(tmp_path, "Toys")
-    rules = (options.start, options.end, options.least_items, options.max_title_words)
+    rules = (options.start, options.end, options.min_items, options.max_title_words)
     names, splits = plain_data.split(events, titles, *rules, options.core, options.max_history)
     assert made.items["title"].to_list() == names
     assert [frame.select(*SPLIT_SCHEMA).rows() for frame in made.splits.values()] == splits

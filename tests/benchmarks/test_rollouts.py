@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 import torch
-from config.test_study import SHIPPED, changed, error
 from engine.search.test_beam import brute_force
-from test_workflow import SMALL, planned, snakemake, write_raw
+from snakemake_runs import SMALL, planned, snakemake, write_raw
+from study_configs import SHIPPED, changed, error
 from tiny_models import CYCLE, write_data, write_fixed_model
 
 from rere.backbones import load_tokenizer
@@ -15,8 +15,8 @@ from rere.benchmarks.rollouts.subject import CERTIFIED, Found, Side, load
 from rere.config.benchmarks import Candidates
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
-from rere.tokenization import PromptEncoder
 from rere.study import load_study
+from rere.tokenization import PromptEncoder
 
 OPTIONS = Candidates(
     dataset="many",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from config.test_study import SHIPPED, changed, error
 from engine.search.test_beam import Constrained, generated, random_catalogue
-from test_workflow import SMALL, planned, snakemake, write_raw
+from snakemake_runs import SMALL, planned, snakemake, write_raw
+from study_configs import SHIPPED, changed, error
 from tiny_models import CYCLE, causal_lm, unigram_lm, write_data, write_fixed_model
 
 from rere.backbones import load_tokenizer, tiny_model

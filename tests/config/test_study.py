@@ -4,12 +4,12 @@ import math
 import subprocess
 import sys
 from datetime import date
-from pathlib import Path
 from typing import Any, get_args
 
 import jsonschema  # comes with Snakemake
 import pytest
 import yaml
+from study_configs import ABSENT, CONFIG, SHIPPED, changed, error
 
 from rere.config.backbones import Pretrained, TinyBackbone
 from rere.config.benchmarks import Measured, Speed
@@ -19,35 +19,10 @@ from rere.config.evaluation import Recommend
 from rere.config.options import flags
 from rere.config.study import Method, Study, Table
 from rere.config.training import PreferenceOptions, RlOptions
-from rere.errors import InputError
 from rere.study import load_study
 
-CONFIG = Path(__file__).parents[2] / "config"
-SHIPPED = yaml.safe_load((CONFIG / "config.yaml").read_text())
 LAID_OVER = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
 FULL = {**SHIPPED, "tables": {"main": {**SHIPPED["tables"]["main"], **LAID_OVER}}}
-ABSENT = "<absent>"
-
-
-def changed(**changes: Any) -> dict[str, Any]:
-    """The shipped config with keys set, or removed if ABSENT; `__` goes a level deeper."""
-    config = copy.deepcopy(SHIPPED)
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        node = config
-        for key in parents:
-            node = node.setdefault(key, {})
-        if value is ABSENT:
-            del node[last]
-        else:
-            node[last] = value
-    return config
-
-
-def error(config: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        load_study(config)
-    return str(caught.value)
 
 
 def grid(grid: Any, stage: Any = None, **more: Any) -> dict[str, Any]:

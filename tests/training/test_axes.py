@@ -505,7 +505,7 @@ def test_the_reward_of_the_readme(tmp_path, monkeypatch):
         ),
         (
             "mine:wrong",
-            "rere rl: reward mine:wrong: returned shape (8,); a candidate has one reward, (8, 8)",
+            "rere rl: reward mine:wrong: returned shape (8,); return one reward per candidate, (8, 8)",
         ),
     ],
 )

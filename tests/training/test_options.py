@@ -32,7 +32,7 @@ from rere.training.rl import CollapseStop, rl
 from rere.training.sft import sft
 
 STAGES = {"sft": sft, "rl": rl}
-SFT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5, evaluations=1)
+SFT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5, validations=1)
 RL = RlOptions(
     learning_rate=1e-3,
     steps=4,
@@ -40,10 +40,10 @@ RL = RlOptions(
     rows_per_pass=8,
     group_size=4,
     beta=0.1,
-    evaluations=1,
+    validations=1,
 )
 PREFERENCE = PreferenceOptions(
-    learning_rate=1e-2, steps=8, batch_size=8, rows_per_pass=8, evaluations=1
+    learning_rate=1e-2, steps=8, batch_size=8, rows_per_pass=8, validations=1
 )
 OPTIONS = {"sft": SFT, "rl": RL}
 

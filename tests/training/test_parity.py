@@ -41,7 +41,7 @@ FAITHFUL = RlOptions(
     beta=0.5,
     sync_interval=2,
     sync_mix=0.9,
-    evaluations=1,
+    validations=1,
 )
 ROWS = [([start], (start + step) % 8) for start, step in zip(range(8), [1, 3] * 4, strict=True)]
 

@@ -33,9 +33,9 @@ from rere.training.preferences import margins, s_dpo
 
 RECORD = json.loads((Path(__file__).parents[1] / "records" / "trl.json").read_text())
 SHORT = PreferenceOptions(
-    learning_rate=1e-3, steps=8, batch_size=8, rows_per_pass=8, evaluations=1, num_beams=4
+    learning_rate=1e-3, steps=8, batch_size=8, rows_per_pass=8, validations=1, num_beams=4
 )
-SPREC = SHORT.model_copy(update={"method": "sprec", "iterations": 2})
+SPREC = SHORT.model_copy(update={"algorithm": "sprec", "iterations": 2})
 """Two steps of SFT, two of DPO, and again."""
 
 
@@ -218,9 +218,9 @@ def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
     assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["dpo", "s_dpo", "sprec"])
-def test_targets_come_to_be_preferred(tmp_path, init, data, method):
-    options = SHORT.model_copy(update={"method": method, "steps": 80, "evaluations": 4})
+@pytest.mark.parametrize("algorithm", ["dpo", "s_dpo", "sprec"])
+def test_targets_come_to_be_preferred(tmp_path, init, data, algorithm):
+    options = SHORT.model_copy(update={"algorithm": algorithm, "steps": 80, "validations": 4})
     preference(options, init, data, 0, tmp_path)
     lines = [line for line in steps(tmp_path) if "margin" in line]
     assert sum(line["accuracy"] for line in lines[-5:]) / 5 > 0.6
@@ -280,9 +280,9 @@ def test_sprec_has_the_references_best_as_negatives(tmp_path, fixed, data, monke
             assert negative == next(each for each in ranked if each != target)
 
 
-@pytest.mark.parametrize("method", ["s_dpo", "sprec"])
-def test_passes_do_not_change_the_result(tmp_path, init, data, method):
-    options = SPREC if method == "sprec" else SHORT
+@pytest.mark.parametrize("algorithm", ["s_dpo", "sprec"])
+def test_passes_do_not_change_the_result(tmp_path, init, data, algorithm):
+    options = SPREC if algorithm == "sprec" else SHORT
     preference(options, init, data, 0, tmp_path / "one")
     many = options.model_copy(update={"rows_per_pass": 2})
     preference(many, init, data, 0, tmp_path / "many")
@@ -334,11 +334,11 @@ def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "dpo", "negatives": 2}, "method: dpo has one negative"),
-        ({"iterations": 2}, "iterations is for method: sprec"),
-        ({"method": "sprec", "steps": 8}, "steps must be a multiple of twice the iterations"),
-        ({"method": "sprec", "num_beams": 1}, "num_beams must be above negatives"),
-        ({"method": "sprec", "steps": 10, "lora_rank": 4}, "sprec needs lora_rank: null"),
+        ({"algorithm": "dpo", "negatives": 2}, "algorithm: dpo has one negative"),
+        ({"iterations": 2}, "iterations is for algorithm: sprec"),
+        ({"algorithm": "sprec", "steps": 8}, "steps must be a multiple of twice the iterations"),
+        ({"algorithm": "sprec", "num_beams": 1}, "num_beams must be above negatives"),
+        ({"algorithm": "sprec", "steps": 10, "lora_rank": 4}, "sprec needs lora_rank: null"),
         ({"batch_size": 12}, "batch_size must be a multiple of rows_per_pass"),
     ],
 )

@@ -157,7 +157,7 @@ def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
         process = start("-c", code)
         _, said = process.communicate()
         assert process.returncode == -signal.SIGKILL, said
-        assert "the run goes on from here" in said
+        assert "the run resumes from here" in said
         assert not (output / "model").exists()
         assert len([path for path in output.rglob(".*") if path.is_dir()]) == 1
 
@@ -331,7 +331,7 @@ def test_checkpoints_of_another_run_are_removed(other, tmp_path, init, data, int
     caplog.clear()
     sft(options, init, data, seed, tmp_path / "run")
     (message,) = caplog.messages
-    assert message.endswith("checkpoints: of a run with other options, seed or inputs; removed")
+    assert message.endswith("checkpoints: removed checkpoints of a run with other options, seed or inputs")
     sft(options, init, data, seed, tmp_path / "fresh")
     assert_same(tmp_path / "run", tmp_path / "fresh")
 
@@ -354,6 +354,6 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, init, data):
 
 def test_a_launcher_of_several_processes_is_refused(tmp_path, init, data, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="trains in one process"):
+    with pytest.raises(InputError, match="training takes one process"):
         sft(OPTIONS["sft"], init, data, 0, tmp_path / "run")
     assert not (tmp_path / "run").exists()

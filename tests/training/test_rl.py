@@ -34,7 +34,7 @@ SHORT = RlOptions(
     rows_per_pass=8,
     group_size=4,
     beta=0.1,
-    evaluations=1,
+    validations=1,
 )
 
 
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) ->
     """A run that sees all eight items each time, long enough to rank the target up."""
     output = tmp_path_factory.mktemp("trained")
     options = SHORT.model_copy(
-        update={"steps": 40, "group_size": 8, "beta": 1e-3, "evaluations": 4}
+        update={"steps": 40, "group_size": 8, "beta": 1e-3, "validations": 4}
     )
     rl(options, init, data, 0, output)
     return output

@@ -27,7 +27,7 @@ from rere.errors import InputError
 from rere.tokenization import PromptEncoder
 from rere.training.sft import sft
 
-SHORT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5, evaluations=1)
+SHORT = SftOptions(learning_rate=5e-3, batch_size=8, rows_per_pass=8, epochs=0.5, validations=1)
 """Six steps of eight rows."""
 
 
@@ -48,7 +48,7 @@ def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) -> Path:
     """A run long enough to learn the cycle."""
     output = tmp_path_factory.mktemp("trained")
-    sft(SHORT.model_copy(update={"epochs": 12.0, "evaluations": 4}), init, data, 0, output)
+    sft(SHORT.model_copy(update={"epochs": 12.0, "validations": 4}), init, data, 0, output)
     return output
 
 
@@ -104,7 +104,7 @@ def test_an_untrained_models_loss_is_about_that_of_guessing(trained):
 def test_training_stops_when_validation_does_not_improve_and_keeps_the_best(tmp_path, data, init):
     # Such a rate wrecks the model, and soon no validation is better than those before.
     options = SHORT.model_copy(
-        update={"learning_rate": 10.0, "epochs": 4.0, "evaluations": 12, "patience": 2}
+        update={"learning_rate": 10.0, "epochs": 4.0, "validations": 12, "patience": 2}
     )
     sft(options, init, data, 0, tmp_path)
     losses = [record["eval_loss"] for record in records(tmp_path) if "eval_loss" in record]

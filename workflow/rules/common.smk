@@ -99,7 +99,7 @@ def own_rewards(wildcards):
 
 def decode_flags(wildcards):
     """The options of a way to recommend, those of the test run, and what it asks."""
-    options = flags(study.methods[wildcards.method].options, skip=("method",))
+    options = flags(study.methods[wildcards.method].options, skip=("algorithm",))
     options += flags(Decoding(**study.evaluation.model_dump(include=set(Decoding.model_fields))))
     path = factors(wildcards)
     return [*options, "--factors", path] if path else options

@@ -72,14 +72,14 @@ rule decode:
     resources:
         gpu=1,
     params:
-        way=lambda wildcards: study.methods[wildcards.method].options.method,
+        algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,
         flags=decode_flags,
     shell:
         r"""
         exec &> >(tee {log:q})
         set -x
 
-        python -m rere decode {params.way:q} \
+        python -m rere decode {params.algorithm:q} \
             --model {input.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \

@@ -36,7 +36,7 @@ def split(
     titles: list[tuple[str, str | None]],
     start: date,
     end: date,
-    least_items: int,
+    min_items: int,
     max_words: int,
     core: int,
     max_history: int,
@@ -58,7 +58,7 @@ def split(
             if len(fewer) == len(kept):
                 break
             kept = fewer
-        if len(items) >= least_items or seconds(start) <= earliest:
+        if len(items) >= min_items or seconds(start) <= earliest:
             break
         start = year_before(start)
     user_ids = {user: number for number, user in enumerate(sorted(users))}

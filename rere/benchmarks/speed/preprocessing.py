@@ -141,7 +141,7 @@ def plain_rules_alone(raw: Path) -> Took:
 
 def split_plainly(events: plain_data.Events, titles: list) -> tuple[list[str], list[list]]:
     rules = options()
-    window = rules.start, rules.end, rules.least_items
+    window = rules.start, rules.end, rules.min_items
     return plain_data.split(
         events, titles, *window, rules.max_title_words, rules.core, rules.max_history
     )

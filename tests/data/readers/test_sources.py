@@ -113,7 +113,7 @@ TITLES = {
     "long": " ".join(["word"] * 21),
     "old": "Old game",
 }
-WINDOW = {"start": date(2016, 10, 1), "end": date(2018, 11, 1), "least_items": 3}
+WINDOW = {"start": date(2016, 10, 1), "end": date(2018, 11, 1), "min_items": 3}
 
 
 def planted(day: str) -> list[tuple[str, str, int]]:
@@ -182,7 +182,7 @@ def test_the_window_moves_back_a_year_at_a_time_until_enough_items_are_left(tmp_
     write("amazon-2018", tmp_path / "raw", [*planted("2017-05-01"), *older], TITLES)
     options = Amazon2018(category=CATEGORY, core=2).model_copy(update=WINDOW)
     for least, start, items in ((3, "2016-10-01", 3), (4, "2013-10-01", 4), (9, "2013-10-01", 4)):
-        data = made(options.model_copy(update={"least_items": least}), tmp_path)
+        data = made(options.model_copy(update={"min_items": least}), tmp_path)
         assert stats_of(data)["window"]["start"] == start
         assert len(read_items(data)) == items
 
@@ -196,7 +196,7 @@ def test_merged_repeats_keep_the_first(tmp_path):
     write("table", tmp_path / "raw", events, titles)
     kept = made(OwnTables(core=2), tmp_path)
     assert sum(map(len, splits_of(kept).values())) == 12
-    merged = made(OwnTables(core=2, repeats="merge"), tmp_path)
+    merged = made(OwnTables(core=2, repeats="first"), tmp_path)
     rows = [row for rows in splits_of(merged).values() for row in rows]
     assert [row[3] for row in rows if row[1] == 0] == [1, 2, 3, 4, 5]
     assert stats_of(merged)["interactions_dropped"]["repeats of an earlier one"] == 2
@@ -369,7 +369,7 @@ def test_row_order_of_the_input_leaves_no_trace(data):
     event_lists,
     st.integers(1, 3),
     st.sampled_from(["chronological", "leave_one_out"]),
-    st.sampled_from(["keep", "merge"]),
+    st.sampled_from(["keep", "first"]),
 )
 def test_splits_know_the_past_only_and_every_event_is_accounted_for(events, core, split, repeats):
     titles = {item: f"Title {item}" for item in "abcdef"}  # g is not listed

@@ -1,0 +1,72 @@
+"""Snakemake on a study's configs in a folder, and raw files for the small study."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+QUICK = [ROOT / "config" / "config.yaml"]
+SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
+
+
+def snakemake(
+    folder: Path, configs: list[Path], *arguments: str, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    """Snakemake in a folder on one core; `changes` are sections laid over the configs."""
+    process = start(folder, configs, *arguments, **changes)
+    output, _ = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start(
+    folder: Path,
+    configs: list[Path],
+    *arguments: str,
+    start_new_session: bool = False,
+    **changes: Any,
+) -> subprocess.Popen[str]:
+    """The same while it runs."""
+    if changes:
+        overlay = folder / "overlay.yaml"
+        overlay.write_text(yaml.safe_dump(changes))
+        configs = [*configs, overlay]
+    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "1"]
+    command += arguments
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
+    )
+
+
+def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:
+    """How many jobs of each rule a dry run plans."""
+    done = snakemake(folder, configs, "--dry-run", *targets, **changes)
+    assert done.returncode == 0, done.stdout
+    stats = re.search(r"Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)*)", done.stdout)
+    if stats is None:
+        assert "Nothing to be done" in done.stdout
+        return {}
+    counts = {rule: int(jobs) for rule, jobs in map(str.split, stats[1].splitlines())}
+    return {rule: jobs for rule, jobs in counts.items() if rule not in ("all", "total")}
+
+
+def write_raw(folder: Path) -> None:
+    """60 users who walk through 40 items in steps of one to three, as GroupLens lays files out."""
+    folder.mkdir()
+    events = [
+        (user, (user + step * (1 + user % 3)) % 40, 100 * step + user)
+        for user in range(60)
+        for step in range(12)
+    ]
+    rows = [f"{user}\t{item}\t5\t{time}\n" for user, item, time in events]
+    (folder / "u.data").write_text("".join(rows))
+    titles = [f"{i}|Part {i // 8} of series {i % 8} (1995)|||{'|0' * 19}\n" for i in range(40)]
+    (folder / "u.item").write_text("".join(titles))
