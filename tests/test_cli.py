@@ -18,7 +18,7 @@ from tiny_models import TITLES, tokenizer, write_fixed_model
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.cli import is_fixed, parse
 from rere.config.options import NAME, flags
-from rere.evaluation.recommend import continue_history
+from rere.evaluation.recommend import recommend_titles
 from rere.stages import STAGES
 from rere.tokenization import PromptEncoder
 
@@ -93,7 +93,7 @@ def test_help_of_stages_that_share_a_word():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_explains_every_option(stage, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stop:
         parse(stage, ["--help"])
     assert stop.value.code == 0
@@ -108,15 +108,15 @@ def test_help_explains_every_option(stage, capsys, monkeypatch):
 
 
 def test_help_shows_defaults_and_choices(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         parse("rl", ["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--dtype {float32,bfloat16} Arithmetic of the passes" in words
-    assert "--reward STR [STR ...] Rewards, added up: rule, ranking" in words
-    assert "each with a weight if written name=weight. [rule ranking]" in words
+    assert "--dtype {float32,bfloat16} Precision of forward" in words
+    assert "--reward STR [STR ...] Rewards, added up. rule: 1" in words
+    assert "a reward has a weight. [rule ranking]" in words
     assert "--clip FLOAT [FLOAT ...]" in words
-    assert "--learning-rate FLOAT Peak learning rate of AdamW. [1e-05]" in words
+    assert "decay to 0. [1e-05]" in words
 
 
 # -------------------------------------------------------------------------------------- options
@@ -260,9 +260,9 @@ def test_an_unknown_stage(arguments, message):
         ("rl", "--reward rule=x", "--reward: rule=x: 'x' is not a weight; write rule=0.5"),
         ("rl", "--reward collaborative", "the collaborative reward and --factors need each other"),
         ("rl", "--factors f", "the collaborative reward and --factors need each other"),
-        ("sft", "--train-part 0.8", "--train-part: takes two shares, 0 <= from < to <= 1"),
-        ("sft", "--train-part 0.8 0.2", "--train-part: takes two shares, 0 <= from < to <= 1"),
-        ("rl", "--clip 0.2", "clip takes two numbers above 0, how far ratios fall (to 1) and rise"),
+        ("sft", "--train-part 0.8", "--train-part: takes two fractions, 0 <= start < end <= 1"),
+        ("sft", "--train-part 0.8 0.2", "--train-part: takes two fractions, 0 <= start < end <= 1"),
+        ("rl", "--clip 0.2", "clip takes two numbers above 0, the first at most 1"),
         ("rl", "--prompts 9", "prompts must be a multiple of rows_per_pass"),
         ("rl", "--init nowhere", "--init: there is no folder nowhere"),
         ("recommend", "--top 3", "--top is an option of rere recommend --history"),
@@ -384,7 +384,7 @@ def test_titles_are_printed_one_a_line(trained, capsys):
     arguments = ["--model", str(trained), "--history", "Heat", "Toy Story (1995)", "--top", "11"]
     command = parse("recommend --history", arguments)
     command.run()
-    expected = continue_history(command, trained, ["Heat", "Toy Story (1995)"], 11, 0)
+    expected = recommend_titles(command, trained, ["Heat", "Toy Story (1995)"], 11, 0)
     rows = capsys.readouterr().out.splitlines()
     assert [row[14:] for row in rows] == [
         repr(title) if title in ("Tab\tbed", "Two\nlines") else title for title, _ in expected

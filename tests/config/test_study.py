@@ -330,7 +330,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ),
         (
             {"methods__rere__rl__rollout": "iid", "methods__rere__rl__scoring": "vocabulary"},
-            "methods.rere.rl: rollout: iid needs scoring: catalogue, what it draws by",
+            "methods.rere.rl: rollout: iid needs scoring: catalogue",
         ),
         (
             {"methods__rere__rl__objective": "dappo"},

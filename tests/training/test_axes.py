@@ -352,7 +352,7 @@ def test_draws_do_not_depend_on_passes(tmp_path, init, data, descend):
     assert_weights_close(tmp_path / "1", tmp_path / "8", 1e-4)
 
 
-# ------------------------------------------------------------------------------------------ dynamic_sampling
+# ----------------------------------------------------------------------------- dynamic sampling
 
 
 @pytest.fixture
@@ -505,7 +505,8 @@ def test_the_reward_of_the_readme(tmp_path, monkeypatch):
         ),
         (
             "mine:wrong",
-            "rere rl: reward mine:wrong: returned shape (8,); return one reward per candidate, (8, 8)",
+            "rere rl: reward mine:wrong: returned shape (8,); return one reward per candidate, "
+            "(8, 8)",
         ),
     ],
 )
@@ -528,23 +529,23 @@ def test_a_reward_that_is_none_ends_in_one_line(reward, message, tmp_path, init,
             {"rollout": "unconstrained", "scoring": "catalogue"},
             "rollout: unconstrained needs scoring: vocabulary",
         ),
-        ({"beta": 0.1, "kl": "k1"}, "kl: k1 has a gradient of mean 0; write k2 or k3, or beta"),
+        ({"beta": 0.1, "kl": "k1"}, "kl: k1 has a gradient with mean 0; write k2 or k3, or beta"),
         (
             {"objective": "released_token_mean", "clip": [0.2, 0.2]},
             "objective: released_token_mean does not clip; leave clip out",
         ),
         (
             {"objective": "released_sequence_mean", "updates": 2},
-            "objective: released_sequence_mean knows no older policy; write updates: 1",
+            "objective: released_sequence_mean takes one update per rollout; write updates: 1",
         ),
         ({"clip": [0.0, 0.2]}, "clip takes two numbers above 0"),
-        ({"clip": [1.5, 0.2]}, "how far ratios fall (to 1)"),
+        ({"clip": [1.5, 0.2]}, "the first at most 1"),
         ({"clip": [0.2]}, "clip takes two numbers"),
         (
             {"dynamic_sampling": 1, "advantage": "global"},
-            "dynamic_sampling replaces groups that a global advantage",
+            "dynamic_sampling would replace groups that a global advantage",
         ),
-        ({"embeddings": "folder"}, "embeddings are for the semantic reward; name it"),
+        ({"embeddings": "folder"}, "embeddings are for the semantic reward; add it"),
         ({"reward": ["rule", "rule=2"]}, "rule comes twice"),
         ({"reward": ["rulle"]}, "there is no rulle; did you mean rule?"),
         ({"temperature": 0.0}, "greater than 0"),
