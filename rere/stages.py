@@ -253,7 +253,7 @@ class D3(Decode, config.decoding.D3):
         self.decode(self.factors)
 
 
-class RecommendTitles(config.evaluation.Search):
+class RecommendTitles(config.evaluation.BeamSearch):
     """Print what a model recommends after a history of titles."""
 
     model: DirectoryPath = Field(description="Folder of a model that `rere sft` or `rl` wrote.")
@@ -262,9 +262,9 @@ class RecommendTitles(config.evaluation.Search):
     seed: Seed = 0
 
     def run(self) -> None:
-        from rere.evaluation.recommend import continue_history
+        from rere.evaluation.recommend import recommend_titles
 
-        ranked = continue_history(self, self.model, self.history, self.top, self.seed)
+        ranked = recommend_titles(self, self.model, self.history, self.top, self.seed)
         for rank, (title, score) in enumerate(ranked, start=1):
             shown = title if title.isprintable() else repr(title)
             print(f"{rank:{len(str(len(ranked)))}}  {score:8.3f}  {shown}")

@@ -26,7 +26,7 @@ from rere.baselines.sasrec import SasrecModel
 from rere.config.baselines import Sequential
 from rere.data.factors import Factors
 from rere.errors import InputError
-from rere.evaluation.metrics import METRICS, gains, target_ranks
+from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
 from rere.progress import progress
 
 SELECTION = "NDCG@10"
@@ -154,7 +154,7 @@ def validate(model: Network, valid: pl.DataFrame) -> float:
     """Mean NDCG@10 of the rows' targets, items told apart by id, over the whole catalogue."""
     ranked, _ = top_items(model, valid["history"], 10)
     ranks = target_ranks(ranked, valid["target"].to_numpy())
-    return float(gains(ranks)[:, METRICS.index(SELECTION)].mean())
+    return float(metrics_from_ranks(ranks)[:, METRICS.index(SELECTION)].mean())
 
 
 @torch.inference_mode()

@@ -1,20 +1,19 @@
-"""Other ways to recommend with a trained language model: BIGRec and D3.
+"""Two other ways to rank with a trained language model: BIGRec and D3.
 
-`bigrec` (Bao et al. 2023, arXiv 2308.08434) lets the model write what it likes, and grounds it:
-items are ranked by how near their titles' embeddings are to that of what was written. An embedding
-is the last layer's state after the last token of a title alone, without prompt and quotes, in this
-very model. The released code has it from the model before its fine-tuning, grounds the best of
-several beams where the likeliest token is taken each time here, and may weigh distances by
-popularity.
+`bigrec` (Bao et al. 2023, arXiv 2308.08434) lets the model write a title freely. Items are ranked
+by the distance between the embedding of their title and that of the written one. An embedding is
+this model's last-layer state after the last token of a title, encoded without prompt and quotes.
+The released code takes embeddings from the model before fine-tuning and writes with beam search;
+here decoding is greedy. It may also weigh distances by popularity, which is left out.
 
-`d3` (Bao et al. 2024, arXiv 2406.14900) searches the catalogue without length normalisation, and
-forced tokens, its ghost tokens, count for nothing. A sequential model, which knows no text, may
-have a share of each decision: how likely the items are that a token leaves, among those that were
-left before it. Its logarithms add up to that of the item. The released code keeps the forced
-tokens' own log-probabilities, which are next to 0, and has the likeliest item stand for those that
-a token leaves. Beams are compared by decisions made here, by tokens there.
+`d3` (Bao et al. 2024, arXiv 2406.14900) is a beam search without length normalisation in which
+forced tokens ("ghost tokens") do not count. A sequential model may contribute a share of each
+score: the probability of the items below a token, among the items below the path so far. The
+logarithms of these add up to the log-probability of the item. The released code keeps the
+log-probabilities of forced tokens, which are near 0, and represents the items below a token by the
+most probable one. Beams are compared by number of decisions here, and by number of tokens there.
 
-B rows of a batch, I items, T titles that differ, D width.
+B rows of a batch, I items, N nodes of the tree, T distinct titles, D hidden size.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +30,18 @@ from rere.data.factors import Factors
 from rere.engine.model.decoder import eval_mode
 from rere.engine.model.padding import right_pad
 from rere.engine.search.beam import beam_search
-from rere.engine.search.path_scorer import AuxiliaryScorer
+from rere.engine.search.paths import AuxiliaryScorer
 from rere.engine.search.unconstrained import generate_greedy
 from rere.errors import InputError
-from rere.evaluation.recommend import Ranked, TestRun, items_of, load_run, write_ranked
+from rere.evaluation.recommend import (
+    Ranking,
+    RankingTask,
+    load_ranking_task,
+    rank_items,
+    write_rankings,
+)
 
-TITLES_A_PASS = 256
+TITLES_PER_BATCH = 256
 
 
 def decode(
@@ -48,76 +53,81 @@ def decode(
     output: Path,
     factors: Path | None = None,
 ) -> None:
-    """Write the predictions of the model in a folder on the test split of a data set.
+    """Write the predictions of the model in folder `model` for a data set's test split.
 
-    `factors` are a sequential model's of the test rows (`rere.data.factors`), which `d3` asks where
-    alpha is below 1. Scores are log-probabilities, of `bigrec` minus distances.
+    `factors` are a sequential model's factors of the test rows (`rere.data.factors`), which `d3`
+    needs where alpha is below 1. Scores are log-probabilities, for `bigrec` negative distances.
     """
-    run = load_run(evaluation, model, data, seed)
+    task = load_ranking_task(evaluation, model, data, seed)
     match options:
         case D3():
-            rank = d3(options, run, factors)
-            fitting = run.max_batch_size(options.num_beams, "decisions")
+            rank = make_d3_ranker(options, task, factors)
+            batch_size = task.max_batch_size(options.num_beams, "decisions")
         case Bigrec():
-            rank = bigrec(run)
-            fitting = run.max_batch_size(1, "vocabulary")
-    write_ranked(output, run, evaluation.batch_size or fitting, evaluation.list_length, rank)
+            rank = make_bigrec_ranker(task)
+            batch_size = task.max_batch_size(1, "vocabulary")
+    write_rankings(output, task, evaluation.batch_size or batch_size, evaluation.list_length, rank)
 
 
-def d3(options: D3, run: TestRun, factors: Path | None) -> Callable[[list[int]], Iterable[Ranked]]:
-    """What ranks a batch of rows by D3."""
-    asked = None
-    if factors is not None:
-        row_ids = run.rows["row_id"]
-        asked = Factors.load(factors, row_ids.to_numpy(), len(run.encoder.titles))
-        asked = asked.to(run.policy.device)
+def make_d3_ranker(
+    options: D3, task: RankingTask, path: Path | None
+) -> Callable[[list[int]], Iterable[Ranking]]:
+    """A function that ranks a batch of rows by D3, with the factors in `path` if there are any."""
+    factors = None
+    if path is not None:
+        row_ids = task.rows["row_id"]
+        factors = Factors.load(path, row_ids.to_numpy(), len(task.encoder.titles))
+        factors = factors.to(task.policy.device)
 
-    def rank(batch: list[int]) -> Iterable[Ranked]:
+    def rank(batch: list[int]) -> Iterable[Ranking]:
         auxiliary = None
-        if asked is not None:
-            states = asked.states(
-                torch.tensor(row_ids[batch].to_list(), device=asked.row_id.device)
+        if factors is not None:
+            states = factors.states(
+                torch.tensor(row_ids[batch].to_list(), device=factors.row_id.device)
             )
             auxiliary = AuxiliaryScorer(
-                node_log_probs(run.tree, states @ asked.item.T), options.alpha
+                node_log_probs(task.tree, states @ factors.item.T), options.alpha
             )
-        prompts = [run.prompts[row] for row in batch]
+        prompts = [task.prompts[row] for row in batch]
         beams = beam_search(
-            run.policy, run.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
+            task.policy, task.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
         )
-        return items_of(run.tree, beams)
+        return rank_items(task.tree, beams)
 
     return rank
 
 
 def node_log_probs(tree: PrefixTree, logits: Tensor) -> Tensor:
-    """How likely each node's items are in all, by a softmax over the `logits` (B, I) of all items.
+    """Log-probability of the items below each node: (B, I) item logits -> (B, N) f32, finite.
 
-    Logarithms (B, N) f32, nowhere -inf. `tree` lies on the logits' device.
+    Item probabilities are the softmax of `logits`. `tree` lies on the logits' device.
     """
-    mass = torch.zeros(len(logits), len(tree.depth), device=logits.device)
+    total = torch.zeros(len(logits), len(tree.depth), device=logits.device)
     share, node = logits.float().softmax(-1), tree.leaf_of_item
     for _ in range(tree.num_levels):
-        mass.index_add_(1, node, share)
-        share, node = share * (node > 0), tree.parent[node]  # the root is above itself
-    return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
+        total.index_add_(1, node, share)
+        share, node = share * (node > 0), tree.parent[node]  # the root is its own parent
+    return total.clamp(min=torch.finfo(total.dtype).tiny).log()
 
 
-def bigrec(run: TestRun) -> Callable[[list[int]], Iterable[Ranked]]:
-    """What ranks a batch of rows by BIGRec; raises InputError where embeddings are not numbers."""
-    policy, encoder = run.policy, run.encoder
+def make_bigrec_ranker(task: RankingTask) -> Callable[[list[int]], Iterable[Ranking]]:
+    """A function that ranks a batch of rows by BIGRec.
+
+    Raises InputError if the titles' embeddings are not finite.
+    """
+    policy, encoder = task.policy, task.encoder
     codes = {title: code for code, title in enumerate(dict.fromkeys(encoder.titles))}
     vectors = embed(policy, encoder.titles_alone(list(codes)))  # (T, D)
     if not vectors.isfinite().all():
         raise InputError("the model's states are not numbers; its weights are broken")
     title_of_item = torch.tensor([codes[title] for title in encoder.titles], device=policy.device)
 
-    def rank(batch: list[int]) -> Iterator[Ranked]:
-        ids = generate_greedy(policy, run.tree, [run.prompts[row] for row in batch])
+    def rank(batch: list[int]) -> Iterator[Ranking]:
+        ids = generate_greedy(policy, task.tree, [task.prompts[row] for row in batch])
         written = encoder.written_titles([[i for i in row if i >= 0] for row in ids.tolist()])
-        distance = distances(embed(policy, encoder.titles_alone(written)), vectors)
-        # Of one distance, as items of one title are, the first in the order of item id.
-        ranked = distance[:, title_of_item].sort(dim=-1, stable=True)
+        distances = l2_distances(embed(policy, encoder.titles_alone(written)), vectors)
+        # Stable: items with equal distances, such as those that share a title, stay ordered by id.
+        ranked = distances[:, title_of_item].sort(dim=-1, stable=True)
         return zip(ranked.indices.tolist(), (-ranked.values).tolist(), strict=True)
 
     return rank
@@ -125,23 +135,23 @@ def bigrec(run: TestRun) -> Callable[[list[int]], Iterable[Ranked]]:
 
 @torch.no_grad()
 def embed(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The last layer's state after the last token of each sequence, (N, D) f32."""
+    """The last layer's state after the last token of each sequence, (sequences, D) f32."""
     states: dict[int, Tensor] = {}
-    order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     with eval_mode(model):
-        for start in range(0, len(order), TITLES_A_PASS):
-            numbers = order[start : start + TITLES_A_PASS]
-            some = [list(sequences[number]) for number in numbers]
-            # Nothing that comes later is seen, padding neither.
+        for start in range(0, len(by_length), TITLES_PER_BATCH):
+            indices = by_length[start : start + TITLES_PER_BATCH]
+            batch = [list(sequences[index]) for index in indices]
+            # Attention is causal, so padding on the right changes nothing.
             output = model.base_model(
-                input_ids=right_pad(some, 0).to(model.device), use_cache=False
+                input_ids=right_pad(batch, 0).to(model.device), use_cache=False
             )
-            last = [len(ids) - 1 for ids in some]
-            found = output.last_hidden_state[range(len(some)), last].float()
-            states |= dict(zip(numbers, found, strict=True))
-    return torch.stack([states[number] for number in range(len(sequences))])
+            last = [len(ids) - 1 for ids in batch]
+            last_states = output.last_hidden_state[range(len(batch)), last].float()
+            states |= dict(zip(indices, last_states, strict=True))
+    return torch.stack([states[index] for index in range(len(sequences))])
 
 
-def distances(vectors: Tensor, others: Tensor) -> Tensor:
-    """L2 distances (B, T) of vectors (B, D) and others (T, D), 0 where they are the same."""
+def l2_distances(vectors: Tensor, others: Tensor) -> Tensor:
+    """L2 distances of (B, D) and (T, D) vectors, (B, T); exactly 0 between equal vectors."""
     return torch.cdist(vectors, others, compute_mode="donot_use_mm_for_euclid_dist")

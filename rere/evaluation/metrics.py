@@ -4,10 +4,10 @@ With one relevant item the ideal DCG is 1, so a row's metrics follow from its ta
 HR@K = [r <= K] and NDCG@K = [r <= K] / log2(r + 1) (Järvelin & Kekäläinen 2002 with gain 1
 and the discount of Burges et al. 2005).
 
-Two items may share a title. At title level, the paper's, a hit is a recommended title equal to
-the target's and a title counts once, at its best rank; at item level (`_item`) it is the item
-itself. `_norepeat` is the title level without rows whose target is the history's last item,
-which merely repeating that item would get right.
+Two items may share a title. At title level (the paper's), a hit is a recommended title equal to
+the target's, and a title counts once, at its best rank. At item level (`_item`), a hit is the
+target item itself. `_norepeat` is title level without the rows whose target is the last item of
+the history, which a method could hit by repeating that item.
 """
 
 from pathlib import Path
@@ -27,47 +27,46 @@ from rere.files import write_json
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
 ITEM_METRICS = [f"{name}_item" for name in METRICS]
-LONGEST = max(CUTOFFS)
+MAX_CUTOFF = max(CUTOFFS)
 ABSENT = -1
-"""Fills ranked lists up to one length; neither an item nor a title."""
+"""Pads ranked lists to one length; not a valid item or title code."""
 
 
 def metrics(predictions: Path, data: Path, run: Run, output: Path) -> None:
     """Write the metrics of one run's predictions on the data set in folder `data` as JSON.
 
-    Raises InputError if the predictions are malformed or not of this data set's test split.
+    Raises InputError if the predictions are malformed or do not match the test split.
     """
     items = read_items(data)
     frame = read_test_predictions(predictions, data, items)
     rows = row_metrics(frame, items)
     title = rows.select(METRICS).to_numpy()
     low, high = bootstrap_interval(title, rows["user_id"].to_numpy())
-    ranked = padded(frame["items"])
+    ranked = pad_lists(frame["items"])
     values: dict[str, Any] = {**run.model_dump(), "rows": len(rows)}
     values |= rows.select(METRICS + ITEM_METRICS).mean().row(0, named=True)
     norepeat = rows.filter(~pl.col("repeat")).select(METRICS)
     values |= norepeat.mean().rename(lambda name: f"{name}_norepeat").row(0, named=True)
-    values[f"coverage@{LONGEST}"] = coverage(ranked, len(items))
-    values[f"popularity@{LONGEST}"] = popularity(ranked, items["count"].to_numpy())
+    values[f"coverage@{MAX_CUTOFF}"] = coverage(ranked, len(items))
+    values[f"popularity@{MAX_CUTOFF}"] = popularity(ranked, items["count"].to_numpy())
     for index, name in enumerate(METRICS):
         values |= {f"{name}_low": float(low[index]), f"{name}_high": float(high[index])}
     write_json(output, values)
 
 
 def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.DataFrame:
-    """Predictions in the order of row_id, with `repeat`: the target is the last item again.
+    """Predictions sorted by row_id, with `repeat`: whether the target is the history's last item.
 
-    Raises InputError unless every row is one of the test split of `data` and every item one of
-    its catalogue.
+    Raises InputError if a row is not in the test split of `data` or an item not in its catalogue.
     """
     test = read_split(data, "test")
     frame = read_predictions(path).join(test, on="row_id", how="left", suffix="_test")
-    strange = frame.filter(
+    mismatched = frame.filter(
         pl.col("target").ne_missing(pl.col("target_test"))
         | pl.col("user_id").ne_missing(pl.col("user_id_test"))
     )
-    if len(strange):
-        row = strange["row_id"][0]
+    if len(mismatched):
+        row = mismatched["row_id"][0]
         raise InputError(f"{path}: row {row} is not in {data / 'test.parquet'}; predict again")
     unknown = frame.filter(
         (pl.col("items").list.min() < 0) | (pl.col("items").list.max() >= len(items))
@@ -80,27 +79,27 @@ def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.Dat
 
 
 def row_metrics(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Each row's HR@K and NDCG@K, title level as METRICS and item level as ITEM_METRICS.
+    """Each row's METRICS (title level) and ITEM_METRICS, with its row_id, user_id and repeat.
 
-    `frame` comes from `read_test_predictions`; its row_id, user_id and repeat stay.
+    `frame` comes from `read_test_predictions`.
     """
     titles = title_codes(items)
-    ranked, targets = padded(frame["items"]), frame["target"].to_numpy()
-    ranked_titles = distinct(np.where(ranked == ABSENT, ABSENT, titles[ranked]))
-    title = gains(target_ranks(ranked_titles, titles[targets]))
-    item = gains(target_ranks(ranked, targets))
+    ranked, targets = pad_lists(frame["items"]), frame["target"].to_numpy()
+    ranked_titles = drop_duplicates(np.where(ranked == ABSENT, ABSENT, titles[ranked]))
+    title = metrics_from_ranks(target_ranks(ranked_titles, titles[targets]))
+    item = metrics_from_ranks(target_ranks(ranked, targets))
     return frame.select("row_id", "user_id", "repeat").hstack(
         pl.DataFrame(np.hstack([title, item]), schema=METRICS + ITEM_METRICS)
     )
 
 
 def title_codes(items: pl.DataFrame) -> np.ndarray:
-    """A code for each item's title, equal where titles are: (items,) int32, from 0."""
+    """A code for each item's title, the same for equal titles: (items,) int32, from 0."""
     return items["title"].rank("dense").to_numpy().astype(np.int32) - 1
 
 
 def is_hit(titles: Any, targets: Any) -> Any:
-    """Whether each recommended title is its row's target: the one definition of a hit.
+    """Whether each recommended title is its row's target. The only definition of a hit.
 
     titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans.
     """
@@ -108,16 +107,16 @@ def is_hit(titles: Any, targets: Any) -> Any:
 
 
 def target_ranks(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Rank of the target, from 1; 0 where it is absent.
+    """Rank of the target in each row, from 1; 0 if it is absent.
 
-    ranked (rows, length), best first, targets (rows,), both items or both titles -> (rows,).
+    ranked (rows, length), best first, and targets (rows,), both items or both titles -> (rows,).
     """
     hits = is_hit(ranked, targets)
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
 
 
-def distinct(ranked: np.ndarray) -> np.ndarray:
-    """Each row's distinct values in order of first appearance, filled up with ABSENT."""
+def drop_duplicates(ranked: np.ndarray) -> np.ndarray:
+    """Each row's distinct values in order of first appearance, padded with ABSENT."""
     order = np.argsort(ranked, axis=1, kind="stable")
     ordered = np.take_along_axis(ranked, order, axis=1)
     repeated = np.zeros(ranked.shape, dtype=bool)
@@ -127,34 +126,34 @@ def distinct(ranked: np.ndarray) -> np.ndarray:
     return np.take_along_axis(blanked, to_front, axis=1)
 
 
-def gains(ranks: np.ndarray) -> np.ndarray:
-    """HR@K and NDCG@K in the order of METRICS from ranks: (rows,) -> (rows, metrics) float64."""
+def metrics_from_ranks(ranks: np.ndarray) -> np.ndarray:
+    """HR@K and NDCG@K in the order of METRICS: (rows,) ranks -> (rows, metrics) float64."""
     hits = (ranks[:, None] > 0) & (ranks[:, None] <= np.array(CUTOFFS))
     discounts = 1 / np.log2(np.maximum(ranks, 1) + 1)
     return np.hstack([hits, hits * discounts[:, None]])
 
 
 def coverage(ranked: np.ndarray, catalogue: int) -> float:
-    """Share of the catalogue's items that are in some row's top 20."""
-    shown = np.unique(ranked[:, :LONGEST])
+    """Share of the catalogue's items that appear in the top 20 of at least one row."""
+    shown = np.unique(ranked[:, :MAX_CUTOFF])
     return int((shown != ABSENT).sum()) / catalogue
 
 
 def popularity(ranked: np.ndarray, counts: np.ndarray) -> float:
     """Mean over rows of the mean popularity percentile of the top 20, in (0, 1).
 
-    An item's percentile is the share of the catalogue with fewer training targets, counting
-    half of those with as many, itself included; items at random give 0.5.
+    An item's percentile is the share of items with fewer training targets, plus half the share
+    with equally many, itself included. Random recommendations give 0.5.
     """
     percentiles = (rankdata(counts) - 0.5) / len(counts)
-    top = ranked[:, :LONGEST]
+    top = ranked[:, :MAX_CUTOFF]
     shown = top != ABSENT
     sums = np.where(shown, percentiles[top], 0).sum(axis=1)
     return float((sums / shown.sum(axis=1)).mean())
 
 
-def padded(lists: pl.Series) -> np.ndarray:
-    """Non-empty lists as rows of one int32 array, filled up with ABSENT."""
+def pad_lists(lists: pl.Series) -> np.ndarray:
+    """Non-empty lists as rows of one int32 array, padded with ABSENT."""
     lengths = lists.list.len().to_numpy()
     array = np.full((len(lists), lengths.max()), ABSENT, dtype=np.int32)
     array[np.arange(array.shape[1]) < lengths[:, None]] = lists.explode().to_numpy()

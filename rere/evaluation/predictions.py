@@ -1,8 +1,8 @@
-"""The predictions contract: what every method writes for the test rows, and metrics read.
+"""The format of predictions, which every method writes for the test rows.
 
 predictions.parquet    row_id i64, user_id i64, target i32,
                        items list<i32> (ranked ids, best first, distinct, at least one),
-                       scores list<f32> (of the items: finite, never increasing)
+                       scores list<f32> (one per item: finite, never increasing)
 """
 
 from pathlib import Path
@@ -27,13 +27,13 @@ FAULTS = {
     | ITEMS.list.eval(pl.element().is_null()).list.any()
     | SCORES.list.eval(pl.element().is_null()).list.any(),
     "comes twice": pl.col("row_id").is_duplicated(),
-    "ranks no item": ITEMS.list.len() == 0,
+    "has no items": ITEMS.list.len() == 0,
     "ranks an item twice": ITEMS.list.n_unique() != ITEMS.list.len(),
-    "has not one score for each item": SCORES.list.len() != ITEMS.list.len(),
+    "has a different number of scores and items": SCORES.list.len() != ITEMS.list.len(),
     "has a score that is not finite": ~SCORES.list.eval(pl.element().is_finite()).list.all(),
     "has a score above the one before": SCORES.list.diff(null_behavior="drop").list.max() > 0,
 }
-"""What can be wrong with a row, and the expression that finds it; in this order."""
+"""What can be wrong with a row, and the expression that finds it, in order of reporting."""
 
 
 def write_predictions(
@@ -41,7 +41,7 @@ def write_predictions(
 ) -> None:
     """Write the ranked `items` and their `scores` for the `rows` of a split.
 
-    A list that breaks the contract is a bug of the method: AssertionError.
+    Raises AssertionError for a list that breaks the format, which is a bug of the method.
     """
     assert len(rows) == len(items) == len(scores), (len(rows), len(items), len(scores))
     frame = rows.select("row_id", "user_id", "target").with_columns(
@@ -56,9 +56,9 @@ def write_predictions(
 
 
 def read_predictions(path: Path) -> pl.DataFrame:
-    """Predictions as PREDICTIONS_SCHEMA has them; raises InputError if malformed.
+    """Predictions with PREDICTIONS_SCHEMA; raises InputError if the file is malformed.
 
-    Whether rows and items exist in the data set is for `rere.evaluation.metrics` to check.
+    `rere.evaluation.metrics` checks that rows and items exist in the data set.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; train and evaluate the method first")
@@ -71,7 +71,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
 
 
 def first_fault(frame: pl.DataFrame) -> str | None:
-    """What is wrong with the first row that breaks the contract, None if none does."""
+    """What is wrong with the first row that breaks the format, or None."""
     for fault, broken in FAULTS.items():
         rows = frame.filter(broken)
         if len(rows):

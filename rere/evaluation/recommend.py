@@ -1,4 +1,4 @@
-"""Rank the catalogue with a language model: for every test row, or for one history of titles."""
+"""Rank the catalogue with a language model, for the test rows or for one history of titles."""
 
 import difflib
 import heapq
@@ -12,73 +12,74 @@ from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
-from rere.config.evaluation import Arithmetic, Decoding, Recommend, Search
+from rere.config.evaluation import BeamSearch, Decoding, Precision, Recommend
 from rere.data.splits import read_items, read_split
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.engine.search.path_scorer import Scoring
+from rere.engine.search.path_scorer import SearchScoring
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 from rere.progress import progress
 from rere.tokenization import PromptEncoder
 
 
-class TestRun(NamedTuple):
-    """A model and the test rows that it is to rank items for."""
+class RankingTask(NamedTuple):
+    """A model and the test rows to rank items for."""
 
     policy: PreTrainedModel
     encoder: PromptEncoder
     tree: PrefixTree  # on the policy's device
     rows: pl.DataFrame  # of the test split
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # of the rows
 
-    def max_batch_size(self, num_beams: int, scoring: Scoring) -> int:
-        """Rows of a search that memory takes."""
+    def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
+        """Rows per batch that fit in memory."""
         longest = max(map(len, self.prompts), default=0)
         return max_batch_size(self.policy, self.tree, longest, num_beams, scoring)
 
 
-Ranked = tuple[list[int], list[float]]
-"""A row's items, best first, and their scores."""
+Ranking = tuple[list[int], list[float]]
+"""One row's items, best first, and their scores."""
 
 
 def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Path) -> None:
-    """Write the predictions of the model in a folder on the test split of a data set.
+    """Write the predictions of the model in folder `model` for a data set's test split.
 
-    Scores are log-probabilities of the title.
+    Scores are log-probabilities of titles.
     """
-    run = load_run(options, model, data, seed)
+    task = load_ranking_task(options, model, data, seed)
 
-    def rank(batch: list[int]) -> Iterable[Ranked]:
+    def rank(batch: list[int]) -> Iterable[Ranking]:
         beams = beam_search(
-            run.policy,
-            run.tree,
-            [run.prompts[row] for row in batch],
+            task.policy,
+            task.tree,
+            [task.prompts[row] for row in batch],
             options.num_beams,
             options.scoring,
             options.length_penalty,
         )
-        return items_of(run.tree, beams)
+        return rank_items(task.tree, beams)
 
-    batch_size = options.batch_size or run.max_batch_size(options.num_beams, options.scoring)
-    write_ranked(output, run, batch_size, options.list_length, rank)
+    batch_size = options.batch_size or task.max_batch_size(options.num_beams, options.scoring)
+    write_rankings(output, task, batch_size, options.list_length, rank)
 
 
-def load_run(options: Recommend | Decoding, model: Path, data: Path, seed: int) -> TestRun:
-    """The model in a folder and the rows of a data set's test split that the options choose."""
-    policy = load_policy(model, options)
+def load_ranking_task(
+    options: Recommend | Decoding, model: Path, data: Path, seed: int
+) -> RankingTask:
+    """The model in folder `model` and the test rows of `data` that the options select."""
+    policy = load_for_inference(model, options)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
-    tree = catalogue_of(model, policy, encoder).tree.to(policy.device)
+    tree = load_or_build_catalogue(model, policy, encoder).tree.to(policy.device)
     rows = read_split(data, "test", options.rows)
     prompts = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
-    return TestRun(policy, encoder, tree, rows, prompts)
+    return RankingTask(policy, encoder, tree, rows, prompts)
 
 
-def items_of(tree: PrefixTree, beams: Beams) -> Iterator[Ranked]:
-    """Each row's beams as items.
+def rank_items(tree: PrefixTree, beams: Beams) -> Iterator[Ranking]:
+    """Yield each row's ranking: the items of its beams, best beam first.
 
-    Every beam ends in an item of the catalogue; a beam whose title several items share yields
-    all of them, in the order of item id.
+    A beam whose title belongs to several items yields all of them, ordered by item id.
     """
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
         pairs = [
@@ -89,16 +90,16 @@ def items_of(tree: PrefixTree, beams: Beams) -> Iterator[Ranked]:
         yield [item for item, _ in pairs], [score for _, score in pairs]
 
 
-def write_ranked(
+def write_rankings(
     output: Path,
-    run: TestRun,
+    task: RankingTask,
     batch_size: int,
     length: int,
-    rank: Callable[[list[int]], Iterable[Ranked]],
+    rank: Callable[[list[int]], Iterable[Ranking]],
 ) -> None:
-    """Write predictions of up to `length` items a row, as `rank` has them of a batch's rows."""
-    # Rows of like length share a pass, so that little of it is padding.
-    order = sorted(range(len(run.prompts)), key=lambda row: len(run.prompts[row]))
+    """Write predictions of at most `length` items per row; `rank` ranks a batch of rows."""
+    # Rows of similar length share a batch, which keeps padding small.
+    order = sorted(range(len(task.prompts)), key=lambda row: len(task.prompts[row]))
     items: list[list[int]] = [[] for _ in order]
     scores: list[list[float]] = [[] for _ in order]
     with progress(len(order), "recommend") as bar:
@@ -107,29 +108,31 @@ def write_ranked(
             for row, (ranked, ranked_scores) in zip(batch, rank(batch), strict=True):
                 items[row], scores[row] = ranked[:length], ranked_scores[:length]
             bar.update(len(batch))
-    write_predictions(output, run.rows, items, scores)
+    write_predictions(output, task.rows, items, scores)
 
 
-def continue_history(
-    options: Search, model: Path, history: Sequence[str], top: int, seed: int
+def recommend_titles(
+    options: BeamSearch, model: Path, history: Sequence[str], top: int, seed: int
 ) -> list[tuple[str, float]]:
-    """The `top` titles, with scores, that the model in a folder ranks first after a history.
+    """The `top` titles that the model in folder `model` ranks first after a history, with scores.
 
-    They are those of the catalogue that the folder holds; a title of several items comes once.
-    Raises InputError for a title that is not among them.
+    Titles come from the catalogue stored in the folder; one that several items share appears once.
+    Raises InputError for a history title that is not in it.
     """
-    policy, tokenizer = load_policy(model, options), load_tokenizer(model)
+    policy, tokenizer = load_for_inference(model, options), load_tokenizer(model)
     path = model / CATALOGUE
     catalogue = Catalogue.load(path, policy.config.get_text_config().vocab_size)
     encoder = PromptEncoder(tokenizer, catalogue.titles)
     if catalogue.fingerprint != encoder.fingerprint():
-        raise InputError(f"{path}: not of this tokenizer and prompt; train the model again")
+        raise InputError(
+            f"{path}: made with another tokenizer or prompt wording; train the model again"
+        )
 
     item_of_title = {title: item for item, title in enumerate(catalogue.titles)}
     for title in history:
         if title not in item_of_title:
-            close = ", ".join(map(repr, closest(title, item_of_title)))
-            raise InputError(f"there is no title {title!r}; the closest are {close}")
+            closest = ", ".join(map(repr, closest_titles(title, item_of_title)))
+            raise InputError(f"there is no title {title!r}; the closest are {closest}")
     prompts = encoder.prompts([0], [[item_of_title[title] for title in history]], seed)
     leaf, score = beam_search(
         policy,
@@ -148,14 +151,16 @@ def continue_history(
     return list(ranked.items())[:top]
 
 
-def load_policy(model: Path, options: Arithmetic) -> PreTrainedModel:
-    """The model in a folder, on the device and in the arithmetic of the search."""
+def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:
+    """The model in folder `model`, on the GPU if there is one, in the options' dtype."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(model).to(device, getattr(torch, options.dtype))
 
 
-def catalogue_of(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -> Catalogue:
-    """The catalogue in the model's folder if it is the encoder's, a new one otherwise."""
+def load_or_build_catalogue(
+    model: Path, policy: PreTrainedModel, encoder: PromptEncoder
+) -> Catalogue:
+    """The catalogue in folder `model` if it matches the encoder's titles, else a new one."""
     if (path := model / CATALOGUE).is_file():
         stored = Catalogue.load(path, policy.config.get_text_config().vocab_size)
         if stored.fingerprint == encoder.fingerprint():
@@ -163,17 +168,17 @@ def catalogue_of(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -
     return Catalogue.build(encoder, encoder.responses())
 
 
-def closest(name: str, titles: Iterable[str]) -> list[str]:
-    """The titles most like `name`, three at most, whatever their case.
+def closest_titles(name: str, titles: Iterable[str]) -> list[str]:
+    """The at most three titles most similar to `name`, ignoring case.
 
-    Comparing letter by letter takes its time, so a count of shared trigrams goes before.
+    Edit distance is slow on a large catalogue, so shared trigrams preselect 200 titles.
     """
     name = name.casefold()
     trigrams = {name[i : i + 3] for i in range(max(1, len(name) - 2))}
 
-    def likeness(title: str) -> tuple[int, int]:
+    def similarity(title: str) -> tuple[int, int]:
         folded = title.casefold()
         return sum(trigram in folded for trigram in trigrams), -abs(len(folded) - len(name))
 
-    shortlist = {t.casefold(): t for t in heapq.nlargest(200, titles, key=likeness)}
+    shortlist = {t.casefold(): t for t in heapq.nlargest(200, titles, key=similarity)}
     return [shortlist[t] for t in difflib.get_close_matches(name, shortlist, n=3, cutoff=0)]

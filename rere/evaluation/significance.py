@@ -1,9 +1,9 @@
-"""How sure a number is: intervals and paired tests over users and seeds, corrected for many tests.
+"""Confidence intervals, paired tests over users and seeds, and Holm's correction.
 
-Rows of one user depend on each other, so users are what is resampled and sign-flipped, with all
-their rows. Several seeds are no more users. Averaged over them, a row's values say how these very
-models do on other users; `crossed_test` says how the method does with other seeds, too. (scipy's
-permutation_test and bootstrap know no clusters; on sums by user they give the same, slower.)
+Rows of one user depend on each other, so users are resampled and sign-flipped as a whole, with all
+their rows. More seeds do not add users. A test on the average over seeds says how these particular
+models compare on other users; `two_way_clustered_test` also covers other seeds. (scipy's
+permutation_test and bootstrap do not support clusters; on sums by user they agree, more slowly.)
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-CHUNK = 2**22
+MAX_WEIGHTS = 2**22
 """Resampling weights in memory at a time (32 MB of float64)."""
 
 
@@ -24,17 +24,17 @@ def bootstrap_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval of each column's mean over rows, clustered by user.
 
-    Users are drawn with replacement, as many as there are; a resample's mean is the sum over
-    its rows divided by their number (Efron & Tibshirani 1993, section 13.3; Field & Welsh 2007
+    A resample draws as many users as there are, with replacement. Its mean is the sum over their
+    rows divided by the number of rows (Efron & Tibshirani 1993, section 13.3; Field & Welsh 2007
     for clusters).
 
     values (rows, metrics) floats, users (rows,) integers -> low, high, both (metrics,) float64.
     """
-    sums, rows = user_sums(values, users), user_sums(np.ones(len(users)), users)
+    sums, rows = sum_by_user(values, users), sum_by_user(np.ones(len(users)), users)
     count = len(rows)
     rng = np.random.default_rng(seed)
     means = []
-    for size in chunks(resamples, count):
+    for size in chunk_sizes(resamples, count):
         weights = rng.multinomial(count, np.full(count, 1 / count), size=size).astype(float)
         means.append(weights @ sums / (weights @ rows)[:, None])
     tail = (1 - level) / 2
@@ -42,31 +42,31 @@ def bootstrap_interval(
     return low, high
 
 
-def paired_permutation(
+def paired_permutation_test(
     differences: np.ndarray, users: np.ndarray, resamples: int = 9999, seed: int = 0
 ) -> float:
-    """Two-sided p that the mean difference of two methods on the same rows is zero.
+    """Two-sided p value of a zero mean difference between two methods on the same rows.
 
-    Under the null a user's differences are as likely with the opposite sign, all together; the
-    statistic is their absolute sum. p = (1 + b) / (1 + resamples) with b the random sign flips
-    at least as extreme as what was observed, so it is never 0 (Phipson & Smyth 2010).
+    Under the null all differences of a user may change sign together with probability 1/2; the
+    statistic is the absolute sum. p = (1 + b) / (1 + resamples), where b counts the random sign
+    flips at least as extreme as the observation, so p is never 0 (Phipson & Smyth 2010).
 
     differences (rows,) floats, users (rows,) integers.
     """
-    sums = user_sums(differences, users)
+    sums = sum_by_user(differences, users)
     sums = sums[sums != 0]
     rng = np.random.default_rng(seed)
-    # The same sums in another order differ in the last bits; they are ties, not misses.
+    # Equal sums added in another order differ in their last bits; count them as ties.
     observed = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()
     extreme = 0
-    for size in chunks(resamples, len(sums)):
+    for size in chunk_sizes(resamples, len(sums)):
         kept = rng.integers(0, 2, size=(size, len(sums)), dtype=np.int8).astype(float)
         extreme += int((np.abs(2 * kept @ sums - sums.sum()) >= observed).sum())
     return (1 + extreme) / (1 + resamples)
 
 
 class Difference(NamedTuple):
-    """A mean difference of two methods, its interval, and the p that it is zero."""
+    """The mean difference of two methods, its interval, and the p value of zero."""
 
     mean: float
     low: float
@@ -74,27 +74,31 @@ class Difference(NamedTuple):
     p_value: float
 
 
-def crossed_test(differences: np.ndarray, users: np.ndarray, level: float = 0.95) -> Difference:
-    """Mean difference of two methods over users and seeds, both drawn from many.
+def two_way_clustered_test(
+    differences: np.ndarray, users: np.ndarray, level: float = 0.95
+) -> Difference:
+    """Test of the mean difference of two methods, with both seeds and users as random samples.
 
-    A seed meets every user and a user every seed, so a difference has a part of each and one of
-    the pair. The variance of the mean is the seeds' plus the users' less the pairs', which both
-    hold (Cameron, Gelbach & Miller 2011), and no less than either; t has Satterthwaite's (1946)
-    degrees of freedom. Rows are the weights of their user's mean.
+    Every seed is evaluated on every user, so a difference has a seed effect, a user effect and an
+    effect of the pair. The variance of the mean is that of seeds plus that of users minus that of
+    pairs, which both include (Cameron, Gelbach & Miller 2011), and at least the larger of the
+    first two. The t distribution has Satterthwaite's (1946) degrees of freedom. A user's mean is
+    weighted by the number of rows.
 
-    With few seeds a bootstrap over seeds and users rejects a true null too often (three seeds:
-    up to 18 % of the time at 5 %), one over users alone far too often where seeds differ (57 %).
+    With few seeds, a bootstrap over seeds and users rejects a true null too often (with three
+    seeds up to 18 % of the time at the 5 % level), and one over users alone even more often where
+    seeds differ (57 %).
 
     differences (seeds, rows) floats, paired by seed, users (rows,) integers; raises ValueError
     for fewer than two seeds or users.
     """
-    sums = user_sums(np.asarray(differences).T, users).T  # (S, U)
-    rows = user_sums(np.ones(len(users)), users)
+    sums = sum_by_user(np.asarray(differences).T, users).T  # (S, U)
+    rows = sum_by_user(np.ones(len(users)), users)
     num_seeds, num_users = sums.shape
     if min(num_seeds, num_users) < 2:
         raise ValueError("needs two seeds and two users at least")
     mean = sums.sum() / rows.sum() / num_seeds
-    # What each pair adds to the mean, as if all users had as many rows: a table of mean 0.
+    # Each pair's contribution to the mean, scaled as if all users had equally many rows; mean 0.
     cell = (sums - mean * rows) * num_users / rows.sum()
     of_seed, of_user = cell.mean(axis=1), cell.mean(axis=0)
     rest = cell - of_seed[:, None] - of_user
@@ -114,8 +118,8 @@ def crossed_test(differences: np.ndarray, users: np.ndarray, level: float = 0.95
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjusted p values that control the family-wise error rate (Holm 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1; none falls below a smaller one's, none
-    exceeds 1. Shape (m,) in and out, in the order given.
+    The i-th smallest of m is multiplied by m - i + 1, made at least as large as the smaller ones'
+    results, and capped at 1. Shape (m,) in and out, in the given order.
     """
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind="stable")
@@ -125,15 +129,15 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def user_sums(values: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Sums of the rows of each user: (rows, ...) -> (distinct users, ...) float64."""
+def sum_by_user(values: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Sum of each user's rows: (rows, ...) -> (distinct users, ...) float64."""
     _, index = np.unique(users, return_inverse=True)
     sums = np.zeros((index.max(initial=-1) + 1, *values.shape[1:]))
     np.add.at(sums, index, values)
     return sums
 
 
-def chunks(resamples: int, width: int) -> list[int]:
-    """Sizes that add up to `resamples`, each with at most CHUNK weights of `width` a resample."""
-    size = max(1, CHUNK // max(1, width))
+def chunk_sizes(resamples: int, width: int) -> list[int]:
+    """Sizes that add up to `resamples`, each of at most MAX_WEIGHTS weights, `width` a resample."""
+    size = max(1, MAX_WEIGHTS // max(1, width))
     return [min(size, resamples - start) for start in range(0, resamples, size)]

@@ -1,6 +1,7 @@
-"""Training curves: validation NDCG, reward, hits, distinct items and KL, by step and by seconds.
+"""Training curves: validation NDCG, reward, hit rate, distinct items and KL, by step and seconds.
 
-A line a method, the mean of its seeds; validations in a band from the lowest seed to the highest.
+One line per method, the mean of its seeds. Validations have a band from the lowest to the highest
+seed.
 """
 
 import json
@@ -15,55 +16,54 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rere.errors import InputError
-from rere.reporting.figures import STYLE, WIDTH, write
+from rere.reporting.figures import STYLE, WIDTH, save_figure
 
-PANELS = {
+FIELDS = {
     "eval_ndcg@10": "valid NDCG@10",
     "reward": "reward",
     "hit_rate": "hit rate",
     "distinct": "distinct items",
     "kl": "KL",
 }
-"""Fields of a log's lines, a row of panels each, where any log has it."""
-AXES = {"step": "step", "seconds": "seconds"}
-HEIGHT = 1.2
-"""Inches of a row."""
-SMOOTHED = 12
-"""A step's value is shown as a mean over a window of this part of the run; validations are not."""
-# Colours apart in luminance, and dashes, so that sixteen methods are apart in grey too.
+"""Fields of the step log and their axis labels; each field that a log has gets a row of panels."""
+X_AXES = ("step", "seconds")
+ROW_HEIGHT = 1.2
+"""Inches."""
+SMOOTHING = 12
+"""Values of steps are averaged over a window of this fraction of the run; validations are not."""
+# Colours differ in luminance and lines in dashes, so sixteen methods can be told apart in grey.
 COLOURS = ("black", "#0072b2", "#e69f00", "#bbbbbb")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
-COLUMN, CHARACTER, LINE = 0.6, 0.07, 0.17
-"""Inches that a column of the legend takes, each character of the longest label, and a line."""
+LEGEND_COLUMN, LEGEND_CHARACTER, LEGEND_LINE = 0.6, 0.07, 0.17
+"""Inches: the width of a legend column without text and of a character, and the line height."""
 
 
 class Curve(NamedTuple):
-    """A run's log: the method that is its label, and a frame of step, seconds and PANELS."""
+    """The step log of one run, with the label of its method."""
 
     label: str
-    points: pl.DataFrame
+    points: pl.DataFrame  # columns X_AXES and FIELDS
 
 
 def curves(runs: list[Path], outputs: list[Path]) -> None:
-    """Draw the logs of run folders, a line and a style a method, in each format asked for.
+    """Draw the step logs of run folders, one line per method, to each of `outputs`.
 
-    Folders are {dataset}/{backbone}/{method}/seed{seed}; what differs between them is in the
-    legend. Raises InputError for a log that is missing or malformed, and where none holds a
-    field of PANELS.
+    Folders are {dataset}/{backbone}/{method}/seed{seed}; the legend shows the names that differ.
+    Raises InputError if a log is missing or malformed, or if no log has any of FIELDS.
     """
-    drawn = [
+    logs = [
         Curve(label, read_log(run / "log.jsonl"))
-        for run, label in zip(runs, labels(runs), strict=True)
+        for run, label in zip(runs, label_runs(runs), strict=True)
     ]
-    if not panels(drawn):
-        raise InputError(f"{runs[0]}/log.jsonl: holds none of {', '.join(PANELS)}; train with rl")
+    if not logged_fields(logs):
+        raise InputError(f"{runs[0]}/log.jsonl: has none of {', '.join(FIELDS)}; train with rl")
     with rc_context({**STYLE, "axes.spines.left": True, "ytick.major.size": 3.5}):
-        write(draw(drawn), outputs)
+        save_figure(draw_curves(logs), outputs)
 
 
 def read_log(path: Path) -> pl.DataFrame:
-    """A log.jsonl as a frame of step, seconds and PANELS; null where a line lacks the field."""
-    schema = dict.fromkeys((*AXES, *PANELS), pl.Float64)
+    """A log.jsonl as a frame with columns X_AXES and FIELDS; null where a line lacks a field."""
+    schema = dict.fromkeys((*X_AXES, *FIELDS), pl.Float64)
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [{name: line.get(name) for name in schema} for line in lines]
@@ -71,46 +71,47 @@ def read_log(path: Path) -> pl.DataFrame:
     except (OSError, ValueError, AttributeError, TypeError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a readable log ({reason})") from None
-    # A validation follows its step, whose time it may not repeat.
+    # A validation follows the line of its step and may not repeat its seconds.
     return points.with_columns(pl.col("seconds").forward_fill())
 
 
-def labels(runs: Sequence[Path]) -> list[str]:
-    """For each run what tells its method from the others': of data set, backbone and method."""
+def label_runs(runs: Sequence[Path]) -> list[str]:
+    """A label for each run: those of its data set, backbone and method that differ between runs."""
     names = [run.parts[-4:-1] for run in runs]
     differ = [len(set(each)) > 1 for each in zip(*names, strict=False)]
     return [
-        ", ".join(name for name, told in zip(each, differ, strict=False) if told) or each[-1]
+        ", ".join(name for name, differs in zip(each, differ, strict=False) if differs) or each[-1]
         for each in names
     ]
 
 
-def panels(drawn: Sequence[Curve]) -> list[str]:
-    """The fields that any of the curves has."""
-    return [name for name in PANELS if any(known(curve.points, name) for curve in drawn)]
+def logged_fields(logs: Sequence[Curve]) -> list[str]:
+    """The FIELDS that at least one log has values of."""
+    return [name for name in FIELDS if any(has_values(curve.points, name) for curve in logs)]
 
 
-def known(points: pl.DataFrame, name: str) -> bool:
+def has_values(points: pl.DataFrame, name: str) -> bool:
     return points[name].null_count() < len(points)
 
 
-def draw(drawn: Sequence[Curve]) -> Figure:
-    """A row of panels for each field, a column for each of AXES that any log has."""
-    names = panels(drawn)
-    xs = [x for x in AXES if any(known(curve.points, x) for curve in drawn)]
+def draw_curves(logs: Sequence[Curve]) -> Figure:
+    """A row of panels for each logged field, a column for each of X_AXES that any log has."""
+    names = logged_fields(logs)
+    xs = [x for x in X_AXES if any(has_values(curve.points, x) for curve in logs)]
     methods: dict[str, list[pl.DataFrame]] = {}
-    for label, points in drawn:
+    for label, points in logs:
         methods.setdefault(label, []).append(points)
-    ncols = max(1, min(4, int(WIDTH / (COLUMN + CHARACTER * max(map(len, methods))))))
-    height = HEIGHT * len(names) + LINE * math.ceil(len(methods) / ncols) + 0.4
+    column = LEGEND_COLUMN + LEGEND_CHARACTER * max(map(len, methods))
+    ncols = max(1, min(4, int(WIDTH / column)))
+    height = ROW_HEIGHT * len(names) + LEGEND_LINE * math.ceil(len(methods) / ncols) + 0.4
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), len(xs), squeeze=False, sharex="col", sharey="row")
     for name, row in zip(names, grid, strict=True):
         for x, axes in zip(xs, row, strict=True):
-            lines(axes, methods, x, name)
-        row[0].set_ylabel(PANELS[name])
+            draw_panel(axes, methods, x, name)
+        row[0].set_ylabel(FIELDS[name])
     for x, axes in zip(xs, grid[-1], strict=True):
-        axes.set_xlabel(AXES[x])
+        axes.set_xlabel(x)
     figure.align_ylabels(grid[:, 0])
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(),
@@ -122,17 +123,19 @@ def draw(drawn: Sequence[Curve]) -> Figure:
     return figure
 
 
-def lines(axes: Axes, methods: Mapping[str, Sequence[pl.DataFrame]], x: str, name: str) -> None:
-    """One panel: a line for each method, of all its logs."""
+def draw_panel(
+    axes: Axes, methods: Mapping[str, Sequence[pl.DataFrame]], x: str, name: str
+) -> None:
+    """Draw one field against `x`: a line for each method, averaged over its logs."""
     is_validation = name.startswith("eval_")
     for number, (label, logs) in enumerate(methods.items()):
-        points = over_seeds(logs, x, name)
+        points = average_over_seeds(logs, x, name)
         if not is_validation:
-            window = max(1, len(points) // SMOOTHED)
+            window = max(1, len(points) // SMOOTHING)
             points = points.with_columns(
                 pl.col("mean").rolling_mean(window, min_samples=1, center=True)
             )
-        style = look(number)
+        style = line_style(number)
         axes.plot(
             points["x"],
             points["mean"],
@@ -149,8 +152,8 @@ def lines(axes: Axes, methods: Mapping[str, Sequence[pl.DataFrame]], x: str, nam
     axes.locator_params(axis="y", nbins=4)
 
 
-def over_seeds(logs: Sequence[pl.DataFrame], x: str, name: str) -> pl.DataFrame:
-    """The field at each step, over a method's logs: x (their mean), mean, low and high."""
+def average_over_seeds(logs: Sequence[pl.DataFrame], x: str, name: str) -> pl.DataFrame:
+    """A field at each step over a method's logs: mean `x`, and the field's mean, low and high."""
     points = pl.concat(logs).filter(pl.all_horizontal(pl.col(x, name).is_not_null()))
     value = pl.col(name)
     return (
@@ -160,7 +163,7 @@ def over_seeds(logs: Sequence[pl.DataFrame], x: str, name: str) -> pl.DataFrame:
     )
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of a figure's method, counted from 0; the 17th is the first again."""
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of a figure's method, numbered from 0; styles repeat after sixteen."""
     dashes, colour = divmod(number, len(COLOURS))
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes % len(DASHES)]}

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from rere.config.run import NO_BACKBONE
 from rere.files import replacing
 
-PANELS = ("HR@10", "NDCG@10")
+METRICS = ("HR@10", "NDCG@10")
 WIDTH = 6.75
 """Inches: two columns of a paper."""
-# Apart in luminance, so that they are apart in grey too.
+# Grey without a backbone, else blue; they differ in luminance and print in grey.
 FILL = {True: "#c9c9c9", False: "#5b9bc8"}
 STYLE = {
     "font.size": 8,
@@ -27,67 +27,66 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
 }
-# Without a date the same table gives the same bytes.
-METADATA = {".pdf": {"CreationDate": None}}
+# Without a date, the same table gives the same bytes.
+FILE_METADATA = {".pdf": {"CreationDate": None}}
 
 
 def figure(table: Path, outputs: list[Path]) -> None:
-    """Draw a table's .csv, one row of panels a (dataset, backbone), in each format asked for.
+    """Draw a table's .csv, one row of panels per (dataset, backbone), to each of `outputs`.
 
-    Methods without a backbone are drawn beside every backbone of their data set. The format
-    follows an output's suffix: .pdf, .png.
+    Methods without a backbone appear beside every backbone of their data set.
     """
     names = ("dataset", "backbone", "method")
     summary = pl.read_csv(table, schema_overrides=dict.fromkeys(names, pl.String))
     with rc_context(STYLE):
-        write(draw(facets(summary)), outputs)
+        save_figure(draw_bars(split_facets(summary)), outputs)
 
 
-def write(drawn: Figure, outputs: list[Path]) -> None:
-    """Save a figure in each format asked for; it follows an output's suffix."""
+def save_figure(figure: Figure, outputs: list[Path]) -> None:
+    """Save a figure to each output, in the format of its suffix: .pdf or .png."""
     for output in outputs:
         with replacing(output) as temporary:
-            drawn.savefig(temporary, metadata=METADATA.get(output.suffix))
+            figure.savefig(temporary, metadata=FILE_METADATA.get(output.suffix))
 
 
-def facets(summary: pl.DataFrame) -> list[pl.DataFrame]:
-    """The table's rows for each (dataset, backbone), those without a backbone in all of them."""
-    parts = []
+def split_facets(summary: pl.DataFrame) -> list[pl.DataFrame]:
+    """The table's rows of each (dataset, backbone), with the data set's rows without a backbone."""
+    facets = []
     for rows in summary.partition_by("dataset", maintain_order=True):
         backbones = rows["backbone"].unique(maintain_order=True).to_list()
         chosen = [name for name in backbones if name != NO_BACKBONE] or [NO_BACKBONE]
-        parts += [rows.filter(pl.col("backbone").is_in([name, NO_BACKBONE])) for name in chosen]
-    return parts
+        facets += [rows.filter(pl.col("backbone").is_in([name, NO_BACKBONE])) for name in chosen]
+    return facets
 
 
-def draw(parts: list[pl.DataFrame]) -> Figure:
-    """Panels side by side for each facet, as high as its methods need."""
-    heights = [0.24 * len(part) + 0.5 for part in parts]
-    drawn = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    drawn.get_layout_engine().set(hspace=0.04, wspace=0.04)
-    grid = drawn.subplots(
-        len(parts), len(PANELS), squeeze=False, sharey="row", height_ratios=heights
+def draw_bars(facets: list[pl.DataFrame]) -> Figure:
+    """One row of panels for each facet, as high as its methods need."""
+    heights = [0.24 * len(facet) + 0.5 for facet in facets]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.04, wspace=0.04)
+    grid = figure.subplots(
+        len(facets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
     )
-    shown = pl.concat(parts)
-    for part, row in zip(parts, grid, strict=True):
-        for metric, axes in zip(PANELS, row, strict=True):
-            bars(axes, part, metric)
+    every = pl.concat(facets)
+    for facet, row in zip(facets, grid, strict=True):
+        for metric, axes in zip(METRICS, row, strict=True):
+            draw_panel(axes, facet, metric)
             axes.set_title(metric, loc="right")
-            # One scale a data set, so that its backbones compare; the fifth is for the numbers.
-            largest = shown.filter(dataset=part["dataset"][0])[f"{metric}_high"].max()
+            # Backbones of a data set share a scale; a fifth of the width is left for numbers.
+            largest = every.filter(dataset=facet["dataset"][0])[f"{metric}_high"].max()
             axes.set_xlim(0, 1.2 * largest or 1)
-        row[0].set_title(heading(part), loc="left", fontweight="bold")
-    return drawn
+        row[0].set_title(facet_title(facet), loc="left", fontweight="bold")
+    return figure
 
 
-def bars(axes: Axes, part: pl.DataFrame, metric: str) -> None:
-    """A bar, an interval and a number for each method, the first at the top."""
-    positions = range(len(part))
-    colours = [FILL[name == NO_BACKBONE] for name in part["backbone"]]
-    low, high = part[f"{metric}_low"], part[f"{metric}_high"]
-    axes.barh(positions, part[metric], height=0.72, color=colours)
+def draw_panel(axes: Axes, facet: pl.DataFrame, metric: str) -> None:
+    """Draw a bar, an interval and a number for each method, from top to bottom."""
+    positions = range(len(facet))
+    colours = [FILL[name == NO_BACKBONE] for name in facet["backbone"]]
+    low, high = facet[f"{metric}_low"], facet[f"{metric}_high"]
+    axes.barh(positions, facet[metric], height=0.72, color=colours)
     axes.hlines(positions, low, high, color="black", linewidth=0.9)
-    for position, value, end in zip(positions, part[metric], high, strict=True):
+    for position, value, end in zip(positions, facet[metric], high, strict=True):
         axes.annotate(
             f"{value:.3f}",
             (max(value, end), position),
@@ -95,12 +94,12 @@ def bars(axes: Axes, part: pl.DataFrame, metric: str) -> None:
             textcoords="offset points",
             verticalalignment="center_baseline",
         )
-    axes.set_yticks(positions, part["method"])
-    axes.set_ylim(len(part) - 0.5, -0.5)
+    axes.set_yticks(positions, facet["method"])
+    axes.set_ylim(len(facet) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=5)
 
 
-def heading(part: pl.DataFrame) -> str:
+def facet_title(facet: pl.DataFrame) -> str:
     """The data set and, if there is one, the backbone of a facet."""
-    backbones = [name for name in part["backbone"].unique() if name != NO_BACKBONE]
-    return ", ".join([part["dataset"][0], *backbones])
+    backbones = [name for name in facet["backbone"].unique() if name != NO_BACKBONE]
+    return ", ".join([facet["dataset"][0], *backbones])

@@ -1,12 +1,12 @@
-"""A table's summary as Markdown and LaTeX: the columns a paper prints, the best in bold."""
+"""A table's summary in Markdown and LaTeX: the columns that papers print, the best in bold."""
 
 from collections.abc import Callable
 
 import polars as pl
 
-SHOWN = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10")
+METRICS = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10")
 INTERVAL_OF = "NDCG@10"
-HEADER = ["Method", "Backbone", *SHOWN, "95 % interval"]
+HEADER = ["Method", "Backbone", *METRICS, "95 % interval"]
 ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -16,24 +16,25 @@ ESCAPES = {
 
 
 def markdown(summary: pl.DataFrame, users: dict[str, int]) -> str:
-    """A section with a table and a note for each data set; `users` counts its test users."""
+    """A section with a table and a note per data set; `users` are the numbers of test users."""
     sections = []
     for part in summary.partition_by("dataset", maintain_order=True):
         dataset = part["dataset"][0]
-        table = pipes([HEADER, *cells(part, "**{}**".format)], names=2)
+        table = markdown_table([HEADER, *format_rows(part, "**{}**".format)], names=2)
         sections.append(f"### {dataset}\n\n{table}\n\n{note(part, users[dataset])}\n")
     return "\n".join(sections)
 
 
 def latex(summary: pl.DataFrame, users: dict[str, int]) -> str:
-    """One booktabs tabular, a block for each data set; the notes are comments."""
+    """One booktabs tabular with a block per data set; the notes are comments."""
     lines, notes = [], []
     for part in summary.partition_by("dataset", maintain_order=True):
         dataset = part["dataset"][0]
         notes.append(f"% {dataset}: {note(part, users[dataset])}")
-        lines += [r"\midrule", rf"\multicolumn{{{len(HEADER)}}}{{l}}{{{escape(dataset)}}} \\"]
-        for row in cells(part, r"\textbf{{{}}}".format):
-            names, numbers = [escape(name) for name in row[:2]], row[2:]
+        title = escape_latex(dataset)
+        lines += [r"\midrule", rf"\multicolumn{{{len(HEADER)}}}{{l}}{{{title}}} \\"]
+        for row in format_rows(part, r"\textbf{{{}}}".format):
+            names, numbers = [escape_latex(name) for name in row[:2]], row[2:]
             numbers[-1] = numbers[-1].replace("\N{EN DASH}", "--")
             lines.append(" & ".join(names + numbers) + r" \\")
     return "\n".join(
@@ -42,7 +43,7 @@ def latex(summary: pl.DataFrame, users: dict[str, int]) -> str:
             *notes,
             rf"\begin{{tabular}}{{ll{'r' * (len(HEADER) - 2)}}}",
             r"\toprule",
-            " & ".join(map(escape, HEADER)) + r" \\",
+            " & ".join(map(escape_latex, HEADER)) + r" \\",
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
@@ -51,10 +52,10 @@ def latex(summary: pl.DataFrame, users: dict[str, int]) -> str:
     )
 
 
-def cells(part: pl.DataFrame, bold: Callable[[str], str]) -> list[list[str]]:
-    """The texts of one data set's rows; what prints as a column's best value becomes `bold`."""
+def format_rows(part: pl.DataFrame, bold: Callable[[str], str]) -> list[list[str]]:
+    """One data set's rows as text; `bold` marks what prints as a column's largest value."""
     columns = [part["method"].to_list(), part["backbone"].to_list()]
-    for name in SHOWN:
+    for name in METRICS:
         texts = [f"{value:.4f}" for value in part[name]]
         columns.append([bold(text) if text == max(texts) else text for text in texts])
     bounds = zip(part[f"{INTERVAL_OF}_low"], part[f"{INTERVAL_OF}_high"], strict=True)
@@ -63,19 +64,19 @@ def cells(part: pl.DataFrame, bold: Callable[[str], str]) -> list[list[str]]:
 
 
 def note(part: pl.DataFrame, users: int) -> str:
-    """What the numbers of one data set are."""
+    """A sentence on how the numbers of one data set were made."""
     fewest, most = part["seeds"].min(), part["seeds"].max()
     seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return (
         f"{part['rows'][0]} test rows of {users} users, {seeds} "
-        f"{'seed' if most == 1 else 'seeds'} a method. HR and NDCG are at title level over the "
+        f"{'seed' if most == 1 else 'seeds'} per method. HR and NDCG are at title level over the "
         f"full catalogue, means over seeds. The interval is of {INTERVAL_OF}: 95 % percentile "
         "bootstrap over users."
     )
 
 
-def pipes(rows: list[list[str]], names: int) -> str:
-    """A Markdown table, the header first: `names` columns to the left, numbers to the right."""
+def markdown_table(rows: list[list[str]], names: int) -> str:
+    """A Markdown table, header first: the first `names` columns align left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * w if i < names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines = [
@@ -85,6 +86,6 @@ def pipes(rows: list[list[str]], names: int) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def escape(text: str) -> str:
-    """Plain text for LaTeX."""
+def escape_latex(text: str) -> str:
+    """Plain text with the special characters of LaTeX escaped."""
     return "".join(ESCAPES.get(character, character) for character in text)

@@ -1,12 +1,12 @@
-"""A table of a study: from the predictions of its runs to CSV, Markdown and LaTeX.
+"""A table of a study, from the predictions of its runs to CSV, Markdown and LaTeX.
 
-{table}.csv         one row a (dataset, backbone, method), in the order of the runs:
+{table}.csv         one row per (dataset, backbone, method), in the order of the runs:
                     seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
                     `_item` (item level), `_sd` (sample standard deviation over seeds),
                     `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row a run: its metrics.json, what run.json says it cost, and of sequential
-                    baselines the validation NDCG@10 that chose the epoch
-{table}.md, .tex    the same as the CSV, fewer columns, to read and to paste
+{table}.runs.csv    one row per run: metrics.json, seconds and memory of run.json, and for
+                    sequential baselines the validation NDCG@10 of the epoch that was kept
+{table}.md, .tex    fewer columns of the .csv, to read and to paste
 """
 
 from pathlib import Path
@@ -19,27 +19,24 @@ from rere.errors import InputError
 from rere.evaluation.metrics import ITEM_METRICS, METRICS
 from rere.evaluation.significance import (
     bootstrap_interval,
-    crossed_test,
     holm,
-    paired_permutation,
+    paired_permutation_test,
+    two_way_clustered_test,
 )
 from rere.files import replacing
 from rere.reporting.markup import latex, markdown
-from rere.reporting.runs import Scored, check_comparable, read_run
+from rere.reporting.runs import ScoredRun, check_comparable, read_run
 
 TESTED = "NDCG@10"
 
 
-class Method(NamedTuple):
-    """A row of the table: a method's runs, one a seed, and the metrics of their rows.
+class MethodRuns(NamedTuple):
+    """The runs of a method on a data set, one per seed, with the metrics of their rows."""
 
-    values (seeds, rows, metrics) and users (rows,), rows in the order of row_id.
-    """
-
-    key: tuple[str, str, str]
-    runs: list[Scored]
-    values: np.ndarray
-    users: np.ndarray
+    key: tuple[str, str, str]  # dataset, backbone, method
+    runs: list[ScoredRun]
+    values: np.ndarray  # (seeds, rows, metrics), rows in the order of row_id
+    users: np.ndarray  # (rows,)
 
     @property
     def seeds(self) -> list[int]:
@@ -47,19 +44,19 @@ class Method(NamedTuple):
 
 
 def table(runs: list[Path], data: list[Path], output: Path, reference: str | None) -> None:
-    """Write the table of the run folders `runs` as `output`, a .csv, and its three relatives.
+    """Write the table of the run folders `runs` to `output`, a .csv, and the other files beside it.
 
-    `data` are the folders of the data sets, by whose names the runs know them. With a method
-    named by `reference` every other one is tested against it. Raises InputError if a run is
-    malformed or given twice, or if two runs of a data set are not of the same test rows.
+    `data` are the folders of the data sets, named after them. With `reference`, every other
+    method is tested against that method. Raises InputError if a run is malformed or given twice,
+    or if two runs of a data set have different test rows.
     """
     folders = {folder.name: folder for folder in data}
     scored = [read_run(folder, folders) for folder in runs]
     check_comparable(scored)
-    methods = by_method(scored)
+    methods = group_by_method(scored)
     if reference is not None and all(method.key[2] != reference for method in methods):
         raise InputError(f"{output}: no run of the reference {reference}; add it to the table")
-    p_values = adjusted_p(methods, reference)
+    p_values = adjusted_p_values(methods, reference)
     summary = pl.DataFrame(
         [summarise(method, p_values.get(method.key)) for method in methods],
         schema_overrides=dict.fromkeys([f"{TESTED}_p", *suffixed("_sd")], pl.Float64),
@@ -77,14 +74,14 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
             temporary.write_text(text, encoding="utf-8")
 
 
-def by_method(scored: list[Scored]) -> list[Method]:
-    """Runs that differ in their seed alone put together, in the order they come."""
-    groups: dict[tuple[str, str, str], list[Scored]] = {}
+def group_by_method(scored: list[ScoredRun]) -> list[MethodRuns]:
+    """Runs grouped by data set, backbone and method, in the order of the runs."""
+    groups: dict[tuple[str, str, str], list[ScoredRun]] = {}
     for each in scored:
         run = each.run
         groups.setdefault((run.dataset, run.backbone, run.method), []).append(each)
     return [
-        Method(
+        MethodRuns(
             key,
             runs,
             np.stack([run.rows.select(METRICS + ITEM_METRICS).to_numpy() for run in runs]),
@@ -94,8 +91,8 @@ def by_method(scored: list[Scored]) -> list[Method]:
     ]
 
 
-def summarise(method: Method, p_value: float | None) -> dict[str, Any]:
-    """A method's row of {table}.csv."""
+def summarise(method: MethodRuns, p_value: float | None) -> dict[str, Any]:
+    """A row of {table}.csv."""
     dataset, backbone, name = method.key
     row = {"dataset": dataset, "backbone": backbone, "method": name}
     values = method.values.mean(axis=0)  # over seeds
@@ -113,11 +110,13 @@ def suffixed(suffix: str) -> list[str]:
     return [f"{metric}{suffix}" for metric in METRICS]
 
 
-def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, str, str], float]:
-    """Paired p of NDCG@10 against the reference, Holm-adjusted in each data set.
+def adjusted_p_values(
+    methods: list[MethodRuns], reference: str | None
+) -> dict[tuple[str, str, str], float]:
+    """Paired p value of NDCG@10 against the reference, Holm-adjusted within each data set.
 
-    A method's reference has its data set and backbone, or else is the data set's only row of
-    that name; a method without one is not tested.
+    A method is compared with the reference of its data set and backbone, else with the data
+    set's only row of the reference. A method with neither is not tested.
     """
     tested: dict[str, dict[tuple[str, str, str], float]] = {}
     for method in methods:
@@ -126,22 +125,22 @@ def adjusted_p(methods: list[Method], reference: str | None) -> dict[tuple[str, 
         same = [other for other in same if other.key[1] == backbone] or same
         if name == reference or len(same) != 1:
             continue
-        tested.setdefault(dataset, {})[method.key] = paired_p(method, same[0])
+        tested.setdefault(dataset, {})[method.key] = paired_p_value(method, same[0])
     adjusted = {}
     for p_values in tested.values():
         adjusted |= dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
     return adjusted
 
 
-def paired_p(method: Method, reference: Method) -> float:
-    """p that two methods' NDCG@10 is the same: over seeds and users, or users alone.
+def paired_p_value(method: MethodRuns, reference: MethodRuns) -> float:
+    """p value of equal NDCG@10 of two methods, over seeds and users, or over users alone.
 
-    The latter where both have one run, or where seeds differ and so cannot be paired. A single run,
-    such as the model that all seeds start from, is paired with each of the other's.
+    It is over users alone if both have one run, or if their seeds differ and cannot be paired. A
+    single run, such as the SFT model that all seeds start from, is paired with every other run.
     """
     column = METRICS.index(TESTED)
     values, others = method.values[..., column], reference.values[..., column]
     is_paired = method.seeds == reference.seeds or 1 in (len(values), len(others))
     if is_paired and max(len(values), len(others)) > 1:
-        return crossed_test(values - others, method.users).p_value
-    return paired_permutation(values.mean(axis=0) - others.mean(axis=0), method.users)
+        return two_way_clustered_test(values - others, method.users).p_value
+    return paired_permutation_test(values.mean(axis=0) - others.mean(axis=0), method.users)

@@ -1,20 +1,19 @@
-"""What chooses the weights of a run that ends in rankings."""
+"""Validation NDCG@10, used to select the checkpoint."""
 
 import torch
 
 from rere.catalogue import PrefixTree
 from rere.engine.search.beam import beam_search
-from rere.evaluation.metrics import METRICS, gains, target_ranks
+from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
 from rere.training.trainer import Trainer
 
-SELECTION = "ndcg@10"
+SELECTION_METRIC = "ndcg@10"
 
 
-def search_ndcg(trainer: Trainer, tree: PrefixTree, num_beams: int) -> dict[str, float]:
-    """NDCG@10 of a beam search with the trainer's model, on its validation sample.
+def validate_ndcg(trainer: Trainer, tree: PrefixTree, num_beams: int) -> dict[str, float]:
+    """{"ndcg@10": value} of a beam search over the trainer's validation rows.
 
-    Batches hold the rows' "prompts" and, as item ids, their "target" (B,); `tree` lies on the
-    model's device.
+    Batches hold "prompts" and "target" (B,), item ids. `tree` lies on the model's device.
     """
     ranked, targets = [], []
     for inputs in trainer.get_eval_dataloader():
@@ -27,4 +26,6 @@ def search_ndcg(trainer: Trainer, tree: PrefixTree, num_beams: int) -> dict[str,
         ranked.append(leaf.cpu())
         targets.append(target.cpu())
     ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
-    return {SELECTION: float(gains(ranks).mean(axis=0)[METRICS.index("NDCG@10")])}
+    return {
+        SELECTION_METRIC: float(metrics_from_ranks(ranks).mean(axis=0)[METRICS.index("NDCG@10")])
+    }

@@ -1,11 +1,11 @@
-"""BIGRec and D3 against plain rankings of a small catalogue, a row and an item at a time."""
+"""BIGRec and D3 against plain rankings of a small catalogue, one row and one item at a time."""
 
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from evaluation.test_recommend import HEAT, NAMES, ROWS, SEED
+from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS
 from tiny_models import causal_lm, tokenizer, write_data, write_fixed_model
 
 from rere.catalogue import PrefixTree
@@ -24,7 +24,7 @@ TOKENS = tokenizer("qwen2")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"), NAMES, test=ROWS)
+    return write_data(tmp_path_factory.mktemp("data"), ITEM_TITLES, test=TEST_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +34,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def factors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a sequential model that likes some items more than others by far."""
+    """Factors of a sequential model whose item scores are far apart."""
     generator = torch.Generator().manual_seed(0)
-    made = Factors(
-        row_id=torch.arange(len(ROWS)),
-        state=torch.randn(len(ROWS), 4, generator=generator),
-        item=3 * torch.randn(len(NAMES), 4, generator=generator),
+    factors = Factors(
+        row_id=torch.arange(len(TEST_ROWS)),
+        state=torch.randn(len(TEST_ROWS), 4, generator=generator),
+        item=3 * torch.randn(len(ITEM_TITLES), 4, generator=generator),
     )
     path = tmp_path_factory.mktemp("factors") / "factors.test.safetensors"
-    made.save(path)
+    factors.save(path)
     return path
 
 
-def predicted(tmp_path: Path, options, model, data, factors=None, **evaluation) -> pl.DataFrame:
+def predict(tmp_path: Path, options, model, data, factors=None, **evaluation) -> pl.DataFrame:
     path = tmp_path / "predictions.parquet"
     decode(options, Decoding(**evaluation), model, data, SEED, path, factors)
     return read_predictions(path)
 
 
 def prompt_ids(row_id: int) -> list[int]:
-    history = [NAMES[item] for item in ROWS[row_id][0]]
+    history = [ITEM_TITLES[item] for item in TEST_ROWS[row_id][0]]
     return TOKENS(prompt_text(choose_instruction(SEED, row_id), history)).input_ids
 
 
-SEQUENCES = [[*TOKENS(response_text(title)).input_ids, TOKENS.eos_token_id] for title in NAMES]
-# (No token of this tokenizer spans the prompt's end.)
+SEQUENCES = [
+    [*TOKENS(response_text(title)).input_ids, TOKENS.eos_token_id] for title in ITEM_TITLES
+]
+# (No token of this tokenizer spans the end of the prompt.)
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain_model():
     return causal_lm("qwen2", len(TOKENS))
 
 
@@ -71,7 +73,7 @@ def plain():
 
 @torch.no_grad()
 def decision_scores(model, row_id: int) -> list[float]:
-    """Each item's log-probabilities added up, but where one token alone could follow."""
+    """Each item's log-probability, without the tokens that the catalogue forces."""
     prompt, scores = prompt_ids(row_id), []
     for ids in SEQUENCES:
         logits = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
@@ -85,44 +87,44 @@ def decision_scores(model, row_id: int) -> list[float]:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
-def test_d3_equals_a_plain_ranking(tmp_path, model, data, plain, factors, alpha):
+def test_d3_equals_a_plain_ranking(tmp_path, model, data, plain_model, factors, alpha):
     options = D3(alpha=alpha, num_beams=30)
-    found = predicted(tmp_path, options, model, data, factors if alpha < 1 else None)
-    asked = Factors.load(factors, found["row_id"].to_numpy(), len(NAMES))
+    found = predict(tmp_path, options, model, data, factors if alpha < 1 else None)
+    loaded = Factors.load(factors, found["row_id"].to_numpy(), len(ITEM_TITLES))
     for row_id, items, scores in found.select("row_id", "items", "scores").iter_rows():
-        probability = (asked.item @ asked.state[row_id]).softmax(-1)
-        # Items of one title are one path, and likely as all of them are.
-        theirs = probability.clone()
-        theirs[HEAT] = probability[HEAT].sum()
+        probability = (loaded.item @ loaded.state[row_id]).softmax(-1)
+        # Items that share a title share a path, which has the sum of their probabilities.
+        by_path = probability.clone()
+        by_path[HEAT_ITEMS] = probability[HEAT_ITEMS].sum()
         expected = [
             alpha * own + (1 - alpha) * other
             for own, other in zip(
-                decision_scores(plain, row_id), theirs.log().tolist(), strict=True
+                decision_scores(plain_model, row_id), by_path.log().tolist(), strict=True
             )
         ]
         assert scores == pytest.approx([expected[item] for item in items], abs=1e-3)
-        assert sorted(items) == list(range(len(NAMES)))
+        assert sorted(items) == list(range(len(ITEM_TITLES)))
         assert scores == sorted(scores, reverse=True)
 
 
-def test_batches_change_no_ranking(tmp_path, model, data, factors):
-    for options, asked in ((D3(alpha=0.5, num_beams=30), factors), (Bigrec(), None)):
-        one = predicted(tmp_path, options, model, data, asked, batch_size=5)
-        other = predicted(tmp_path, options, model, data, asked, batch_size=12)
+def test_rankings_do_not_depend_on_the_batch_size(tmp_path, model, data, factors):
+    for options, given in ((D3(alpha=0.5, num_beams=30), factors), (Bigrec(), None)):
+        one = predict(tmp_path, options, model, data, given, batch_size=5)
+        other = predict(tmp_path, options, model, data, given, batch_size=12)
         assert one["items"].equals(other["items"])
 
 
 def test_factors_of_other_rows_are_refused(tmp_path, model, data, factors):
     with pytest.raises(InputError, match="made of another data set or split"):
-        predicted(tmp_path, D3(alpha=0.5), model, data, factors, rows=4)
+        predict(tmp_path, D3(alpha=0.5), model, data, factors, rows=4)
 
 
 # --------------------------------------------------------------------------------------- BIGRec
 
 
 @torch.no_grad()
-def written(model, prompt: list[int], longest: int) -> list[int]:
-    """The likeliest next token, again and again."""
+def write_greedily(model, prompt: list[int], longest: int) -> list[int]:
+    """Greedy decoding, recomputing the whole sequence for every token."""
     ids: list[int] = []
     while len(ids) < longest and TOKENS.eos_token_id not in ids:
         logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, -1]
@@ -131,59 +133,59 @@ def written(model, prompt: list[int], longest: int) -> list[int]:
 
 
 @torch.no_grad()
-def state(model, title: str) -> torch.Tensor:
+def embedding(model, title: str) -> torch.Tensor:
     ids = TOKENS(title).input_ids or [TOKENS.eos_token_id]
     output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
     return output.hidden_states[-1][0, -1]
 
 
-def test_bigrec_equals_a_plain_ranking(tmp_path, model, data, plain):
+def test_bigrec_equals_a_plain_ranking(tmp_path, model, data, plain_model):
     longest = max(map(len, SEQUENCES))
-    vectors = torch.stack([state(plain, title) for title in NAMES])
-    found = predicted(tmp_path, Bigrec(), model, data)
+    vectors = torch.stack([embedding(plain_model, title) for title in ITEM_TITLES])
+    found = predict(tmp_path, Bigrec(), model, data)
     for row_id, items, scores in found.select("row_id", "items", "scores").iter_rows():
-        ids = written(plain, prompt_ids(row_id), longest)
+        ids = write_greedily(plain_model, prompt_ids(row_id), longest)
         text = TOKENS.decode([i for i in ids if i != TOKENS.eos_token_id])
         text = text.removesuffix("\n").removeprefix('"').removesuffix('"')
-        distance = (vectors - state(plain, text)).norm(dim=-1).tolist()
-        assert sorted(items) == list(range(len(NAMES)))
+        distance = (vectors - embedding(plain_model, text)).norm(dim=-1).tolist()
+        assert sorted(items) == list(range(len(ITEM_TITLES)))
         assert scores == sorted(scores, reverse=True)
         assert scores == pytest.approx([-distance[item] for item in items], abs=1e-3)
 
 
-def test_what_is_written_as_a_title_ranks_it_first(tmp_path, model, data, monkeypatch):
-    """And all items of that title, by item id, before any other."""
-    item = HEAT[1]
+def test_bigrec_ranks_a_title_that_the_model_writes_first(tmp_path, model, data, monkeypatch):
+    """All items of that title come first, ordered by item id."""
+    item = HEAT_ITEMS[1]
 
     def write(model, tree, prompts):
         return torch.tensor([SEQUENCES[item]] * len(prompts))
 
     monkeypatch.setattr(module, "generate_greedy", write)
-    found = predicted(tmp_path, Bigrec(), model, data, list_length=20)
+    found = predict(tmp_path, Bigrec(), model, data, list_length=20)
     for items, scores in found.select("items", "scores").iter_rows():
-        assert items[: len(HEAT)] == HEAT
-        assert scores[: len(HEAT)] == pytest.approx([0] * len(HEAT), abs=1e-4)
-        assert scores[len(HEAT)] < -1e-3
+        assert items[: len(HEAT_ITEMS)] == HEAT_ITEMS
+        assert scores[: len(HEAT_ITEMS)] == pytest.approx([0] * len(HEAT_ITEMS), abs=1e-4)
+        assert scores[len(HEAT_ITEMS)] < -1e-3
         assert len(items) == 20
 
 
-def test_an_embedding_depends_on_its_sequence_alone(plain):
+def test_an_embedding_depends_only_on_its_own_sequence(plain_model):
     sequences = [[5, 6, 7, 8, 9], [7], [3, 4]] * 3
-    together = embed(plain, sequences)
-    alone = torch.cat([embed(plain, [ids]) for ids in sequences])
+    together = embed(plain_model, sequences)
+    alone = torch.cat([embed(plain_model, [ids]) for ids in sequences])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_broken_weights_are_told(tmp_path, data):
+def test_bigrec_refuses_weights_that_are_not_numbers(tmp_path, data):
     broken = causal_lm("qwen2", len(TOKENS))
     with torch.no_grad():
         broken.model.norm.weight[0] = torch.nan
     broken.save_pretrained(tmp_path / "broken")
     TOKENS.save_pretrained(tmp_path / "broken")
     with pytest.raises(InputError, match="not numbers; its weights are broken"):
-        predicted(tmp_path, Bigrec(), tmp_path / "broken", data)
+        predict(tmp_path, Bigrec(), tmp_path / "broken", data)
 
 
-def test_what_is_written_fits_the_models_positions(plain):
+def test_greedy_decoding_refuses_prompts_beyond_the_models_positions(plain_model):
     with pytest.raises(InputError, match="exceed the model's 256 positions"):
-        generate_greedy(plain, PrefixTree.build(SEQUENCES), [[3] * 256])
+        generate_greedy(plain_model, PrefixTree.build(SEQUENCES), [[3] * 256])

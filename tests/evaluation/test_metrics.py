@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand, and against a slow implementation in plain Python."""
+"""Metrics against hand-computed numbers and a slow implementation in plain Python."""
 
 import json
 from math import log2
@@ -18,11 +18,11 @@ from rere.evaluation.metrics import (
     ITEM_METRICS,
     METRICS,
     coverage,
-    distinct,
-    gains,
+    drop_duplicates,
     is_hit,
     metrics,
-    padded,
+    metrics_from_ranks,
+    pad_lists,
     popularity,
     row_metrics,
     target_ranks,
@@ -65,7 +65,7 @@ def falling(ranked):
 
 
 def as_rows(ranked, targets):
-    """What `read_test_predictions` gives, without files."""
+    """A frame like that of `read_test_predictions`."""
     columns = {
         "row_id": range(len(ranked)),
         "user_id": range(len(ranked)),
@@ -76,7 +76,7 @@ def as_rows(ranked, targets):
     return pl.DataFrame(columns, schema_overrides=PREDICTIONS_SCHEMA)
 
 
-# ----------------------------------------------------------------------------- ranks and gains
+# --------------------------------------------------------------------------- ranks and metrics
 
 
 def test_a_hit_is_an_equal_title():
@@ -90,10 +90,10 @@ def test_target_ranks_count_from_one_and_are_zero_where_absent():
     assert target_ranks(ranked, np.array([5, 8, 1, 3])).tolist() == [1, 3, 0, 2]
 
 
-def test_distinct_keeps_first_appearances_in_order():
+def test_drop_duplicates_keeps_first_appearances_in_order():
     ranked = np.array([[7, 7, 2, 7, 1], [0, 1, 2, 3, 4], [3, 1, 3, -1, -1]])
     expected = [[7, 2, 1, -1, -1], [0, 1, 2, 3, 4], [3, 1, -1, -1, -1]]
-    assert distinct(ranked).tolist() == expected
+    assert drop_duplicates(ranked).tolist() == expected
 
 
 def test_title_codes_are_equal_where_titles_are():
@@ -117,7 +117,7 @@ def test_title_codes_are_equal_where_titles_are():
     ],
 )
 def test_gains_of_a_rank(rank, hits, ndcg):
-    assert gains(np.array([rank]))[0] == pytest.approx(hits + ndcg, abs=1e-6)
+    assert metrics_from_ranks(np.array([rank]))[0] == pytest.approx(hits + ndcg, abs=1e-6)
 
 
 def test_duplicate_titles_count_once_at_their_best_rank():
@@ -134,8 +134,8 @@ def test_duplicate_titles_count_once_at_their_best_rank():
     assert rows["HR@3_item"].to_list() == [1, 1, 0, 0]
 
 
-def test_a_title_level_list_shortens_before_the_cut_off():
-    # Items 0 .. 20 share a title, so the target's, 21st item of the list, is its second title.
+def test_duplicate_titles_are_dropped_before_the_cut_off():
+    # Items 0 .. 20 share a title, so the target, item 21 of the list, is its second title.
     items = catalogue(["same"] * 21 + ["target"])
     rows = row_metrics(as_rows([list(range(22))], [21]), items)
     assert rows["HR@3"].item() == 1
@@ -143,7 +143,7 @@ def test_a_title_level_list_shortens_before_the_cut_off():
 
 
 def slow_metrics(ranked, target):
-    """Rank by walking the list, for one row, no arrays."""
+    """The metrics of one row, found by walking the list."""
     seen = []
     for value in ranked:
         if value not in seen:
@@ -192,7 +192,7 @@ def test_row_metrics_equal_those_of_ranx():
 
 
 def test_coverage_counts_items_of_the_top_20():
-    ranked = padded(pl.Series([list(range(25)), [24, 0]], dtype=pl.List(pl.Int32)))
+    ranked = pad_lists(pl.Series([list(range(25)), [24, 0]], dtype=pl.List(pl.Int32)))
     # 0 .. 19 from the first row, 24 and 0 from the second: 21 of 30 items.
     assert coverage(ranked, 30) == pytest.approx(21 / 30)
 
@@ -216,7 +216,7 @@ def test_popularity_of_the_whole_catalogue_is_one_half():
 
 @pytest.fixture
 def toy(tmp_path):
-    """Four rows of three users; the second row's target is its history's last item again."""
+    """Four rows of three users; the target of the second is the last item of its history."""
     items = catalogue(["a", "b", "a", "c"], [4, 2, 0, 2])
     test = split([7, 7, 8, 9], [[0], [0, 1], [0], []], [1, 1, 2, 3])
     save(tmp_path / "toy", items, test)
@@ -255,7 +255,7 @@ def test_metrics_do_not_depend_on_the_order_of_rows(toy):
     assert written(toy) == values
 
 
-def test_metrics_without_a_row_that_does_not_repeat(toy):
+def test_norepeat_metrics_are_null_if_every_row_repeats(toy):
     test = pl.read_parquet(toy / "toy" / "test.parquet")[1:2]
     write_predictions(toy / "predictions.parquet", test, [[1]], [[0.0]])
     assert written(toy)["HR@20_norepeat"] is None
@@ -269,7 +269,7 @@ def test_metrics_without_a_row_that_does_not_repeat(toy):
         {"user_id": pl.lit(1, pl.Int64)},
     ],
 )
-def test_rows_that_are_not_of_the_test_split_are_refused(toy, change):
+def test_rows_outside_the_test_split_are_refused(toy, change):
     path = toy / "predictions.parquet"
     pl.read_parquet(path)[2:3].with_columns(**change).write_parquet(path)
     with pytest.raises(InputError, match=r"row \d+ is not in .*test\.parquet"):
@@ -284,13 +284,13 @@ def test_items_outside_the_catalogue_are_refused(toy, item):
         written(toy)
 
 
-# ------------------------------------------------------------------------- predictions contract
+# --------------------------------------------------------------------------- predictions format
 
 TEST = split([7, 8], [[0], [1]], [1, 0])
 FAULTY = {
     "row 100 ranks an item twice": ([[1, 1], [2]], [[1.0, 0.0], [1.0]]),
-    "row 101 ranks no item": ([[1], []], [[1.0], []]),
-    "row 101 has not one score": ([[1], [2]], [[1.0], [1.0, 0.0]]),
+    "row 101 has no items": ([[1], []], [[1.0], []]),
+    "row 101 has a different number of scores": ([[1], [2]], [[1.0], [1.0, 0.0]]),
     "row 100 has a score that is not finite": ([[1], [2]], [[float("nan")], [1.0]]),
     "row 101 has a score above": ([[1], [2, 3]], [[1.0], [0.0, 1.0]]),
     "row 100 has a null": ([[None], [2]], [[1.0], [1.0]]),
@@ -322,7 +322,7 @@ def test_faulty_predictions_are_neither_written_nor_read(tmp_path, fault):
     assert "\n" not in str(error.value)
 
 
-def test_predictions_of_a_row_twice_none_or_elsewhere_are_refused(tmp_path):
+def test_predictions_with_a_repeated_row_or_no_rows_are_refused(tmp_path):
     path = tmp_path / "predictions.parquet"
     with pytest.raises(InputError, match="no such file"):
         read_predictions(path)

@@ -11,13 +11,13 @@ from matplotlib.colors import to_rgb
 from rere.errors import InputError
 from rere.reporting.curves import (
     COLOURS,
-    PANELS,
+    FIELDS,
     Curve,
     curves,
-    draw,
-    labels,
-    look,
-    panels,
+    draw_curves,
+    label_runs,
+    line_style,
+    logged_fields,
     read_log,
 )
 from rere.reporting.figures import STYLE
@@ -30,7 +30,7 @@ def write_log(folder: Path, lines: list[dict]) -> Path:
 
 
 def training(steps: int = 4, **more: float) -> list[dict]:
-    """A line a step, and a validation after each second one, as `rere rl` writes them."""
+    """One line per step and a validation after every second step, as `rere rl` writes them."""
     lines = []
     for step in range(1, steps + 1):
         fields = {"loss": 0.1, "reward": 0.1 * step, "hit_rate": 0.5, "distinct": 16.0, **more}
@@ -42,7 +42,7 @@ def training(steps: int = 4, **more: float) -> list[dict]:
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    """Two methods, one of them with a KL, of two seeds each."""
+    """Two methods with two seeds each; only the first logs a KL."""
     folders = [("rere", 0), ("rere", 1), ("rule", 0), ("rule", 1)]
     return [
         write_log(
@@ -58,49 +58,49 @@ NONE = pl.lit(None, pl.Float64)
 
 def read(runs: list[Path]) -> list[Curve]:
     return [Curve(label, read_log(run / "log.jsonl")) for run, label in
-            zip(runs, labels(runs), strict=True)]  # fmt: skip
+            zip(runs, label_runs(runs), strict=True)]  # fmt: skip
 
 
-def test_a_log_becomes_columns_and_a_validation_has_its_steps_time(runs):
+def test_read_log_gives_validations_the_seconds_of_their_step(runs):
     points = read_log(runs[0] / "log.jsonl")
-    assert points.columns == ["step", "seconds", *PANELS]
+    assert points.columns == ["step", "seconds", *FIELDS]
     assert points["step"].to_list() == [1, 2, 2, 3, 4, 4]
     assert points["seconds"].to_list() == [2, 4, 4, 6, 8, 8]
     assert points["eval_ndcg@10"].to_list() == [None, None, 0.02, None, None, 0.04]
     assert points["reward"].drop_nulls().to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_what_differs_is_told(tmp_path):
-    def told(*names):
-        return labels([Path("results/runs", *name, "seed0") for name in names])
+def test_labels_have_the_names_that_differ():
+    def label(*names):
+        return label_runs([Path("results/runs", *name, "seed0") for name in names])
 
-    assert told(("d", "tiny", "a"), ("d", "tiny", "b")) == ["a", "b"]
-    assert told(("d", "tiny", "a"), ("d", "large", "a")) == ["tiny", "large"]
-    assert told(("d", "tiny", "a"), ("e", "tiny", "b")) == ["d, a", "e, b"]
-    assert told(("d", "tiny", "a"), ("d", "tiny", "a")) == ["a", "a"]
+    assert label(("d", "tiny", "a"), ("d", "tiny", "b")) == ["a", "b"]
+    assert label(("d", "tiny", "a"), ("d", "large", "a")) == ["tiny", "large"]
+    assert label(("d", "tiny", "a"), ("e", "tiny", "b")) == ["d, a", "e, b"]
+    assert label(("d", "tiny", "a"), ("d", "tiny", "a")) == ["a", "a"]
 
 
-def test_panels_hold_the_lines_of_the_runs_that_have_them(runs):
+def test_panels_have_a_line_per_method(runs):
     drawn = read(runs)
-    assert panels(drawn) == list(PANELS)
-    axes = draw(drawn).axes
+    assert logged_fields(drawn) == list(FIELDS)
+    axes = draw_curves(drawn).axes
     assert len(axes) == 2 * 5
     ndcg, reward, kl = axes[0], axes[2], axes[8]
     assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 2
     assert axes[1].lines[0].get_xdata().tolist() == [4, 8]  # in seconds
     assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [len(line.get_xdata()) for line in kl.lines] == [4, 0]
-    looks = [(line.get_color(), line.get_linestyle()) for line in reward.lines]
-    assert looks[0] != looks[1]
+    styles = [(line.get_color(), line.get_linestyle()) for line in reward.lines]
+    assert styles[0] != styles[1]
 
 
-def test_a_line_is_the_mean_of_the_seeds_and_validations_show_all_of_them(runs):
+def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
     slow = [line | {"seconds": 3 * line["seconds"]} if "seconds" in line else line
             for line in training()]  # fmt: skip
     for line in slow:
         line |= {name: 3 * line[name] for name in ("reward", "eval_ndcg@10") if name in line}
     write_log(runs[1], slow)
-    axes = draw(read(runs)).axes
+    axes = draw_curves(read(runs)).axes
     ndcg, ndcg_by_seconds, reward = axes[0], axes[1], axes[2]
     assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert ndcg_by_seconds.lines[0].get_xydata().tolist() == [[8, 0.04], [16, 0.08]]
@@ -115,7 +115,7 @@ def test_the_legend_stays_inside_the_figure(tmp_path):
     methods = [f"released-released_sequence_mean_{number}" for number in range(9)]
     runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training()) for m in methods]
     with rc_context(STYLE):
-        figure = draw(read(runs))
+        figure = draw_curves(read(runs))
         figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
@@ -123,43 +123,43 @@ def test_the_legend_stays_inside_the_figure(tmp_path):
     assert box.x1 <= figure.bbox.x1
 
 
-def test_steps_are_smoothed_and_validations_are_not(tmp_path):
+def test_only_values_of_steps_are_smoothed(tmp_path):
     lines = training(36)
     for line in lines:
         line |= {"reward": float(line["step"] % 3)} if "reward" in line else {}
     (drawn,) = read([write_log(tmp_path / "d" / "b" / "m" / "seed0", lines)])
-    axes = draw([drawn]).axes
+    axes = draw_curves([drawn]).axes
     # A window of 36 / 12 = 3 steps: any three in a row are 0, 1 and 2.
     assert axes[2].lines[0].get_ydata()[1:-1].tolist() == pytest.approx([1.0] * 34)
     assert len(axes[0].lines[0].get_xdata()) == 18
 
 
-def test_sixteen_methods_look_different():
-    looks = [look(number) for number in range(17)]
-    assert all(looks.count(each) == 1 for each in looks[1:16])
-    assert looks[16] == looks[0]
+def test_sixteen_methods_have_different_styles():
+    styles = [line_style(number) for number in range(17)]
+    assert all(styles.count(style) == 1 for style in styles[1:16])
+    assert styles[16] == styles[0]
 
 
-def test_a_field_that_no_log_has_is_left_out(runs):
+def test_fields_that_no_log_has_get_no_panel(runs):
     drawn = [Curve(label, points.with_columns(kl=NONE)) for label, points in read(runs)]
-    assert panels(drawn) == [name for name in PANELS if name != "kl"]
-    assert len(draw(drawn).axes) == 2 * 4
+    assert logged_fields(drawn) == [name for name in FIELDS if name != "kl"]
+    assert len(draw_curves(drawn).axes) == 2 * 4
 
 
-def test_colours_are_apart_in_grey():
+def test_colours_differ_in_grey():
     grey = sorted(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in map(to_rgb, COLOURS))
     assert len(grey) == 4
     assert grey[1] - grey[0] > 0.3
     assert grey[2] - grey[1] > 0.2
 
 
-def test_logs_without_seconds_have_no_such_column(runs):
+def test_logs_without_seconds_are_drawn_by_step_only(runs):
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in training()]
     write_log(runs[0], lines)
-    assert len(draw(read(runs[:1])).axes) == 4
+    assert len(draw_curves(read(runs[:1])).axes) == 4
 
 
-def test_the_figure_is_written_in_each_format_and_the_same_twice(runs, tmp_path):
+def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(runs, tmp_path):
     for name in ("first", "second"):
         curves(runs, [tmp_path / name / f"main.{suffix}" for suffix in ("pdf", "png")])
     for name, magic in {"main.pdf": b"%PDF", "main.png": b"\x89PNG"}.items():
@@ -177,10 +177,10 @@ def test_a_malformed_log_is_named(runs, tmp_path, text):
     assert not (tmp_path / "c.png").exists()
 
 
-def test_a_missing_log_and_one_of_no_rl_are_refused(tmp_path):
+def test_a_missing_log_and_a_log_of_sft_are_refused(tmp_path):
     run = tmp_path / "d" / "b" / "sft" / "seed0"
     with pytest.raises(InputError, match=r"log\.jsonl: not a readable log"):
         curves([run], [tmp_path / "c.png"])
     write_log(run, [{"step": 1, "loss": 0.5}, {"step": 1, "eval_loss": 0.4}])
-    with pytest.raises(InputError, match=r"holds none of eval_ndcg@10, .*; train with rl"):
+    with pytest.raises(InputError, match=r"has none of eval_ndcg@10, .*; train with rl"):
         curves([run], [tmp_path / "c.png"])

@@ -12,15 +12,15 @@ from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, metrics
 from rere.evaluation.predictions import write_predictions
-from rere.evaluation.significance import crossed_test, holm, paired_permutation
+from rere.evaluation.significance import holm, paired_permutation_test, two_way_clustered_test
 from rere.files import write_json
-from rere.reporting.figures import facets, figure
-from rere.reporting.markup import escape
+from rere.reporting.figures import figure, split_facets
+from rere.reporting.markup import escape_latex
 from rere.reporting.tables import table
 
 DATASETS, BACKBONES = ("ml-100k", "toys_"), ("tiny", "large_1.5b")
 SKILL = {"popularity": 0.1, "sft": 0.3, "rere_0.1": 0.7}
-"""How often a method's list holds the target, in its first ten."""
+"""Probability that a method's list has the target among its first ten items."""
 ROWS, ITEMS = 60, 40
 
 
@@ -57,8 +57,8 @@ def make_run(root: Path, run: Run, rows: slice = slice(None)) -> Path:
     return folder
 
 
-def plan() -> list[Run]:
-    """Runs in a study's order; what has no backbone once a data set."""
+def planned_runs() -> list[Run]:
+    """Runs in the order of a study; those without a backbone once per data set."""
     runs = [
         Run(
             dataset=dataset,
@@ -75,10 +75,10 @@ def plan() -> list[Run]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Folders of data sets and runs, and the table made of them."""
+    """Folders of data sets and runs, with the table of the runs."""
     root = tmp_path_factory.mktemp("study")
     data = [make_data(root / "data" / name, seed) for seed, name in enumerate(DATASETS)]
-    runs = [make_run(root, run) for run in plan()]
+    runs = [make_run(root, run) for run in planned_runs()]
     write_json(runs[0] / "run.json", {"seconds": 2.5, "peak_memory_mb": 640.0, "host": "x"})
     epochs = [f'{{"epoch": 1, "loss": 2.0, "valid_NDCG@10": {score}}}\n' for score in (0.25, 0.125)]
     (runs[0] / "log.jsonl").write_text("".join(epochs))
@@ -103,7 +103,9 @@ def test_columns_of_the_table(summary):
 
 
 def test_rows_of_the_table_are_in_the_order_of_the_runs(study, summary):
-    expected = list(dict.fromkeys((run.dataset, run.backbone, run.method) for run in plan()))
+    expected = list(
+        dict.fromkeys((run.dataset, run.backbone, run.method) for run in planned_runs())
+    )
     assert len(expected) == 2 * (1 + 2 * 2)
     assert summary.select("dataset", "backbone", "method").rows() == expected
     assert set(summary["seeds"]) == {3}
@@ -131,7 +133,7 @@ def test_means_and_spread_over_seeds(study, summary):
 def test_p_values_compare_with_the_reference_of_the_backbone(study, summary):
     root, _, _ = study
     tested = summary.filter(pl.col("NDCG@10_p").is_not_null())
-    # Popularity has no backbone, and sft two: there is no one reference for it.
+    # Popularity has no backbone and sft has two, so there is no single reference for it.
     assert set(tested["method"]) == {"rere_0.1"}
     for dataset in DATASETS:
         test = pl.read_parquet(root / "data" / dataset / "test.parquet")
@@ -141,14 +143,14 @@ def test_p_values_compare_with_the_reference_of_the_backbone(study, summary):
                 method: np.array(
                     [
                         ndcg_10(root / run.folder, test, root / "data" / dataset)
-                        for run in plan()
+                        for run in planned_runs()
                         if (run.dataset, run.backbone, run.method) == (dataset, backbone, method)
                     ]
                 )
                 for method in ("sft", "rere_0.1")
             }
             differences = values["rere_0.1"] - values["sft"]  # (seeds, rows)
-            raw.append(crossed_test(differences, test["user_id"].to_numpy()).p_value)
+            raw.append(two_way_clustered_test(differences, test["user_id"].to_numpy()).p_value)
         p_values = tested.filter(dataset=dataset)["NDCG@10_p"]
         assert p_values.to_list() == pytest.approx(holm(raw).tolist(), abs=1e-6)
 
@@ -164,7 +166,7 @@ def ndcg_10(run: Path, test: pl.DataFrame, data: Path) -> list[float]:
     return values
 
 
-def test_without_seeds_to_pair_users_alone_are_tested(study, tmp_path):
+def test_unpaired_seeds_are_tested_over_users_only(study, tmp_path):
     root, _, _ = study
     test = pl.read_parquet(root / "data" / "toys_" / "test.parquet")
 
@@ -179,12 +181,12 @@ def test_without_seeds_to_pair_users_alone_are_tested(study, tmp_path):
             np.mean([ndcg_10(run, test, root / "data" / "toys_") for run in runs], axis=0)
             for runs in chosen
         )
-        p_value = paired_permutation(rere - sft, test["user_id"].to_numpy())
+        p_value = paired_permutation_test(rere - sft, test["user_id"].to_numpy())
         assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(p_value, abs=1e-6)
 
 
 @pytest.mark.parametrize(("seeds", "others"), [((1,), (0, 1, 2)), ((0, 1, 2), (1,))])
-def test_a_single_run_is_paired_with_every_seed_of_the_other(study, tmp_path, seeds, others):
+def test_a_single_run_is_paired_with_every_seed(study, tmp_path, seeds, others):
     root, _, _ = study
     data = root / "data" / "toys_"
     test = pl.read_parquet(data / "test.parquet")
@@ -197,11 +199,11 @@ def test_a_single_run_is_paired_with_every_seed_of_the_other(study, tmp_path, se
     )
     table([*sft, *rere], [data], tmp_path / "t.csv", "sft")
     values = [np.array([ndcg_10(run, test, data) for run in runs]) for runs in (sft, rere)]
-    expected = crossed_test(values[1] - values[0], test["user_id"].to_numpy()).p_value
+    expected = two_way_clustered_test(values[1] - values[0], test["user_id"].to_numpy()).p_value
     assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_reference_without_a_backbone_serves_all(study, tmp_path):
+def test_a_reference_without_a_backbone_is_compared_with_every_method(study, tmp_path):
     _, data, runs = study
     table(runs, data, tmp_path / "main.csv", "popularity")
     tested = pl.read_csv(tmp_path / "main.csv").filter(pl.col("NDCG@10_p").is_not_null())
@@ -209,19 +211,19 @@ def test_a_reference_without_a_backbone_serves_all(study, tmp_path):
     assert len(tested) == 8
 
 
-def test_one_seed_has_no_spread_and_no_reference_no_p(study, tmp_path):
+def test_one_seed_has_no_spread_and_no_reference_means_no_p_value(study, tmp_path):
     _, data, runs = study
     table([run for run in runs if run.name == "seed0"], data, tmp_path / "one.csv", None)
     one = pl.read_csv(tmp_path / "one.csv")
     assert set(one["seeds"]) == {1}
     for name in [*(f"{metric}_sd" for metric in METRICS), "NDCG@10_p"]:
         assert one[name].null_count() == len(one)
-    assert "1 seed a method" in (tmp_path / "one.md").read_text()
+    assert "1 seed per method" in (tmp_path / "one.md").read_text()
     table(runs[:4], data, tmp_path / "mixed.csv", None)
-    assert "1 to 3 seeds a method" in (tmp_path / "mixed.md").read_text()
+    assert "1 to 3 seeds per method" in (tmp_path / "mixed.md").read_text()
 
 
-def test_runs_are_listed_with_their_cost_and_validation(study):
+def test_the_table_of_runs_has_costs_and_validation(study):
     root, _, runs = study
     each = pl.read_csv(root / "tables" / "main.runs.csv")
     assert len(each) == len(runs)
@@ -233,12 +235,12 @@ def test_runs_are_listed_with_their_cost_and_validation(study):
     assert {"HR@1_norepeat", "coverage@20", "popularity@20"} <= set(each.columns)
 
 
-def test_markdown_has_a_table_and_a_note_for_each_data_set(study, summary):
+def test_markdown_has_a_table_and_a_note_per_data_set(study, summary):
     text = (study[0] / "tables" / "main.md").read_text()
     assert [line[4:] for line in text.splitlines() if line.startswith("### ")] == list(DATASETS)
     assert text.count("95 % percentile bootstrap over users") == 2
     users = pl.read_parquet(study[1][0] / "test.parquet")["user_id"].n_unique()
-    assert f"{ROWS} test rows of {users} users, 3 seeds a method" in text
+    assert f"{ROWS} test rows of {users} users, 3 seeds per method" in text
     best = summary.filter(dataset="ml-100k")["HR@10"].max()
     first = text.split("### toys_")[0]
     assert f"**{best:.4f}**" in first
@@ -249,7 +251,7 @@ def test_markdown_has_a_table_and_a_note_for_each_data_set(study, summary):
         assert any("**" in line.split("|")[column] for line in lines[2:])
 
 
-def test_latex_is_escaped_and_regular(study):
+def test_latex_is_escaped_and_has_equally_many_columns_in_each_row(study):
     text = (study[0] / "tables" / "main.tex").read_text()
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body[0] == r"\begin{tabular}{llrrrrrrr}"
@@ -259,12 +261,12 @@ def test_latex_is_escaped_and_regular(study):
     assert all(line.count(" & ") == 8 and line.endswith(r" \\") for line in rows)
     assert r"rere\_0.1 & large\_1.5b &" in text
     assert r"toys\_" in text
-    assert escape(r"50% of $a_{b}^c \~") == (
+    assert escape_latex(r"50% of $a_{b}^c \~") == (
         r"50\% of \$a\_\{b\}\textasciicircum{}c \textbackslash{}\textasciitilde{}"
     )
 
 
-def test_a_table_is_the_same_twice(study, tmp_path):
+def test_a_table_has_the_same_bytes_each_time(study, tmp_path):
     root, data, runs = study
     table(runs, data, tmp_path / "main.csv", "sft")
     files = ["main.csv", "main.runs.csv", "main.md", "main.tex"]
@@ -291,7 +293,7 @@ def refused(root, folders, data, match, reference=None):
 def test_runs_on_different_rows_are_refused(pair):
     root, data, (first, second) = pair
     folders = [make_run(root, first), make_run(root, second, slice(0, 50))]
-    refused(root, folders, [data], "sft/seed0 and .*rere_0.1/seed0 have other test rows")
+    refused(root, folders, [data], "sft/seed0 and .*rere_0.1/seed0 have different test rows")
 
 
 def test_unusable_runs_are_refused(pair):
@@ -312,17 +314,17 @@ def test_unusable_runs_are_refused(pair):
 # -------------------------------------------------------------------------------------- figures
 
 
-def test_facets_repeat_methods_without_a_backbone(summary):
-    parts = facets(summary)
-    assert [part["dataset"][0] for part in parts] == ["ml-100k"] * 2 + ["toys_"] * 2
-    for part, backbone in zip(parts, BACKBONES * 2, strict=True):
-        assert part["method"].to_list() == list(SKILL)
-        assert part["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
-    alone = facets(summary.filter(backbone=NO_BACKBONE))
-    assert [part["method"].to_list() for part in alone] == [["popularity"]] * 2
+def test_every_facet_has_the_methods_without_a_backbone(summary):
+    facets = split_facets(summary)
+    assert [facet["dataset"][0] for facet in facets] == ["ml-100k"] * 2 + ["toys_"] * 2
+    for facet, backbone in zip(facets, BACKBONES * 2, strict=True):
+        assert facet["method"].to_list() == list(SKILL)
+        assert facet["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
+    alone = split_facets(summary.filter(backbone=NO_BACKBONE))
+    assert [facet["method"].to_list() for facet in alone] == [["popularity"]] * 2
 
 
-def test_figure_is_written_in_each_format_and_the_same_twice(study, tmp_path):
+def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(study, tmp_path):
     source = study[0] / "tables" / "main.csv"
     for name in ("first", "second"):
         figure(source, [tmp_path / name / "main.pdf", tmp_path / name / "main.png"])
@@ -333,7 +335,7 @@ def test_figure_is_written_in_each_format_and_the_same_twice(study, tmp_path):
         assert b"CreationDate" not in content
 
 
-def test_figure_of_names_that_look_like_numbers_and_of_no_hits(summary, tmp_path):
+def test_the_figure_of_a_numeric_name_and_no_hits(summary, tmp_path):
     zeros = [pl.lit(0.0).alias(name) for name in summary.columns if "@" in name]
     numbered = summary.filter(dataset="toys_").with_columns(pl.lit("2014").alias("dataset"), *zeros)
     numbered.write_csv(tmp_path / "main.csv")

@@ -1,4 +1,4 @@
-"""Whether two searches find the same, and how good what they find is."""
+"""Whether two searches return the same lists, and how good the lists are."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,38 +9,34 @@ from transformers import PreTrainedModel
 from rere.evaluation.metrics import ABSENT, METRICS, gains, target_ranks
 
 TIE = 1e-4
-"""Scores closer than this may come in either order: sums of float32 are not more exact."""
+"""Scores closer than this are tied: float32 sums are no more exact."""
 
 
-def same_ranking(ours: Sequence[int], theirs: Sequence[int], scores: Sequence[float]) -> bool:
-    """Whether two ranked lists are the same item by item, but for near ties.
-
-    Neighbours may be swapped where `scores`, those of `theirs`, differ by less than TIE.
-    """
+def is_same_ranking(
+    ours: Sequence[int], theirs: Sequence[int], their_scores: Sequence[float]
+) -> bool:
+    """Whether two ranked lists are equal, except that tied neighbours may be swapped."""
     if len(ours) != len(theirs):
         return False
-    place = 0
-    while place < len(ours):
-        if ours[place] == theirs[place]:
-            place += 1
+    rank = 0
+    while rank < len(ours):
+        if ours[rank] == theirs[rank]:
+            rank += 1
             continue
-        swapped = list(ours[place : place + 2]) == list(theirs[place : place + 2])[::-1]
-        if not swapped or abs(scores[place] - scores[place + 1]) >= TIE:
+        is_swapped = list(ours[rank : rank + 2]) == list(theirs[rank : rank + 2])[::-1]
+        if not is_swapped or abs(their_scores[rank] - their_scores[rank + 1]) >= TIE:
             return False
-        place += 2
+        rank += 2
     return True
 
 
-def share_differing(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
-    """The share of rows whose lists are not the same item by item."""
+def share_different(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
+    """Return the share of rows whose lists differ."""
     return float(np.mean([a != b for a, b in zip(ours, theirs, strict=True)]))
 
 
-def ndcg(ranked: Sequence[Sequence[int]], targets: Sequence[int]) -> float:
-    """Mean NDCG@10 of ranked leaves, each row with one target leaf.
-
-    Items that share a title share a leaf, so this is the title level.
-    """
+def mean_ndcg(ranked: Sequence[Sequence[int]], targets: Sequence[int]) -> float:
+    """Return the mean NDCG@10 at title level of ranked leaves, given one target leaf per row."""
     longest = max(map(len, ranked))
     rows = [[*row, *[ABSENT] * (longest - len(row))] for row in ranked]
     ranks = target_ranks(np.array(rows), np.array(targets))
@@ -54,34 +50,34 @@ def search_by_decision(
     prompt: Sequence[int],
     num_beams: int,
 ) -> list[tuple[tuple[int, ...], float]]:
-    """What `catalogue` scores mean, as plainly as can be: sequences and scores, best first.
+    """Return the best sequences and their `catalogue` scores from a plain beam search.
 
-    A hypothesis stands where sequences part. It continues with each token that some sequence has
-    there, the probabilities of these tokens renormalised to sum to one, and then with all that
-    follows of necessity. Of the best 2K continuations, those that end among the first K are
-    results, and the first K that do not end go on. A whole forward pass for each hypothesis.
+    A hypothesis ends where sequences branch. It is extended by each token that some sequence has
+    there, with probabilities renormalised over these tokens, and by all forced tokens after it.
+    Among the best 2K extensions, complete sequences within the first K are results, and the first
+    K incomplete ones are extended further. Each hypothesis costs one whole forward pass.
     """
-    whole = {tuple(sequence) for sequence in sequences}
+    complete = {tuple(sequence) for sequence in sequences}
     running, results = [((), 0.0)], []
     while running:
-        continued = []
+        extended = []
         for path, score in running:
-            below = [s for s in whole if s[: len(path)] == path]
+            below = [s for s in complete if s[: len(path)] == path]
             allowed = sorted({s[len(path)] for s in below})
             ids = torch.tensor([[*prompt, *path]], device=model.device)
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
             log_probs = logits[allowed].float().log_softmax(-1).tolist()
             for token, log_prob in zip(allowed, log_probs, strict=True):
                 chosen = [s for s in below if s[len(path)] == token]
-                continued.append((shared_prefix(chosen), score + log_prob))
-        continued = sorted(continued, key=lambda pair: -pair[1])[: 2 * num_beams]
-        results += [pair for pair in continued[:num_beams] if pair[0] in whole]
-        running = [pair for pair in continued if pair[0] not in whole][:num_beams]
+                extended.append((common_prefix(chosen), score + log_prob))
+        extended = sorted(extended, key=lambda pair: -pair[1])[: 2 * num_beams]
+        results += [pair for pair in extended[:num_beams] if pair[0] in complete]
+        running = [pair for pair in extended if pair[0] not in complete][:num_beams]
     return sorted(results, key=lambda pair: -pair[1])[:num_beams]
 
 
-def shared_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all the sequences begin with."""
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the longest prefix of all the sequences."""
     low, high = min(sequences), max(sequences)
-    places = range(min(len(low), len(high)))
-    return low[: next((i for i in places if low[i] != high[i]), len(places))]
+    length = min(len(low), len(high))
+    return low[: next((i for i in range(length) if low[i] != high[i]), length)]
