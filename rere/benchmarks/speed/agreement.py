@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rere.evaluation.metrics import ABSENT, METRICS, gains, target_ranks
+from rere.evaluation.metrics import ABSENT, METRICS, metrics_from_ranks, target_ranks
 
 TIE = 1e-4
 """Scores closer than this are tied: float32 sums are no more exact."""
@@ -40,7 +40,7 @@ def mean_ndcg(ranked: Sequence[Sequence[int]], targets: Sequence[int]) -> float:
     longest = max(map(len, ranked))
     rows = [[*row, *[ABSENT] * (longest - len(row))] for row in ranked]
     ranks = target_ranks(np.array(rows), np.array(targets))
-    return float(gains(ranks)[:, METRICS.index("NDCG@10")].mean())
+    return float(metrics_from_ranks(ranks)[:, METRICS.index("NDCG@10")].mean())
 
 
 @torch.no_grad()
