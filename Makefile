@@ -1,10 +1,11 @@
-# `make` runs the quick study, `make full` three seeds of it, `make test` the tests.
+# `make` runs the quick study, `make full` three seeds of it, `make test` the tests, `make docs`
+# builds the documentation into site/.
 # Each sets up .venv first. PYTHON names another interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: study full test lint
+.PHONY: study full test lint docs
 
 study: .venv/installed
 	snakemake --cores all
@@ -12,7 +13,7 @@ study: .venv/installed
 full: .venv/installed
 	snakemake --cores all --configfile config/full.yaml
 
-test: lint
+test: lint docs
 	pytest
 
 lint: .venv/installed
@@ -20,6 +21,9 @@ lint: .venv/installed
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
