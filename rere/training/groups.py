@@ -1,6 +1,6 @@
-"""Groups of candidates as a step of RL takes them: rolled out, rewarded, packed for its update.
+"""Groups of candidates for a step of RL: roll out, reward, resample, pack for the update.
 
-B prompts, G candidates each, R rewards, T tokens of the longest item.
+B prompts, G candidates per prompt, R rewards, T tokens of the longest title.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions, reward_weights
 from rere.engine.candidates.leaves import pack_leaves
-from rere.engine.candidates.packing import Packed, pack
+from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.leaf_tokens import token_ids
 from rere.engine.search.noise import row_seeds
@@ -22,59 +22,64 @@ from rere.training.rewards import Groups, Reward, weighted_sum
 
 
 class RewardedGroups(NamedTuple):
-    """The candidates of B prompts, and what the rewards say of them."""
+    """The candidates of B prompts with their rewards."""
 
     prompts: list[list[int]]
-    leaf: Tensor  # (B, G) i64, -1 for what is no item and in an empty place
+    leaf: Tensor  # (B, G) i64, -1 for a non-item and in an empty slot
     ids: Tensor  # (B, G, T) i64, padded with -1 on the right
     hit: Tensor  # (B, G) bool, whether the candidate has the target's title
-    parts: Tensor  # (B, G, R) f32, each reward without its weight
-    reward: Tensor  # (B, G) f32
+    components: Tensor  # (B, G, R) f32, each reward without its weight
+    reward: Tensor  # (B, G) f32, their weighted sum
 
     @property
     def exists(self) -> Tensor:
-        """Which places are not empty, (B, G) bool; what is no item exists."""
+        """Which slots are not empty, (B, G) bool; a non-item exists."""
         return self.ids[..., 0] >= 0
 
     def metrics(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """What a step's line in the log says of its groups, given the rewards' names; scalars."""
-        exists, parts = self.exists, self.parts.sum(1).mean(0)
+        """Scalars for the step's line in the log, given the names of the rewards."""
+        exists, components = self.exists, self.components.sum(1).mean(0)
         return {
             "reward": self.reward.sum(-1).mean(),
-            **{f"reward_{name}": part for name, part in zip(names, parts, strict=True)},
+            **{f"reward_{name}": value for name, value in zip(names, components, strict=True)},
             "hit_rate": self.hit.any(-1).float().mean(),
             "distinct": num_distinct(self.leaf).float().mean(),
             "invalid": (exists & (self.leaf < 0)).sum() / exists.sum(),
         }
 
-    def refilled(self, silent: list[bool], others: Self, others_silent: list[bool]) -> Self:
-        """These groups, each silent one replaced by the next of the others that is not."""
-        fresh = (len(silent) + row for row, is_silent in enumerate(others_silent) if not is_silent)
-        rows = [next(fresh, row) if is_silent else row for row, is_silent in enumerate(silent)]
-        prompts = [*self.prompts, *others.prompts]
-        tensors = (torch.cat(pair)[rows] for pair in zip(self[1:], others[1:], strict=True))
+    def replace_zero_advantage(
+        self, is_zero: list[bool], extra: Self, extra_is_zero: list[bool]
+    ) -> Self:
+        """These groups with each zero-advantage one replaced by the next other one of `extra`."""
+        useful = (len(is_zero) + row for row, zero in enumerate(extra_is_zero) if not zero)
+        rows = [next(useful, row) if zero else row for row, zero in enumerate(is_zero)]
+        prompts = [*self.prompts, *extra.prompts]
+        tensors = (torch.cat(pair)[rows] for pair in zip(self[1:], extra[1:], strict=True))
         return type(self)([prompts[row] for row in rows], *tensors)
 
 
 def dynamic_sampling(
     groups: RewardedGroups,
-    others: Iterator[RewardedGroups],
-    is_silent: Callable[[RewardedGroups], list[bool]],
+    extra_batches: Iterator[RewardedGroups],
+    is_zero_advantage: Callable[[RewardedGroups], list[bool]],
 ) -> tuple[RewardedGroups, int]:
-    """The groups with silent ones replaced, batch by batch, for as long as there are both.
+    """The groups with zero-advantage ones replaced, and the number of extra prompts rolled out.
 
-    Also returns how many prompts were rolled out for it. DAPO's dynamic sampling: Yu et al. 2025
-    (arXiv 2503.14476), section 3.2.
+    Takes extra batches until no zero-advantage group or no batch is left. Yu et al. 2025 (DAPO,
+    arXiv 2503.14476), section 3.2.
     """
     extra_prompts = 0
-    while any(silent := is_silent(groups)) and (more := next(others, None)) is not None:
-        groups = groups.refilled(silent, more, is_silent(more))
-        extra_prompts += len(more.prompts)
+    while any(is_zero := is_zero_advantage(groups)):
+        extra = next(extra_batches, None)
+        if extra is None:
+            break
+        groups = groups.replace_zero_advantage(is_zero, extra, is_zero_advantage(extra))
+        extra_prompts += len(extra.prompts)
     return groups, extra_prompts
 
 
 class Rollouts:
-    """How a run gets its groups, and what it scores of them. `tree` lies on the host."""
+    """Rolls out, rewards and packs groups under a run's options. `tree` is on the CPU."""
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class Rollouts:
     def __call__(
         self, policy: PreTrainedModel, inputs: dict[str, Any], step: int
     ) -> RewardedGroups:
-        """The rewarded groups of a step's prompts, wherever the pass boundaries lie."""
+        """The rewarded groups of a step's prompts; they do not depend on `rows_per_pass`."""
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
         target_leaf = self.tree.leaf_of_item[target]
         seeds = row_seeds(self.seed, step, inputs["row_id"]).to(target.device)
@@ -121,10 +126,10 @@ class Rollouts:
             hit=leaf == target_leaf[:, None],
             log_prob=log_prob.masked_fill(leaf < 0, -torch.inf),
         )
-        parts = {name: reward(groups) for name, reward in self.rewards.items()}
-        reward = weighted_sum(parts, reward_weights(options.reward))
+        components = {name: reward(groups) for name, reward in self.rewards.items()}
+        reward = weighted_sum(components, reward_weights(options.reward))
         return RewardedGroups(
-            prompts, leaf, ids, groups.hit, torch.stack([*parts.values()], dim=-1), reward
+            prompts, leaf, ids, groups.hit, torch.stack([*components.values()], dim=-1), reward
         )
 
     def add_targets(
@@ -136,10 +141,10 @@ class Rollouts:
         log_prob: Tensor,
         ids: Tensor,
     ) -> None:
-        """Put the target's leaf (B,), scored, in the last place of each group that lacks it."""
+        """Put the target's leaf (B,) and its score in the last slot of each group without it."""
         options = self.options
-        lacking = (leaf != target[:, None]).all(-1).nonzero()[:, 0]
-        for rows in lacking.split(options.rows_per_pass):
+        missing = (leaf != target[:, None]).all(-1).nonzero()[:, 0]
+        for rows in missing.split(options.rows_per_pass):
             packed = pack_leaves(
                 [prompts[row] for row in rows.tolist()],
                 target[rows, None].cpu(),
@@ -148,40 +153,40 @@ class Rollouts:
             ).to(leaf.device)
             scores = token_log_probs(policy, packed, options.temperature)
             log_prob[rows, -1] = sum_by_candidate(scores, packed)[:, 0]
-        leaf[lacking, -1] = target[lacking]
-        ids[lacking, -1] = token_ids(self.tree, target[lacking])
+        leaf[missing, -1] = target[missing]
+        ids[missing, -1] = token_ids(self.tree, target[missing])
 
-    def lengths(self, groups: RewardedGroups) -> Tensor:
-        """How many tokens of each candidate are scored, (B, G) i64: all, or its decisions."""
+    def num_scored(self, groups: RewardedGroups) -> Tensor:
+        """The number of scored tokens of each candidate, (B, G) i64: all, or its decisions."""
         if self.options.scoring == "vocabulary":
             return (groups.ids >= 0).sum(-1)
         return self.decisions[groups.leaf.clamp(min=0)].masked_fill(groups.leaf < 0, 0)
 
     @property
-    def longest(self) -> int:
-        """The most tokens that are scored of an item."""
+    def max_scored(self) -> int:
+        """The largest number of scored tokens of any title."""
         tree = self.host_tree
         return tree.longest if self.options.scoring == "vocabulary" else tree.num_levels - 1
 
-    def packing(self, groups: RewardedGroups) -> Callable[[list[int]], Packed]:
-        """A function that packs some rows of the groups, which come to the host at once."""
+    def packer(self, groups: RewardedGroups) -> Callable[[list[int]], PackedBatch]:
+        """A function that packs the given rows of the groups, copied to the CPU once."""
         prompts, options = groups.prompts, self.options
         if options.is_constrained:
             leaf = groups.leaf.cpu()
             return lambda rows: pack_leaves(
                 [prompts[row] for row in rows], leaf[rows], self.host_tree, options.scoring
             )
-        written = [
+        candidates = [
             [[token for token in ids if token >= 0] for ids in group if ids[0] >= 0]
             for group in groups.ids.tolist()
         ]
         return lambda rows: pack(
-            [prompts[row] for row in rows], [written[row] for row in rows], options.group_size
+            [prompts[row] for row in rows], [candidates[row] for row in rows], options.group_size
         )
 
 
 def num_decisions(tree: PrefixTree) -> Tensor:
-    """How many decisions lead to each node of a tree, (N,) i64 on its device."""
+    """The number of branching decisions on the path to each node, (N,) i64 on the tree's device."""
     node = torch.arange(len(tree.parent), device=tree.parent.device)
     decisions = torch.zeros_like(node)
     for _ in range(tree.num_levels - 1):
@@ -191,12 +196,12 @@ def num_decisions(tree: PrefixTree) -> Tensor:
 
 
 def slices(length: int, size: int) -> list[slice]:
-    """Slices of `size` that cover a sequence."""
+    """Slices of at most `size` that cover a sequence of `length`."""
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
 def num_distinct(leaf: Tensor) -> Tensor:
-    """How many different leaves each group holds, (B, G) -> (B,); -1 is none."""
+    """The number of different leaves in each group, (B, G) -> (B,); -1 does not count."""
     leaf = leaf.sort(-1).values
     new = leaf[:, 1:] != leaf[:, :-1]
     return (leaf[:, 0] >= 0) + (new & (leaf[:, 1:] >= 0)).sum(-1)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rere.engine.candidates.packing import Packed
+from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import sum_by_candidate
 
 # ------------------------------------------------------------------------------------------- KL
@@ -66,7 +66,7 @@ def grpo(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor | None = None,
     old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.2),
@@ -85,7 +85,7 @@ def dapo(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor | None = None,
     old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.28),
@@ -105,7 +105,7 @@ def gspo(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor | None = None,
     old: Tensor | None = None,
     clip: tuple[float, float] = (3e-4, 4e-4),
@@ -125,7 +125,7 @@ def dr_grpo(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor,
     old: Tensor | None = None,
     clip: tuple[float, float] = (0.2, 0.2),
@@ -145,7 +145,7 @@ def released_token_mean(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor | None = None,
     old: Tensor | None = None,
 ) -> Tensor:
@@ -162,7 +162,7 @@ def released_sequence_mean(
     advantage: Tensor,
     kl: Tensor | None,
     beta: float,
-    packed: Packed,
+    packed: PackedBatch,
     count: Tensor | None = None,
     old: Tensor | None = None,
 ) -> Tensor:
@@ -212,12 +212,12 @@ OBJECTIVES = {
 # ---------------------------------------------------------------------- what they are made of
 
 
-def lengths(packed: Packed) -> Tensor:
+def lengths(packed: PackedBatch) -> Tensor:
     """Tokens of each candidate, 0 where there is none, (B, G) i64."""
     return sum_by_candidate(torch.ones_like(packed.candidate), packed)
 
 
-def by_token(values: Tensor, packed: Packed) -> Tensor:
+def by_token(values: Tensor, packed: PackedBatch) -> Tensor:
     """Values of candidates (B, G) given to each of their tokens, 0 where padded, (B, N)."""
     return torch.cat([values, values.new_zeros(len(values), 1)], 1).gather(1, packed.candidate)
 
@@ -227,19 +227,21 @@ def token_ratio(log_prob: Tensor, old: Tensor | None) -> Tensor:
     return (log_prob - (log_prob.detach() if old is None else old)).exp()
 
 
-def sequence_ratio(log_prob: Tensor, old: Tensor | None, packed: Packed) -> Tensor:
+def sequence_ratio(log_prob: Tensor, old: Tensor | None, packed: PackedBatch) -> Tensor:
     """Each candidate's geometric mean of its tokens' ratios, given to each of them, (B, N)."""
     difference = log_prob - (log_prob.detach() if old is None else old)
     mean = sum_by_candidate(difference, packed) / lengths(packed).clamp(min=1)
     return by_token(mean.exp(), packed)
 
 
-def unclipped(ratio: Tensor, advantage: Tensor, packed: Packed) -> Tensor:
+def unclipped(ratio: Tensor, advantage: Tensor, packed: PackedBatch) -> Tensor:
     """-r A of each token, (B, N)."""
     return -ratio * by_token(advantage, packed)
 
 
-def clipped(ratio: Tensor, advantage: Tensor, packed: Packed, clip: tuple[float, float]) -> Tensor:
+def clipped(
+    ratio: Tensor, advantage: Tensor, packed: PackedBatch, clip: tuple[float, float]
+) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A) of each token, (B, N).
 
     No gradient where the ratio is further from 1 than it may be, and further would be better.
@@ -256,14 +258,14 @@ def penalised(loss: Tensor, kl: Tensor | None, beta: float) -> Tensor:
     return loss if kl is None else loss + beta * kl
 
 
-def mean_of_sequences(loss: Tensor, packed: Packed, count: Tensor | None) -> Tensor:
+def mean_of_sequences(loss: Tensor, packed: PackedBatch, count: Tensor | None) -> Tensor:
     """The candidates' mean loss a token (B, N), added up and divided by `count`."""
     length = lengths(packed)
     total = (sum_by_candidate(loss, packed) / length.clamp(min=1)).sum()
     return total / (sequences(length, 0) if count is None else count)
 
 
-def mean_of_tokens(loss: Tensor, packed: Packed, count: Tensor | None) -> Tensor:
+def mean_of_tokens(loss: Tensor, packed: PackedBatch, count: Tensor | None) -> Tensor:
     """All candidates' loss (B, N) added up and divided by `count`."""
     length = lengths(packed)
     return sum_by_candidate(loss, packed).sum() / (tokens(length, 0) if count is None else count)

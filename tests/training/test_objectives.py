@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rere.engine.candidates.packing import Packed, pack
+from rere.engine.candidates.packing import PackedBatch, pack
 from rere.training import objectives
 from rere.training.objectives import KL, OBJECTIVES, lengths
 
@@ -31,7 +31,7 @@ def made_up(seed=0, apart=0.3):
     return log_prob * real, old * real, reference * real, advantage
 
 
-def step_count(name: str, packed: Packed = PACKED) -> torch.Tensor:
+def step_count(name: str, packed: PackedBatch = PACKED) -> torch.Tensor:
     return OBJECTIVES[name].count(lengths(packed), LONGEST)
 
 

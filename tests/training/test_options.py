@@ -18,8 +18,8 @@ from rere.backbones import load_model
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
 from rere.data.factors import Factors
 from rere.data.splits import read_split
-from rere.engine.candidates.packing import Packed
-from rere.engine.candidates.scoring import Scores, sum_by_candidate, token_scores
+from rere.engine.candidates.packing import PackedBatch
+from rere.engine.candidates.scoring import TokenScores, sum_by_candidate, token_scores
 from rere.engine.search.leaf_tokens import token_ids
 from rere.engine.search.rollout import Candidates, roll_out
 from rere.errors import InputError
@@ -183,7 +183,7 @@ def test_the_model_that_was_validated_is_the_one_that_is_left(run, data):
 def test_the_first_update_in_one_pass_takes_the_searchs_prompts(changes, kept, run, monkeypatch):
     seen = []
 
-    def score(model: Any, packed: Packed, temperature: float, prompts: Any) -> Scores:
+    def score(model: Any, packed: PackedBatch, temperature: float, prompts: Any) -> TokenScores:
         seen.append(prompts is not None and prompts.cache is not None)
         return token_scores(model, packed, temperature, prompts)
 
@@ -222,7 +222,7 @@ def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
         searched.append(roll_out(*args))
         return searched[-1]
 
-    def score(model: Any, packed: Packed, *more: Any) -> Scores:
+    def score(model: Any, packed: PackedBatch, *more: Any) -> TokenScores:
         scores = token_scores(model, packed, *more)
         scored.append(sum_by_candidate(scores.log_prob.detach(), packed))
         return scores
@@ -395,7 +395,7 @@ def test_groups_that_collapse_end_the_run(tmp_path, init, monkeypatch):
     monkeypatch.setattr(groups, "roll_out", search)
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 8, valid=[([0], 1)])
     options = RL.model_copy(update={"collapse_steps": 2})
-    with pytest.raises(InputError, match="for 2 steps up to 2 no group had a hit or a second item"):
+    with pytest.raises(InputError, match="collapsed: for 2 steps up to 2 no group had a hit"):
         rl(options, init, data, 0, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints"}
 

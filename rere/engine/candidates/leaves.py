@@ -1,8 +1,8 @@
-"""Leaves of the catalogue's prefix tree as packed candidates, under any scoring.
+"""Pack leaves of the catalogue's prefix tree as candidates, under any scoring.
 
-Under `vocabulary` scores a leaf is the tokens of its path. Under `catalogue` scores it is the
-decisions on it: forced tokens have probability 1, so only a decision is a predicted token, and
-what follows the last one is not even fed. Under `decisions` scores it is the same decisions, out of
+Under `vocabulary` scoring all tokens of a leaf's path are predicted. Under `catalogue` scoring only
+its decisions are, since tokens without alternatives have probability 1; the tokens behind the
+last decision are not even fed. `decisions` scoring predicts the same tokens, but normalises over
 the whole vocabulary.
 """
 
@@ -15,75 +15,79 @@ from torch import Tensor
 
 from rere.catalogue import PrefixTree, ranges
 from rere.engine.candidates.packing import (
-    Allowed,
+    AllowedTokens,
     Ints,
-    Packed,
+    PackedBatch,
     Predictions,
-    lay_out,
-    merge,
+    assemble,
+    build_token_trees,
+    last_tokens,
     pack_tokens,
-    roots,
-    table,
+    to_matrix,
 )
-from rere.engine.search.path_scorer import Scoring
+from rere.engine.search.path_scorer import SearchScoring
 
 
 def pack_leaves(
-    prompts: Sequence[Sequence[int]], leaves: Tensor, tree: PrefixTree, scoring: Scoring
-) -> Packed:
+    prompts: Sequence[Sequence[int]], leaves: Tensor, tree: PrefixTree, scoring: SearchScoring
+) -> PackedBatch:
     """Pack each prompt with the `leaves` (B, G) i64 of its row, -1 where there is none.
 
     `tree` and `leaves` lie on the host.
     """
     leaf = leaves.numpy()
-    row, number = (leaf >= 0).nonzero()
-    leaf, num_candidates = leaf[row, number], leaf.shape[1]
-    owner, node, is_leaf = ways(tree, leaf)
+    row, slot = (leaf >= 0).nonzero()
+    leaf, num_candidates = leaf[row, slot], leaf.shape[1]
+    candidate, node, is_leaf = paths_from_root(tree, leaf)
     edge, length, depth = tree.edge.numpy(), tree.length.numpy(), tree.depth.numpy()
     token = tree.token.numpy()
     if scoring == "vocabulary":
         at = ranges(edge[node], length[node])
-        return pack_tokens(prompts, row, number, token[at], depth[leaf], num_candidates, at)
+        return pack_tokens(prompts, row, slot, token[at], depth[leaf], num_candidates, at)
 
     inner = node[~is_leaf]
-    place = ranges(depth[inner] - length[inner], length[inner])
-    fed = table(
-        owner[~is_leaf].repeat(length[inner]),
-        place,
+    fed = to_matrix(
+        candidate[~is_leaf].repeat(length[inner]),
+        ranges(depth[inner] - length[inner], length[inner]),
         token[ranges(edge[inner], length[inner])],
         len(leaf),
         fill=-1,
     )
-    # A node is followed by its child, but for the leaf.
+    # A path lists each node's child behind it.
     child = np.roll(node, -1)[~is_leaf]
-    predictions = Predictions(owner[~is_leaf], depth[inner], token[edge[child]])
-    trie = merge(roots(prompts), row, fed)
-    packed = lay_out(prompts, number, trie, predictions, num_candidates)
+    predictions = Predictions(candidate[~is_leaf], depth[inner], token[edge[child]])
+    trees = build_token_trees(last_tokens(prompts), row, fed)
+    packed = assemble(prompts, slot, trees, predictions, num_candidates)
     if scoring == "decisions":
         return packed
-    return replace(packed, allowed=allowed(tree, packed, inner))
+    return replace(packed, allowed=allowed_tokens(tree, packed, inner))
 
 
-def ways(tree: PrefixTree, leaf: Ints) -> tuple[Ints, Ints, Ints]:
-    """The nodes on the way from the root to each `leaf` (C,), one way after another.
+def paths_from_root(tree: PrefixTree, leaf: Ints) -> tuple[Ints, Ints, Ints]:
+    """The nodes from the root to each `leaf` (C,), path after path.
 
-    Returns the number of the leaf they lead to, the nodes, and which of them are that leaf.
+    Returns three arrays of equal length: the index of the leaf in [0, C), the node, and whether it
+    is that leaf.
     """
     steps = [leaf]
     while steps[-1].any():
         steps.append(tree.parent.numpy()[steps[-1]])
-    way = np.stack(steps[::-1], axis=1)  # (C, longest), the root again and again before a short one
-    on_way = np.ones_like(way, dtype=bool)
-    on_way[:, :-1] = way[:, 1:] > 0
-    owner, step = on_way.nonzero()
-    return owner, way[on_way], step == way.shape[1] - 1
+    path = np.stack(steps[::-1], axis=1)  # shorter paths repeat the root, node 0
+    on_path = np.ones_like(path, dtype=bool)
+    on_path[:, :-1] = path[:, 1:] > 0
+    index, step = on_path.nonzero()
+    return index, path[on_path], step == path.shape[1] - 1
 
 
-def allowed(tree: PrefixTree, packed: Packed, inner: Ints) -> Allowed:
-    """The tokens that may follow at each place that predicts; `inner` (X,) as the predictions."""
+def allowed_tokens(tree: PrefixTree, packed: PackedBatch, inner: Ints) -> AllowedTokens:
+    """The tokens that the tree allows at each of the R logits.
+
+    `inner` (X,) holds the tree's node of each prediction.
+    """
     exists = packed.candidate < packed.num_candidates
-    source, first = np.unique(packed.source[packed.prediction[exists]], return_index=True)
+    logits_index = packed.logits_index[packed.prediction[exists]]
+    logits_index, first = np.unique(logits_index, return_index=True)
     node = inner[first]
     count = tree.fanout.numpy()[node]
     child = ranges(tree.first_child.numpy()[node], count)
-    return Allowed(torch.from_numpy(source.repeat(count)), tree.token[tree.edge[child]])
+    return AllowedTokens(torch.from_numpy(logits_index.repeat(count)), tree.token[tree.edge[child]])

@@ -1,26 +1,32 @@
-"""Candidates that hang from their prompt as a tree, laid out for one forward pass.
+"""Pack prompts with their candidates as trees, for one forward pass.
 
-The prompt is fed once, and so is every prefix that candidates share. Behind the prompt 5 6 7 the
-candidates 2 3 1, 2 4 1 and 8 1 (1 ends a title) make the tree
+The model computes each prompt once, and once every prefix that candidates share. The prompt 5 6 7
+with the candidates 2 3 1, 2 4 1 and 8 1 (1 ends a title) makes the tree
 
     5 - 6 - 7 -+- 2 -+- 3 - (1)
                |     +- 4 - (1)
                +- 8 - (1)
 
-whose tokens in parentheses are predicted but never fed. A packed row has two parts, each as wide
-as the batch needs:
+The tokens in parentheses are predicted but never fed. Rows are padded to the widest of the batch,
+their prompts on the left and their nodes on the right:
 
     [padding | 5 6]  [7 2 3 4 8 | padding]
-     the prompt       the nodes, from its last token on
+     the prompt       the nodes: the tree from the prompt's last token on
 
-A node's position is that of its path, and it sees the prompt and its ancestors alone, so that the
-model computes for it what it would in a sequence of its own. Nodes that predict nothing, as there
-are where only decisions count (`rere.engine.candidates.leaves`), lie before those that do: logits are those
-of the last columns, for as many as some row needs.
+A node has the position that it has in a sequence of its own, and attends only to the prompt and its
+ancestors. The model thus computes for it what it would compute in that sequence. Nodes that predict
+nothing, as there are without forced tokens (`rere.engine.candidates.leaves`), come before the
+others, since a model gives logits for the last columns.
 
-B rows, S columns, M of them of nodes, P of these with logits, R of B P with a token, U predicted
-tokens, G candidates a row, N tokens of all of them, repeated where candidates share them. On the
-host also C candidates, of at most T tokens.
+Packing goes through three structures, all on the host in NumPy:
+
+1. `Predictions`: every token of every candidate that is to be predicted.
+2. `TokenTrees`: the nodes of all rows, equal prefixes of a row's candidates merged.
+3. `PackedBatch`: the tensors of the forward pass, and which logits predict which token.
+
+B rows, S columns, M of them for nodes, P of these with logits, R of B P with a token, U predicted
+tokens, G candidates per row, N predicted tokens of all of them, counted again for each candidate
+that shares them. C candidates of all rows, of at most T tokens.
 """
 
 import itertools
@@ -35,247 +41,252 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rere.engine.model.masks import causal
-from rere.engine.model.padding import left_pad, prompt_positions
+from rere.engine.model.padding import left_pad, token_positions
 from rere.engine.model.unpadding import UnpaddedTokens
 
 Ints = NDArray[np.int64]
 
 
-class Allowed(NamedTuple):
-    """The tokens among which predictions are normalised, those of all places one after another."""
+class AllowedTokens(NamedTuple):
+    """The tokens that predictions are normalised over, for all R logits one after another."""
 
-    source: Tensor  # (E,) i64, the place, in [0, R)
+    logits_index: Tensor  # (E,) i64, in [0, R)
     token: Tensor  # (E,) i64
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch of prompts with their candidates, ready for one forward pass.
-
-    Logits are computed at R places, row after row.
-    """
+class PackedBatch:
+    """Prompts with their candidates, ready for one forward pass that gives R logits."""
 
     input_ids: Tensor  # (B, S) i64
     position_ids: Tensor  # (B, S) i64
-    real: Tensor  # (B, S) bool, what is no padding
+    is_token: Tensor  # (B, S) bool, False in padding
     ancestors: Tensor  # (B, M, M) bool, which nodes are on the path to each, itself included
-    tree_place: Tensor  # (B, M) i64, which token of the catalogue's tree each is; -1 if not told
-    source: Tensor  # (U,) i64, the place that predicts, in [0, R)
-    target: Tensor  # (U,) i64, the token that is predicted
-    prediction: Tensor  # (B, N) i64, in [0, U]; U is padding
-    candidate: Tensor  # (B, N) i64, in [0, G]; G is padding
-    allowed: Allowed | None  # None: the whole vocabulary
-    num_tokens: int  # all that is no padding
-    keep: int  # P
+    tree_place: Tensor  # (B, M) i64, index of the node's token in the catalogue's tree, or -1
+    logits_index: Tensor  # (U,) i64, in [0, R), the logits that predict the token
+    token: Tensor  # (U,) i64, the predicted token
+    prediction: Tensor  # (B, N) i64, in [0, U], which predicted token; U is padding
+    candidate: Tensor  # (B, N) i64, in [0, G], whose token; G is padding
+    allowed: AllowedTokens | None  # None: the whole vocabulary
+    num_tokens: int  # in `is_token`
+    logits_to_keep: int  # P
     num_logits: int  # R
     num_candidates: int  # G
 
     @property
     def columns(self) -> UnpaddedTokens:
-        return UnpaddedTokens(self.real, self.num_tokens, self.keep, self.num_logits)
+        return UnpaddedTokens(self.is_token, self.num_tokens, self.logits_to_keep, self.num_logits)
 
     @property
-    def first_node(self) -> int:
-        """Its column."""
-        return self.real.shape[1] - self.ancestors.shape[1]
+    def num_prompt_columns(self) -> int:
+        """Columns before those of the nodes, S - M."""
+        return self.is_token.shape[1] - self.ancestors.shape[1]
 
     @property
     def visible(self) -> Tensor:
-        """Which tokens each one sees, (B, S, S) bool."""
+        """Which columns each column attends to, (B, S, S) bool."""
         num_nodes = self.ancestors.shape[1]
-        of_prompt = self.real[:, : self.first_node]
-        prompt = of_prompt[:, None, :].expand(-1, num_nodes, -1)
+        in_prompt = self.is_token[:, : self.num_prompt_columns]
+        prompt = in_prompt[:, None, :].expand(-1, num_nodes, -1)
         nodes = torch.cat([prompt, self.ancestors], dim=-1)
-        return torch.cat([pad(causal(of_prompt), (0, num_nodes)), nodes], dim=1)
+        return torch.cat([pad(causal(in_prompt), (0, num_nodes)), nodes], dim=1)
 
-    def to(self, device: torch.device | str) -> "Packed":
+    def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
 
         def move(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)
 
         moved = {name: move(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        allowed = self.allowed and Allowed(*map(move, self.allowed))
+        allowed = self.allowed and AllowedTokens(*map(move, self.allowed))
         return replace(self, **moved, allowed=allowed)
 
 
 class Predictions(NamedTuple):
-    """What is predicted of candidates, one after another in their order, each from its start on."""
+    """Tokens to predict, candidate by candidate, each from its first to its last."""
 
-    owner: Ints  # (X,) which candidate
-    after: Ints  # (X,) how many of its tokens come before
-    target: Ints  # (X,)
+    candidate: Ints  # (X,) in [0, C)
+    num_before: Ints  # (X,) tokens of the candidate before the predicted one
+    token: Ints  # (X,)
 
 
-class Trie(NamedTuple):
-    """The tree of tokens of each row, numbered level by level; the first B nodes are the roots."""
+class TokenTrees(NamedTuple):
+    """The nodes of all rows' trees, level by level. The first B are the roots."""
 
     token: Ints  # (n,)
-    tree_place: Ints  # (n,) which tokens of the catalogue's tree they are; -1 if not told
+    tree_place: Ints  # (n,) index of the token in the catalogue's tree, or -1
     row: Ints  # (n,)
     depth: Ints  # (n,)
-    path: Ints  # (C, T + 1) the nodes of each candidate; -1 where it has ended
+    path: Ints  # (C, T + 1) the nodes of each candidate from its root on; -1 behind its end
 
 
 def pack(
     prompts: Sequence[Sequence[int]],
     candidates: Sequence[Sequence[Sequence[int]]],
     num_candidates: int | None = None,
-) -> Packed:
-    """Pack each prompt with its candidates, in any number and of any length from 1 up.
+) -> PackedBatch:
+    """Pack each prompt with its candidates, any number of token sequences of length 1 or more.
 
-    They are scored over the whole vocabulary. `num_candidates` is G where no row may have as
-    many; without it G is the most that one has.
+    They are scored over the whole vocabulary. `num_candidates` is G; by default it is the largest
+    number of candidates of a row.
     """
     count = np.fromiter(map(len, candidates), np.int64, len(candidates))
     every = list(itertools.chain.from_iterable(candidates))
     length = np.fromiter(map(len, every), np.int64, len(every))
-    flat = np.fromiter(itertools.chain.from_iterable(every), np.int64, length.sum())
+    tokens = np.fromiter(itertools.chain.from_iterable(every), np.int64, length.sum())
     row = np.arange(len(count)).repeat(count)
-    number = places(row, len(count))
-    return pack_tokens(prompts, row, number, flat, length, num_candidates or int(count.max()))
+    slot = rank_in_row(row, len(count))
+    return pack_tokens(prompts, row, slot, tokens, length, num_candidates or int(count.max()))
 
 
 def pack_tokens(
     prompts: Sequence[Sequence[int]],
     row: Ints,
-    number: Ints,
-    flat: Ints,
+    slot: Ints,
+    tokens: Ints,
     length: Ints,
     num_candidates: int,
     tree_place: Ints | None = None,
-) -> Packed:
-    """Pack candidates whose tokens lie in `flat` one after another, `length` (C,) of each.
+) -> PackedBatch:
+    """Pack C candidates, of which `tokens` holds `length` (C,) tokens each, one after another.
 
-    The row of each (C,) ascends; `number` (C,) tells those of a row apart. `tree_place` says which
-    of the catalogue's tree the tokens are.
+    `row` (C,) ascends. `slot` (C,) in [0, G) tells the candidates of a row apart. `tree_place`
+    holds the index of each token in the catalogue's tree.
     """
-    owner = np.arange(len(length)).repeat(length)
-    after = places(owner, len(length))
+    candidate = np.arange(len(length)).repeat(length)
+    num_before = rank_in_row(candidate, len(length))
     # A candidate's last token is predicted but never fed.
-    feeds = after < length[owner] - 1
-    fed = table(owner[feeds], after[feeds], flat[feeds], len(length), fill=-1)
-    trie = merge(roots(prompts), row, fed)
+    is_fed = num_before < length[candidate] - 1
+    fed = to_matrix(candidate[is_fed], num_before[is_fed], tokens[is_fed], len(length), fill=-1)
+    trees = build_token_trees(last_tokens(prompts), row, fed)
     if tree_place is not None:
-        trie.tree_place[trie.path[owner[feeds], after[feeds] + 1]] = tree_place[feeds]
-    return lay_out(prompts, number, trie, Predictions(owner, after, flat), num_candidates)
+        node = trees.path[candidate[is_fed], num_before[is_fed] + 1]
+        trees.tree_place[node] = tree_place[is_fed]
+    predictions = Predictions(candidate, num_before, tokens)
+    return assemble(prompts, slot, trees, predictions, num_candidates)
 
 
-def roots(prompts: Sequence[Sequence[int]]) -> Ints:
-    """The prompts' last tokens, (B,)."""
+def last_tokens(prompts: Sequence[Sequence[int]]) -> Ints:
+    """The last token of each prompt, (B,)."""
     return np.array([prompt[-1] for prompt in prompts], dtype=np.int64)
 
 
-def places(row: Ints, num_rows: int) -> Ints:
-    """Each one's place among those of its row, in their order."""
+def rank_in_row(row: Ints, num_rows: int) -> Ints:
+    """How many entries of the same row come before each entry, shaped as `row`."""
     order = row.argsort(kind="stable")
     count = np.bincount(row, minlength=num_rows)
-    place = np.empty_like(row)
-    place[order] = np.arange(len(row)) - (count.cumsum() - count).repeat(count)
-    return place
+    rank = np.empty_like(row)
+    rank[order] = np.arange(len(row)) - (count.cumsum() - count).repeat(count)
+    return rank
 
 
-def table(row: Ints, column: Ints, values: Ints, num_rows: int, fill: int) -> Ints:
-    """The values at their rows and columns, (num_rows, as wide as needed), `fill` elsewhere."""
-    filled = np.full((num_rows, width(column)), fill)
-    filled[row, column] = values
-    return filled
+def to_matrix(row: Ints, column: Ints, values: Ints, num_rows: int, fill: int) -> Ints:
+    """A matrix of `values` at (row, column) and `fill` elsewhere, as wide as needed."""
+    matrix = np.full((num_rows, width(column)), fill)
+    matrix[row, column] = values
+    return matrix
 
 
 def width(column: Ints) -> int:
+    """The number of columns up to the last one of `column`."""
     return 1 + int(column.max(initial=-1))
 
 
-def merge(roots: Ints, row: Ints, fed: Ints) -> Trie:
-    """The trees that the tokens `fed` (C, T), -1 where there are none, make behind `roots` (B,)."""
+def build_token_trees(roots: Ints, row: Ints, fed: Ints) -> TokenTrees:
+    """The trees of candidates in `row` (C,) with the tokens `fed` (C, T), -1 behind their end.
+
+    `roots` (B,) holds each tree's first token. Equal prefixes of a row become one path.
+    """
     tokens, rows = [roots], [np.arange(len(roots))]
     path = np.full((len(fed), 1 + fed.shape[1]), -1)
     path[:, 0] = row
     base = 1 + fed.max(initial=0)
     num_nodes = len(roots)
-    for step, token in enumerate(fed.T):
-        goes_on = token >= 0
-        pair = path[goes_on, step] * base + token[goes_on]
+    for level, token in enumerate(fed.T):
+        exists = token >= 0
+        pair = path[exists, level] * base + token[exists]  # of the node above and the token
         _, first, which = np.unique(pair, return_index=True, return_inverse=True)
-        path[goes_on, step + 1] = num_nodes + which
-        tokens.append(token[goes_on][first])
-        rows.append(row[goes_on][first])
+        path[exists, level + 1] = num_nodes + which
+        tokens.append(token[exists][first])
+        rows.append(row[exists][first])
         num_nodes += len(first)
     depth = np.arange(len(tokens)).repeat([len(level) for level in tokens])
-    return Trie(np.concatenate(tokens), np.full(num_nodes, -1), np.concatenate(rows), depth, path)
+    tree_place = np.full(num_nodes, -1)
+    return TokenTrees(np.concatenate(tokens), tree_place, np.concatenate(rows), depth, path)
 
 
-def depth_first(trie: Trie, num_rows: int) -> Ints:
-    """The nodes in the order of a walk through each tree, each branch whole; all roots first.
+def depth_first_order(trees: TokenTrees, num_rows: int) -> Ints:
+    """The nodes in depth-first order, all roots first.
 
-    So tokens that see alike lie together (`rere.engine.model.attention_blocks`).
+    Neighbouring tokens then share most of their ancestors, so that their attention can be computed
+    in blocks (`rere.engine.model.attention_blocks`).
     """
-    path = trie.path[np.lexsort(trie.path.T[::-1])]
+    path = trees.path[np.lexsort(trees.path.T[::-1])]
     visited = np.concatenate([np.arange(num_rows), path[path >= 0]])
     node, first = np.unique(visited, return_index=True)
     return node[first.argsort()]
 
 
-def lay_out(
+def assemble(
     prompts: Sequence[Sequence[int]],
-    number: Ints,
-    trie: Trie,
+    slot: Ints,
+    trees: TokenTrees,
     predictions: Predictions,
     num_candidates: int,
-) -> Packed:
-    """The packed rows of the trees behind their prompts."""
+) -> PackedBatch:
+    """The packed batch of the trees behind their prompts."""
     num_rows = len(prompts)
-    node = trie.path[predictions.owner, predictions.after]
-    predicts = np.zeros(len(trie.token), dtype=bool)
+    node = trees.path[predictions.candidate, predictions.num_before]
+    predicts = np.zeros(len(trees.token), dtype=bool)
     predicts[node] = True
-    place, walk = np.empty_like(trie.row), depth_first(trie, num_rows)
-    for block in (walk[predicts[walk]], walk[~predicts[walk]]):
-        place[block] = places(trie.row[block], num_rows)
-    num_inner = width(place[~predicts])
-    keep = max(1, width(place[predicts]))  # all of the logits would be kept if it were none
-    column = place + num_inner * predicts
+    rank, order = np.empty_like(trees.row), depth_first_order(trees, num_rows)
+    for part in (order[predicts[order]], order[~predicts[order]]):
+        rank[part] = rank_in_row(trees.row[part], num_rows)
+    num_without_logits = width(rank[~predicts])
+    keep = max(1, width(rank[predicts]))  # models take 0 for all
+    column = rank + num_without_logits * predicts
 
-    num_nodes = num_inner + keep
+    num_nodes = num_without_logits + keep
     ids, depth = np.zeros((2, num_rows, num_nodes), dtype=np.int64)
-    ids[trie.row, column] = trie.token
-    depth[trie.row, column] = trie.depth
+    ids[trees.row, column] = trees.token
+    depth[trees.row, column] = trees.depth
     tree_place = np.full(ids.shape, -1)
-    tree_place[trie.row, column] = trie.tree_place
+    tree_place[trees.row, column] = trees.tree_place
     exists = np.zeros(ids.shape, dtype=bool)
-    exists[trie.row, column] = True
-    exists[0, -1] |= not predicts.any()  # as if it had logits
-    # Padding sees itself, since attention to nothing is not a number in some models.
+    exists[trees.row, column] = True
+    exists[0, -1] |= not predicts.any()  # at least one column with logits
+    # Padding attends to itself: some models give NaN where attention has nothing to attend to.
     ancestors = np.eye(num_nodes, dtype=bool)[None].repeat(num_rows, axis=0)
-    for parent, child in itertools.pairwise(trie.path.T):
+    for parent, child in itertools.pairwise(trees.path.T):
         parent, child = parent[child >= 0], child[child >= 0]
-        row = trie.row[child]
+        row = trees.row[child]
         ancestors[row, column[child]] |= ancestors[row, column[parent]]
 
-    base = 1 + predictions.target.max(initial=0)
-    row = trie.row[node]
-    num_logits = exists[:, num_inner:].sum(1)
-    source = (num_logits.cumsum() - num_logits)[row] + place[node]
-    pair, which = np.unique(source * base + predictions.target, return_inverse=True)
-    at = places(row, num_rows)
-    candidate = table(row, at, number[predictions.owner], num_rows, num_candidates)
+    base = 1 + predictions.token.max(initial=0)
+    row = trees.row[node]
+    num_logits = exists[:, num_without_logits:].sum(1)
+    logits_index = (num_logits.cumsum() - num_logits)[row] + rank[node]
+    pair, which = np.unique(logits_index * base + predictions.token, return_inverse=True)
+    at = rank_in_row(row, num_rows)
+    candidate = to_matrix(row, at, slot[predictions.candidate], num_rows, num_candidates)
 
-    prompt_ids, real = left_pad([prompt[:-1] for prompt in prompts])
-    position = prompt_positions(real)
-    before = real.sum(-1, keepdim=True)
-    real = torch.cat([real, torch.from_numpy(exists)], dim=1)
-    return Packed(
+    prompt_ids, is_token = left_pad([prompt[:-1] for prompt in prompts])
+    position = token_positions(is_token)
+    prompt_length = is_token.sum(-1, keepdim=True)
+    is_token = torch.cat([is_token, torch.from_numpy(exists)], dim=1)
+    return PackedBatch(
         input_ids=torch.cat([prompt_ids, torch.from_numpy(ids)], dim=1),
-        position_ids=torch.cat([position, before + torch.from_numpy(depth)], dim=1),
-        real=real,
+        position_ids=torch.cat([position, prompt_length + torch.from_numpy(depth)], dim=1),
+        is_token=is_token,
         ancestors=torch.from_numpy(ancestors),
         tree_place=torch.from_numpy(tree_place),
-        source=torch.from_numpy(pair // base),
-        target=torch.from_numpy(pair % base),
-        prediction=torch.from_numpy(table(row, at, which, num_rows, len(pair))),
+        logits_index=torch.from_numpy(pair // base),
+        token=torch.from_numpy(pair % base),
+        prediction=torch.from_numpy(to_matrix(row, at, which, num_rows, len(pair))),
         candidate=torch.from_numpy(candidate),
         allowed=None,
-        num_tokens=int(real.sum()),
-        keep=keep,
+        num_tokens=int(is_token.sum()),
+        logits_to_keep=keep,
         num_logits=int(num_logits.sum()),
         num_candidates=num_candidates,
     )

@@ -1,7 +1,7 @@
-"""Log-probabilities of given candidates, with gradient, what they share computed once.
+"""Log-probabilities of given candidates, with gradient, by one forward pass over a packed batch.
 
-B rows, R places with logits, U predicted tokens, N tokens of all candidates of a row, G
-candidates, V vocabulary, E allowed tokens of all places.
+B rows, R logits, U predicted tokens, N tokens of all candidates of a row, G candidates per row, V
+vocabulary, E allowed tokens of all R logits (`rere.engine.candidates.packing`).
 """
 
 from contextlib import nullcontext
@@ -12,59 +12,62 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.candidates.packing import Allowed, Packed
+from rere.engine.candidates.packing import AllowedTokens, PackedBatch
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.prompt_cache import KeptPrompts
 from rere.engine.model.softmax import LogSoftmaxAt, entropy, scale_by_temperature
 
 
-class Scores(NamedTuple):
-    """What the model says of each candidate's tokens; 0 where `packed.candidate` is padding."""
+class TokenScores(NamedTuple):
+    """Log-probability and entropy of each candidate token; 0 in padding."""
 
     log_prob: Tensor  # (B, N) f32
-    entropy: Tensor  # (B, N) f32, of the distribution that the token is drawn from; no gradient
+    entropy: Tensor  # (B, N) f32, of the distribution of the token, without gradient
 
 
 def token_log_probs(
     model: PreTrainedModel,
-    packed: Packed,
+    packed: PackedBatch,
     temperature: float = 1.0,
     prompts: KeptPrompts | None = None,
 ) -> Tensor:
-    """log p(token | prompt, earlier tokens) at a temperature, (B, N) f32.
+    """log p(token | prompt, earlier tokens) of each candidate token at a temperature, (B, N) f32.
 
-    Over the whole vocabulary, or among the tokens that `packed` allows. The model may be wrapped
-    for several devices or carry adapters. `prompts` are those of `packed` where the model has
-    computed and kept them, with the weights that it has now and without dropout.
+    Normalised over the whole vocabulary, or over the tokens that `packed` allows. The model may be
+    wrapped for several devices or carry adapters. `prompts` are those of `packed` if a search has
+    kept what the model computed for them, with its present weights and without dropout.
     """
-    return log_probs(logits_at_places(model, packed, prompts), packed, temperature)
+    return gather_log_probs(logits_at_places(model, packed, prompts), packed, temperature)
 
 
 def token_scores(
     model: PreTrainedModel,
-    packed: Packed,
+    packed: PackedBatch,
     temperature: float = 1.0,
     prompts: KeptPrompts | None = None,
-) -> Scores:
-    """The log-probabilities of `token_log_probs`, and the entropies there."""
+) -> TokenScores:
+    """The log-probabilities of `token_log_probs`, and the entropies of their distributions."""
     logits = logits_at_places(model, packed, prompts)
-    every = log_probs(logits, packed, temperature), entropies(logits, packed, temperature)
-    return Scores(*every)
+    return TokenScores(
+        gather_log_probs(logits, packed, temperature), gather_entropies(logits, packed, temperature)
+    )
 
 
-def sum_by_candidate(values: Tensor, packed: Packed) -> Tensor:
-    """Token values (B, N) added up candidate by candidate, (B, G)."""
+def sum_by_candidate(values: Tensor, packed: PackedBatch) -> Tensor:
+    """The sum of each candidate's token values (B, N), (B, G)."""
     sums = values.new_zeros(len(values), packed.num_candidates + 1)
     return sums.scatter_add(1, packed.candidate, values)[:, :-1]
 
 
-def logits_at_places(model: PreTrainedModel, packed: Packed, prompts: KeptPrompts | None) -> Tensor:
+def logits_at_places(
+    model: PreTrainedModel, packed: PackedBatch, prompts: KeptPrompts | None
+) -> Tensor:
     """(R, V), computed with the prompts or behind those that were kept."""
     first, columns = 0, packed.columns
     cache, recalling = {"use_cache": False}, nullcontext()
     if prompts is not None and prompts.cache is not None:
-        first, num_tokens = packed.first_node, packed.num_tokens - prompts.num_before
-        columns = columns._replace(real=packed.real[:, first:], num_tokens=num_tokens)
+        first, num_tokens = packed.num_prompt_columns, packed.num_tokens - prompts.num_before
+        columns = columns._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
         cache = {"past_key_values": prompts.behind()}
         if prompts.recall is not None:
             recalling = prompts.recall.recalling(packed.tree_place, columns)
@@ -80,56 +83,60 @@ def logits_at_places(model: PreTrainedModel, packed: Packed, prompts: KeptPrompt
         )
 
 
-def log_probs(logits: Tensor, packed: Packed, temperature: float) -> Tensor:
-    """By the logits at the places (R, V), whose room their gradient takes, (B, N)."""
-    source, target = packed.source, packed.target
+def gather_log_probs(logits: Tensor, packed: PackedBatch, temperature: float) -> Tensor:
+    """Log-probabilities (B, N) of candidate tokens by logits (R, V).
+
+    The gradient overwrites the logits.
+    """
+    index, token = packed.logits_index, packed.token
     if packed.allowed is None:
-        log_prob = LogSoftmaxAt.apply(logits, source, target, temperature)
+        log_prob = LogSoftmaxAt.apply(logits, index, token, temperature)
     else:
-        _, highest, total = among_allowed(logits, packed.allowed, temperature)
-        norm = highest[source] + total[source].log()
-        log_prob = at_tokens(logits, source, target, temperature) - norm
-    return by_candidate(log_prob, packed)
+        _, highest, total = normalise_allowed(logits, packed.allowed, temperature)
+        norm = highest[index] + total[index].log()
+        log_prob = gather_logits(logits, index, token, temperature) - norm
+    return repeat_by_candidate(log_prob, packed)
 
 
 @torch.no_grad()
-def entropies(logits: Tensor, packed: Packed, temperature: float) -> Tensor:
-    """By the logits at the places (R, V), (B, N); no gradient."""
+def gather_entropies(logits: Tensor, packed: PackedBatch, temperature: float) -> Tensor:
+    """Entropies (B, N) in nats at candidate tokens by logits (R, V), without gradient."""
     if packed.allowed is None:
         each = entropy(logits, temperature)
     else:
-        relative, _, total = among_allowed(logits, packed.allowed, temperature)
-        total = total.clamp(min=1)  # of no tokens, where nothing is predicted
+        relative, _, total = normalise_allowed(logits, packed.allowed, temperature)
+        total = total.clamp(min=1)  # it is 0 where nothing is predicted
         weighted = relative * relative.exp()
-        each = total.log() - add_up(weighted, packed.allowed.source, len(logits)) / total
-    return by_candidate(each[packed.source], packed)
+        mean = sum_by_index(weighted, packed.allowed.logits_index, len(logits)) / total
+        each = total.log() - mean
+    return repeat_by_candidate(each[packed.logits_index], packed)
 
 
-def among_allowed(
-    logits: Tensor, allowed: Allowed, temperature: float
+def normalise_allowed(
+    logits: Tensor, allowed: AllowedTokens, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits of allowed tokens relative to their place's highest, (E,).
+    """The softmax over allowed tokens, in three parts, from these tokens' logits alone.
 
-    With them the highest at each place and the sum of the powers relative to it, (R,). Only these
-    tokens' logits are looked at; no place has room for more of them than it has.
+    Returns the allowed logits minus the highest one of the same softmax (E,), that highest logit
+    (R,), and the sum of the exponentials of the differences (R,).
     """
-    source, token = allowed
-    among = at_tokens(logits, source, token, temperature)
-    lowest = among.new_full(logits.shape[:1], -torch.inf)
-    highest = lowest.scatter_reduce(0, source, among.detach(), "amax")
-    relative = among - highest[source]
-    return relative, highest, add_up(relative.exp(), source, len(logits))
+    index, token = allowed
+    chosen = gather_logits(logits, index, token, temperature)
+    lowest = chosen.new_full(logits.shape[:1], -torch.inf)
+    highest = lowest.scatter_reduce(0, index, chosen.detach(), "amax")
+    relative = chosen - highest[index]
+    return relative, highest, sum_by_index(relative.exp(), index, len(logits))
 
 
-def at_tokens(logits: Tensor, source: Tensor, token: Tensor, temperature: float) -> Tensor:
-    return scale_by_temperature(logits.flatten()[source * logits.shape[-1] + token], temperature)
+def gather_logits(logits: Tensor, index: Tensor, token: Tensor, temperature: float) -> Tensor:
+    return scale_by_temperature(logits.flatten()[index * logits.shape[-1] + token], temperature)
 
 
-def add_up(values: Tensor, source: Tensor, num_places: int) -> Tensor:
-    """The sum at each place, (R,)."""
-    return values.new_zeros(num_places).index_add(0, source, values)
+def sum_by_index(values: Tensor, index: Tensor, num_logits: int) -> Tensor:
+    """The sum of the values of each index, (R,)."""
+    return values.new_zeros(num_logits).index_add(0, index, values)
 
 
-def by_candidate(values: Tensor, packed: Packed) -> Tensor:
-    """Values of the predicted tokens (U,) where candidates have them, (B, N), 0 elsewhere."""
+def repeat_by_candidate(values: Tensor, packed: PackedBatch) -> Tensor:
+    """Values (U,) of predicted tokens, for every candidate that has the token: (B, N), else 0."""
     return pad(values, (0, 1))[packed.prediction]

@@ -1,11 +1,16 @@
-"""Exact constrained beam search behind a prompt that is computed once.
+"""Exact beam search over a prefix tree, behind prompts that are computed once.
 
-Under `vocabulary` scores it is the token-synchronous search of transformers: a forward pass may
-feed chains of forced tokens (`rere.engine.search.layout.look_ahead`), and the pruning over them is
-replayed, each row at its own pace. Under `catalogue` and `decisions` scores beams are compared
-decision by decision.
+Each row holds up to K unfinished beams (`Paths`) and the K best finished ones so far (`Beams`).
+`step` extends every beam by the scores that are known, moves those that reach a leaf to the
+finished ones and keeps the K best of the others. Once the next token of some beam has no score,
+`PathScorer.feed` runs a forward pass. A row ends when no beam can beat its K finished ones.
 
-B rows, K beams, F children of a node, W = 2 K continuations.
+Under `vocabulary` scores the result equals transformers' token-by-token search. A forward pass may
+compute several tokens of an edge (`rere.engine.search.layout.limit_chains`); beams are still
+pruned token by token, each row at its own pace. Under `catalogue` and `decisions` scores a step is
+one decision: a child and all tokens of its edge.
+
+B rows, K beams, F children of a node, C known tokens of an edge, W = 2 K continuations.
 """
 
 from collections.abc import Sequence
@@ -18,24 +23,18 @@ from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
 from rere.engine.model.decoder import eval_mode
-from rere.engine.search.path_scorer import (
-    AuxiliaryScorer,
-    KnownScores,
-    Paths,
-    PathScorer,
-    Scoring,
-    take,
-)
+from rere.engine.search.path_scorer import PathScorer, SearchScoring
+from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
 
-NEVER_WAITS = {"cpu"}
+NO_WAIT = {"cpu"}
 """Devices whose tensors the host reads without waiting."""
 
-FINISHED = 0.5
-"""Share of a batch's rows that have to be finished for the others to go on without them."""
+FINISHED_SHARE = 0.5
+"""Share of a batch's rows that must be finished before they are removed from the batch."""
 
 
 class Beams(NamedTuple):
-    """Finished hypotheses, best first. Rows with fewer than K end in score -inf, leaf -1."""
+    """Finished paths, best first. Rows with fewer than K end in score -inf, leaf -1."""
 
     leaf: Tensor  # (B, K) i64, nodes of the tree
     score: Tensor  # (B, K) f32, log-probability of the whole path
@@ -47,18 +46,17 @@ def beam_search(
     tree: PrefixTree,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
-    scoring: Scoring = "vocabulary",
+    scoring: SearchScoring = "vocabulary",
     length_penalty: float = 0.0,
     temperature: float = 1.0,
     auxiliary: AuxiliaryScorer | None = None,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
-    `tree` lies on the model's device. Final scores are divided by length ** `length_penalty`,
-    the length in tokens including the end of sequence. An `auxiliary` lies on the model's device,
-    too. Raises ValueError for num_beams below 1
-    and a temperature that is not above 0, InputError for a prompt beyond the model's positions
-    and for logits that are not numbers.
+    `tree` and `auxiliary` lie on the model's device. Final scores are divided by length **
+    `length_penalty`, the length in tokens including the end of sequence. Raises ValueError for
+    num_beams below 1 and for a temperature of 0 or below; InputError for a prompt beyond the
+    model's positions and for logits that are NaN.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
@@ -66,29 +64,29 @@ def beam_search(
     with eval_mode(model):
         scorer = PathScorer(model, tree, prompts, scoring, temperature, auxiliary=auxiliary)
         beams, known, num_steps = scorer.start()
-        found, results = (no_results(beams.score, num_beams) for _ in range(2))
+        found, results = (empty_beams(beams.score, num_beams) for _ in range(2))
         while True:
             for _ in range(num_steps):
                 can_step = scorer.can_step(beams)
-                # Most often a decision early on asks for the next pass.
-                if model.device.type in NEVER_WAITS and not can_step.any():
+                # Most often an early decision already needs the next pass.
+                if model.device.type in NO_WAIT and not can_step.any():
                     break
                 beams, results = step(scorer, beams, known, results, can_step, length_penalty)
             plan = scorer.plan(beams, known)
-            # A row in which no path goes on would be computed, to no end, with the others.
-            if plan.num_rows <= (1 - FINISHED) * len(rows):
+            # Finished rows would be computed along with the others.
+            if plan.num_rows <= (1 - FINISHED_SHARE) * len(rows):
                 for of_all, of_some in zip(found, results, strict=True):
                     of_all[rows] = of_some
                 if plan.num_rows == 0:
                     return found
-                goes_on = beams.score.isfinite().any(-1).int()
-                kept = goes_on.argsort(descending=True, stable=True)[: plan.num_rows]
-                rows, plan = rows[kept], plan._replace(count=plan.count[kept])
+                is_active = beams.score.isfinite().any(-1).int()
+                active = is_active.argsort(descending=True, stable=True)[: plan.num_rows]
+                rows, plan = rows[active], plan._replace(count=plan.count[active])
                 beams, known, results = (
-                    type(x)(*(y[kept] for y in x)) for x in (beams, known, results)
+                    type(x)(*(y[active] for y in x)) for x in (beams, known, results)
                 )
-                scorer.select(kept)
-            known = scorer.forget(beams, known, plan)
+                scorer.select(active)
+            known = scorer.drop_unused_tokens(beams, known, plan)
             beams, known = scorer.feed(beams, known, plan)
             num_steps = plan.num_steps
 
@@ -101,53 +99,60 @@ def step(
     can_step: Tensor,
     length_penalty: float,
 ) -> tuple[Paths, Beams]:
-    """Each beam takes a token, or a decision, in the rows that `can_step` (B, 1).
+    """Extend each beam by a token, or a decision, in the rows where `can_step` (B, 1).
 
-    While all beams of a row are on edges they do not compete: it takes as many tokens at once as
-    all of them can.
+    While all beams of a row are inside edges, each has one continuation and none is pruned. They
+    then take as many tokens at once as all of them know.
     """
     tree, num_beams = scorer.tree, results.leaf.shape[1]
-    node, taken, fed, score, origin = beams
-    end = torch.minimum(tree.length[node], fed + 1)  # of an edge, or of what is known of it
-    in_chain = taken < end
-    forced, since = take(known.forced, origin), known.since.gather(1, origin)
-    room = (end - taken).masked_fill(score.isneginf(), forced.shape[-1])
-    stride = room.amin(-1, keepdim=True).clamp(min=1)
-    place = torch.arange(forced.shape[-1], device=node.device) - (taken - since)[..., None]
-    takes = (place >= 0) & (place < stride[..., None])
-    only = forced.where(takes, 0).sum(-1, keepdim=True)
-    children = take(known.children, origin)
+    node, num_taken, num_fed, score, parent = beams
+    end = torch.minimum(tree.length[node], num_fed + 1)  # tokens of the edge that are known
+    in_edge = num_taken < end
+    forced = gather_rows(known.forced, parent)  # (B, K, C)
+    first_forced = known.first_forced.gather(1, parent)
+    num_known = (end - num_taken).masked_fill(score.isneginf(), forced.shape[-1])
+    stride = num_known.amin(-1, keepdim=True).clamp(min=1)
+    ahead = torch.arange(forced.shape[-1], device=node.device)
+    ahead = ahead - (num_taken - first_forced)[..., None]
+    is_taken = (ahead >= 0) & (ahead < stride[..., None])
+    inside = forced.where(is_taken, 0).sum(-1, keepdim=True)
+    children = gather_rows(known.children, parent)
     fanout = children.shape[-1]
-    only = pad(only, (0, fanout - 1), value=-torch.inf)
-    continued = score[..., None] + torch.where(in_chain[..., None], only, children)
+    inside = pad(inside, (0, fanout - 1), value=-torch.inf)
+    continued = score[..., None] + torch.where(in_edge[..., None], inside, children)
     continued = continued.masked_fill(~can_step[..., None], -torch.inf)
 
-    # Twice the beams compete, so that K go on even when K of the best end.
+    # 2 K continuations compete, so that K unfinished ones remain even if K of the best end.
     width = min(2 * num_beams, continued[0].numel())
     score, best = continued.flatten(1).topk(width)
     beam = best // fanout
-    node, taken, fed, origin = (x.gather(1, beam) for x in (node, taken, fed, origin))
-    enters = ~in_chain.gather(1, beam) & score.isfinite()
+    node, num_taken, num_fed, parent = (
+        x.gather(1, beam) for x in (node, num_taken, num_fed, parent)
+    )
+    enters = ~in_edge.gather(1, beam) & score.isfinite()
     node = torch.where(enters, tree.first_child[node] + best % fanout, node)
-    taken = torch.where(enters, tree.length[node] if scorer.by_decision else 1, taken + stride)
-    fed = fed.masked_fill(enters, 0)
+    entered = tree.length[node] if scorer.by_decision else 1
+    num_taken = torch.where(enters, entered, num_taken + stride)
+    num_fed = num_fed.masked_fill(enters, 0)
 
-    # As in transformers, an end outside the best K is no result.
-    ends = (tree.fanout[node] == 0) & (taken == tree.length[node])
+    # As in transformers, a path that ends outside the best K is discarded.
+    ends = (tree.fanout[node] == 0) & (num_taken == tree.length[node])
     is_result = ends & (torch.arange(width, device=ends.device) < num_beams)
     result = score / tree.depth[node].to(score.dtype) ** length_penalty
-    new_results = merge(results, node, result.masked_fill(~is_result, -torch.inf))
+    new_results = keep_best(results, node, result.masked_fill(~is_result, -torch.inf))
 
-    # Scores only fall along a path: a beam that cannot beat K results any more is dropped.
-    hope = score / (tree.longest if length_penalty > 0 else 1) ** length_penalty
-    goes_on = ~ends & (hope > new_results.score[:, -1:])
-    score, chosen = score.masked_fill(~goes_on, -torch.inf).topk(min(num_beams, width))
-    node, taken, fed, origin = (x.gather(1, chosen) for x in (node, taken, fed, origin))
-    new_beams = Paths(node, taken, fed, score, origin)
+    # Scores only fall along a path: drop beams that can no longer beat the K results.
+    bound = score / (tree.longest if length_penalty > 0 else 1) ** length_penalty
+    is_open = ~ends & (bound > new_results.score[:, -1:])
+    score, chosen = score.masked_fill(~is_open, -torch.inf).topk(min(num_beams, width))
+    node, num_taken, num_fed, parent = (
+        x.gather(1, chosen) for x in (node, num_taken, num_fed, parent)
+    )
+    new_beams = Paths(node, num_taken, num_fed, score, parent)
 
-    spare = (0, score.shape[1] - beams.score.shape[1])
-    beams = Paths(*(pad(x, spare) for x in beams))._replace(
-        score=pad(beams.score, spare, value=-torch.inf)
+    missing = (0, score.shape[1] - beams.score.shape[1])
+    beams = Paths(*(pad(x, missing) for x in beams))._replace(
+        score=pad(beams.score, missing, value=-torch.inf)
     )
     return (
         Paths(*(torch.where(can_step, a, b) for a, b in zip(new_beams, beams, strict=True))),
@@ -155,14 +160,14 @@ def step(
     )
 
 
-def no_results(score: Tensor, num_beams: int) -> Beams:
-    """What a search begins with, in rows and type as `score` (B, ...)."""
+def empty_beams(score: Tensor, num_beams: int) -> Beams:
+    """No finished path yet, in as many rows and the type of `score` (B, ...)."""
     empty = score.new_full((len(score), num_beams), -torch.inf)
     return Beams(torch.full_like(empty, -1, dtype=torch.long), empty)
 
 
-def merge(results: Beams, leaf: Tensor, score: Tensor) -> Beams:
-    """The best K of the results so far and new ones."""
+def keep_best(results: Beams, leaf: Tensor, score: Tensor) -> Beams:
+    """The best K of the results so far and new ones, `leaf` and `score` (B, N)."""
     scores, best = torch.cat([results.score, score], dim=1).topk(results.score.shape[1])
     leaves = torch.cat([results.leaf, leaf], dim=1).gather(1, best)
     return Beams(leaves.masked_fill(scores.isneginf(), -1), scores)

@@ -1,10 +1,10 @@
-"""The true top K of a catalogue, and how far it is proved.
+"""The true top K of a catalogue by best-first search, with a proof.
 
-Scores are sums of log-probabilities, so they only fall along a path: what is open below a node
-scores at most what the node does. A best-first search therefore knows when no open path can
-enter the top K any more, which a beam search never does.
+Scores are sums of log-probabilities, so they only fall along a path: no leaf below a node scores
+more than the node. The search expands the best node first and ends when no open node scores more
+than the K-th result. A beam search cannot tell whether it has missed a better item.
 
-B rows, K results, M paths expanded by a pass, N open paths, F children of a node.
+B rows, K results, M nodes expanded by a pass, N open nodes, F children of a node.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,26 @@ from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
 from rere.engine.model.decoder import eval_mode
-from rere.engine.search.beam import Beams, merge, no_results
-from rere.engine.search.path_scorer import KnownScores, PathScorer, Scoring
+from rere.engine.search.beam import Beams, empty_beams, keep_best
+from rere.engine.search.path_scorer import PathScorer, SearchScoring
+from rere.engine.search.paths import KnownScores
 
 
 class ProvenTopK(NamedTuple):
-    """The best leaves found, and how many of them are the true best in their true order."""
+    """The best leaves found, and how many of them are proved to be the true best, in order."""
 
     leaf: Tensor  # (B, K) i64, -1 where there is none
     score: Tensor  # (B, K) f32
-    proved: Tensor  # (B,) i64, the first so many ranks are proved
-    expanded: Tensor  # (B,) i64, nodes that the model was asked about, the root included
+    num_proved: Tensor  # (B,) i64, leading ranks that are proved
+    num_expanded: Tensor  # (B,) i64, nodes whose children the model has scored, with the root
 
 
-class Open(NamedTuple):
-    """Nodes that are known to follow but whose edge the model has not seen, best first."""
+class OpenNodes(NamedTuple):
+    """Nodes whose score is known but not yet that of their children, best first."""
 
     node: Tensor  # (B, N) i64
-    bound: Tensor  # (B, N) f32, no leaf below scores more; -inf where there is none
-    origin: Tensor  # (B, N) i64, which expanded path it follows
+    bound: Tensor  # (B, N) f32, no leaf below scores more; -inf where there is no node
+    parent: Tensor  # (B, N) i64, index of the expanded path that it extends
 
 
 @torch.no_grad()
@@ -44,106 +45,110 @@ def best_first_search(
     tree: PrefixTree,
     prompts: Sequence[Sequence[int]],
     num_results: int,
-    scoring: Scoring = "vocabulary",
+    scoring: SearchScoring = "vocabulary",
     max_nodes: int = 1024,
     width: int = 16,
 ) -> ProvenTopK:
-    """The `num_results` best paths of the tree for each prompt, by best-first search.
+    """The `num_results` best paths of the tree for each prompt.
 
-    It ends where they are proved, or once a row has expanded `max_nodes` nodes. A pass expands
-    `width` of them a row. Length penalty 0. Raises ValueError for numbers below 1, and as
-    `rere.engine.search.beam.beam_search` does.
+    A row ends when they are proved or once it has expanded `max_nodes` nodes. A pass expands
+    `width` nodes per row. The length penalty is 0. Raises ValueError for numbers below 1, and the
+    errors of `rere.engine.search.beam.beam_search`.
     """
     if min(num_results, max_nodes, width) < 1:
         raise ValueError("num_results, max_nodes and width must be at least 1")
     with eval_mode(model):
-        # Whole edges, so that a node's score is known at once.
+        # Whole edges, so that a pass completes the score of a node.
         scorer = PathScorer(model, tree, prompts, scoring, whole_edges=True)
         paths, known, _ = scorer.start()
         score = known.forced[:, :, : tree.opening].sum(-1)
-        results = no_results(score, num_results)
+        results = empty_beams(score, num_results)
         none = paths.node[:, :0]
-        seen, waiting = known, Open(none, score[:, :0], none)
-        expanded = torch.ones_like(paths.node[:, 0])
+        expanded, waiting = known, OpenNodes(none, score[:, :0], none)
+        num_expanded = torch.ones_like(paths.node[:, 0])
         while True:
-            results, added = expand(scorer, paths.node, score, known, results, seen)
-            waiting = join(waiting, added, results, max_nodes + width)
-            now, waiting = split(waiting, width, expanded < max_nodes)
-            paths = scorer.enter(now.node, now.bound, now.origin)
-            plan = scorer.plan(paths, seen)
+            results, added = open_children(scorer, paths.node, score, known, results, expanded)
+            waiting = add_open(waiting, added, results, max_nodes + width)
+            chosen, waiting = take_best(waiting, width, num_expanded < max_nodes)
+            paths = scorer.enter(chosen.node, chosen.bound, chosen.parent)
+            plan = scorer.plan(paths, expanded)
             if plan.num_paths == 0:
-                return certified(results, waiting, expanded)
-            paths, known = scorer.feed(paths, seen, plan)
-            expanded = expanded + paths.score.isfinite().sum(-1)
-            score = paths.score + forced_sum(scorer, paths.node, known)
-            seen = remember(seen, known)
+                return prove(results, waiting, num_expanded)
+            paths, known = scorer.feed(paths, expanded, plan)
+            num_expanded = num_expanded + paths.score.isfinite().sum(-1)
+            score = paths.score + sum_forced(scorer, paths.node, known)
+            expanded = append_expanded(expanded, known)
 
 
-def expand(
+def open_children(
     scorer: PathScorer,
     node: Tensor,
     score: Tensor,
     known: KnownScores,
     results: Beams,
-    seen: KnownScores,
-) -> tuple[Beams, Open]:
-    """Results and open paths below `node` (B, M), whose paths score `score`, the last seen."""
+    expanded: KnownScores,
+) -> tuple[Beams, OpenNodes]:
+    """The children of the newly expanded `node` (B, M): finished ones as results, others open.
+
+    `score` (B, M) is that of the nodes' paths, which are the last M of `expanded`.
+    """
     tree = scorer.tree
     is_leaf = tree.fanout[node] == 0
-    results = merge(results, node, score.masked_fill(~is_leaf, -torch.inf))
+    results = keep_best(results, node, score.masked_fill(~is_leaf, -torch.inf))
     fanout = known.children.shape[-1]
     child, exists = tree.children(node, fanout)
     child = child.flatten(1)
     bound = (score[..., None] + known.children).masked_fill(~exists, -torch.inf).flatten(1)
-    num_seen = seen.since.shape[1]
-    origin = torch.arange(num_seen - node.shape[1], num_seen, device=node.device)
-    origin = origin.repeat_interleave(fanout).expand_as(child)
+    num_paths = expanded.first_forced.shape[1]
+    parent = torch.arange(num_paths - node.shape[1], num_paths, device=node.device)
+    parent = parent.repeat_interleave(fanout).expand_as(child)
 
-    # A leaf with no token left to predict is a result at once.
+    # A leaf without further tokens to predict is already a result.
     is_leaf = tree.fanout[child] == 0
     is_done = is_leaf if scorer.by_decision else is_leaf & (tree.length[child] == 1)
-    results = merge(results, child, bound.masked_fill(~is_done, -torch.inf))
-    return results, Open(child, bound.masked_fill(is_done, -torch.inf), origin)
+    results = keep_best(results, child, bound.masked_fill(~is_done, -torch.inf))
+    return results, OpenNodes(child, bound.masked_fill(is_done, -torch.inf), parent)
 
 
-def join(waiting: Open, added: Open, results: Beams, most: int) -> Open:
-    """The best `most` of the open paths that may still enter the results.
+def add_open(waiting: OpenNodes, added: OpenNodes, results: Beams, max_open: int) -> OpenNodes:
+    """The best `max_open` of both that may still enter the results.
 
-    No row has nodes left to expand for more, so that what is dropped bounds nothing.
+    `max_open` exceeds what a row can still expand, so that dropped nodes affect no proof.
     """
-    joined = Open(*(torch.cat(pair, dim=1) for pair in zip(waiting, added, strict=True)))
-    bound = joined.bound.where(joined.bound > results.score[:, -1:], -torch.inf)
-    bound, best = bound.topk(min(most, bound.shape[1]))
-    return Open(joined.node.gather(1, best), bound, joined.origin.gather(1, best))
+    both = OpenNodes(*(torch.cat(pair, dim=1) for pair in zip(waiting, added, strict=True)))
+    bound = both.bound.where(both.bound > results.score[:, -1:], -torch.inf)
+    bound, best = bound.topk(min(max_open, bound.shape[1]))
+    return OpenNodes(both.node.gather(1, best), bound, both.parent.gather(1, best))
 
 
-def split(waiting: Open, width: int, goes_on: Tensor) -> tuple[Open, Open]:
-    """The first `width` open paths of the rows that go on, and all the others."""
-    place = torch.arange(waiting.bound.shape[1], device=goes_on.device)
-    is_now = (place < width) & goes_on[:, None]
-    now = waiting._replace(bound=waiting.bound.where(is_now, -torch.inf))
-    now = Open(*(x[:, :width] for x in now))
-    return now, waiting._replace(bound=waiting.bound.masked_fill(is_now, -torch.inf))
+def take_best(waiting: OpenNodes, width: int, may_expand: Tensor) -> tuple[OpenNodes, OpenNodes]:
+    """The first `width` open nodes of the rows that `may_expand` (B,), and all the others."""
+    rank = torch.arange(waiting.bound.shape[1], device=may_expand.device)
+    is_chosen = (rank < width) & may_expand[:, None]
+    chosen = waiting._replace(bound=waiting.bound.where(is_chosen, -torch.inf))
+    chosen = OpenNodes(*(x[:, :width] for x in chosen))
+    return chosen, waiting._replace(bound=waiting.bound.masked_fill(is_chosen, -torch.inf))
 
 
-def forced_sum(scorer: PathScorer, node: Tensor, known: KnownScores) -> Tensor | float:
-    """Log-probability (B, M) of the tokens on the edges into `node` behind their first ones."""
+def sum_forced(scorer: PathScorer, node: Tensor, known: KnownScores) -> Tensor | float:
+    """Log-probability (B, M) of the edge into `node` (B, M) without its first token."""
     if scorer.by_decision:
         return 0.0
-    place = torch.arange(known.forced.shape[-1], device=node.device)
-    on_edge = place < (scorer.tree.length[node] - 1)[..., None]
+    offset = torch.arange(known.forced.shape[-1], device=node.device)
+    on_edge = offset < (scorer.tree.length[node] - 1)[..., None]
     return known.forced.where(on_edge, 0).sum(-1)
 
 
-def remember(seen: KnownScores, known: KnownScores) -> KnownScores:
-    """All expanded paths: which fed tokens they hold is all that is needed of them."""
-    added = known.ancestors.shape[-1] - seen.ancestors.shape[-1]
-    ancestors = torch.cat([pad(seen.ancestors, (0, added)), known.ancestors], dim=1)
+def append_expanded(expanded: KnownScores, known: KnownScores) -> KnownScores:
+    """All expanded paths, those of `known` last. Of these only their fed tokens are kept."""
+    num_new = known.ancestors.shape[-1] - expanded.ancestors.shape[-1]
+    ancestors = torch.cat([pad(expanded.ancestors, (0, num_new)), known.ancestors], dim=1)
     zero = known.children.new_zeros(*ancestors.shape[:2], 1)
     return KnownScores(zero, zero, zero[..., 0].long(), ancestors)
 
 
-def certified(results: Beams, waiting: Open, expanded: Tensor) -> ProvenTopK:
+def prove(results: Beams, waiting: OpenNodes, num_expanded: Tensor) -> ProvenTopK:
+    """The results, of which those are proved that score at least the bound of every open node."""
     bound = waiting.bound.amax(-1, keepdim=True)
     is_proved = results.score.isfinite() & (results.score >= bound)
-    return ProvenTopK(*results, is_proved.sum(-1), expanded)
+    return ProvenTopK(*results, is_proved.sum(-1), num_expanded)

@@ -1,7 +1,7 @@
-"""transformers' own `generate`, asked for nothing but what is said here.
+"""transformers' own `generate`, with no settings from the checkpoint.
 
-The search is measured against it, held to the catalogue (`rere.benchmarks.plain.generate`), and it makes
-the candidates that no catalogue holds (`rere.engine.search.unconstrained`).
+It generates unconstrained candidates (`rere.engine.search.unconstrained`), and benchmarks compare
+the constrained search with it (`rere.benchmarks.plain.generate`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from rere.engine.model.padding import left_pad
 
 FILLER = -1e8
-"""`generate` scores what stands for missing hypotheses -1e9."""
+"""Lower scores mark missing hypotheses: `generate` gives these -1e9."""
 
 
 def generate_tokens(
@@ -26,24 +26,24 @@ def generate_tokens(
     scored: bool = False,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What a greedy or a beam search finds: tokens (B num_beams, T) i64 and scores.
+    """Tokens (B num_beams, T) i64 of a greedy or beam search, and their scores.
 
-    T is at most `max_new_tokens`; what ends before is filled up with `eos`. Beams have length
-    penalty 0. The scores (B num_beams,), sums of log-probabilities, are kept for beams and where
-    `scored` asks for them, since they cost the logits of every step.
+    T is at most `max_new_tokens`; shorter sequences are filled up with `eos`. Beams have length
+    penalty 0. The scores (B num_beams,) are sums of log-probabilities. They are None for one beam
+    and without `scored`, which makes `generate` keep the logits of every step.
     """
-    ids, real = (tensor.to(model.device) for tensor in left_pad(prompts))
-    # What a config leaves open `generate` takes from the checkpoint's: that has no say here.
-    checkpoints, model.generation_config = model.generation_config, GenerationConfig()
+    ids, is_token = (tensor.to(model.device) for tensor in left_pad(prompts))
+    # `generate` fills in unset options from the checkpoint's generation config; hide that.
+    original, model.generation_config = model.generation_config, GenerationConfig()
     try:
         output = model.generate(
             input_ids=ids,
-            attention_mask=real.long(),
+            attention_mask=is_token.long(),
             logits_processor=LogitsProcessorList(processors),
             generation_config=GenerationConfig(
                 num_beams=num_beams,
                 num_return_sequences=num_beams,
-                # What one beam would warn about.
+                # `generate` warns about these options with one beam.
                 **({"length_penalty": 0.0, "early_stopping": False} if num_beams > 1 else {}),
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
@@ -55,5 +55,5 @@ def generate_tokens(
             ),
         )
     finally:
-        model.generation_config = checkpoints
+        model.generation_config = original
     return output.sequences[:, ids.shape[1] :], output.get("sequences_scores")

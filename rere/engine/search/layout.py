@@ -1,77 +1,90 @@
-"""Which tokens of which paths a forward pass of a search feeds, and in which columns.
+"""Choose the tokens that a search's forward pass feeds, and assign them to columns.
 
-B rows, K paths, M of them feeding, Q tokens fed by a pass.
+B rows, K paths, M of them feeding tokens, Q columns of a pass.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 MAX_CHAIN = 64
-"""Tokens of an edge that a pass feeds under `vocabulary` at most."""
+"""Most tokens of an edge that a pass feeds under `vocabulary` scoring."""
+
+FULL_PASS = {"cpu": (768, 1.75e10)}
+"""Tokens, and tokens times parameters, that a device computes in about the time of fewer."""
+FULL_PASS_ELSEWHERE = (1024, 1e12)
 
 
 class Layout(NamedTuple):
-    """Which tokens of which paths are in the columns of a pass."""
+    """Columns of a forward pass: which token of which path each holds."""
 
-    owner: Tensor  # (B, Q) i64, which of the M feeding paths
-    place: Tensor  # (B, Q) i64, which of its tokens
-    exists: Tensor  # (B, Q) bool
-    start: Tensor  # (B, M) i64, the column of a path's first token
-    end: Tensor  # (B, M) i64, and of its last
+    path: Tensor  # (B, Q) i64, which of the M feeding paths
+    offset: Tensor  # (B, Q) i64, which of the tokens that the path feeds
+    is_token: Tensor  # (B, Q) bool, False in padding
+    first: Tensor  # (B, M) i64, column of the path's first token
+    last: Tensor  # (B, M) i64, column of its last token
 
 
-def look_ahead(left: Tensor, room: int) -> Tensor:
-    """How many of the tokens `left` (B, K) of their edges paths feed: at least one, if any is left.
+def full_pass(model: PreTrainedModel) -> int:
+    """Number of tokens that a forward pass computes in about the time of fewer tokens."""
+    tokens, work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
+    return min(tokens, int(work / model.num_parameters()))
 
-    A path may be pruned on an edge whose tokens are fed already. But up to `room` tokens of all
-    rows cost next to nothing.
+
+def limit_chains(left: Tensor, max_tokens: int) -> Tensor:
+    """How many of the `left` (B, K) tokens of its edge each path feeds, (B, K).
+
+    At least one where any is left, then as many as fit in `max_tokens` over all rows. Feeding
+    several saves passes; it is wasted where a path is pruned within the edge.
     """
     best_first = left.T.flatten()
     chain = torch.arange(1, MAX_CHAIN + 1, device=left.device)
-    total = torch.minimum(best_first[:, None], chain).sum(0)  # (MAX_CHAIN,), with chains so long
-    longest = (total <= room).sum().clamp(min=1)
+    total = torch.minimum(best_first[:, None], chain).sum(0)  # (MAX_CHAIN,) tokens, by chain limit
+    longest = (total <= max_tokens).sum().clamp(min=1)
     count = torch.minimum(best_first, longest)
-    # One more for the best paths of all rows, out of what that leaves.
-    more = (best_first > count) & (longest < MAX_CHAIN)
-    count = count + (more & (more.cumsum(0) <= room - count.sum()))
+    # Spend what that leaves on one more token for each of the best paths.
+    has_more = (best_first > count) & (longest < MAX_CHAIN)
+    count = count + (has_more & (has_more.cumsum(0) <= max_tokens - count.sum()))
     return count.view_as(left.T).T
 
 
-def lay_out(count: Tensor, num_columns: int) -> Layout:
-    """`count` (B, M) tokens a path, one path after the other."""
+def lay_out_columns(count: Tensor, num_columns: int) -> Layout:
+    """Columns for `count` (B, M) tokens per path, path after path."""
     stop = count.cumsum(-1)
     column = torch.arange(num_columns, device=count.device).repeat(len(count), 1)
-    owner = torch.searchsorted(stop, column, right=True).clamp(max=count.shape[1] - 1)
-    start = stop - count
+    path = torch.searchsorted(stop, column, right=True).clamp(max=count.shape[1] - 1)
+    first = stop - count
     return Layout(
-        owner=owner,
-        place=column - start.gather(1, owner),
-        exists=column < stop[:, -1:],
-        start=start,
-        end=(stop - 1).clamp(min=0),
+        path=path,
+        offset=column - first.gather(1, path),
+        is_token=column < stop[:, -1:],
+        first=first,
+        last=(stop - 1).clamp(min=0),
     )
 
 
-def lay_out_apart(count: Tensor, num_earlier: int) -> Layout:
-    """The same, but the last tokens of all paths behind all others.
+def lay_out_last_tokens_last(count: Tensor, num_earlier: int) -> Layout:
+    """Columns for `count` (B, M) tokens per path, the last token of every path at the end.
 
-    So one `logits_to_keep` can leave out the others.
+    Then `logits_to_keep` = M computes logits for the last tokens only. `num_earlier` columns hold
+    the other tokens.
     """
-    earlier = lay_out((count - 1).clamp(min=0), num_earlier)
-    last = torch.arange(count.shape[1], device=count.device).repeat(len(count), 1)
+    earlier = lay_out_columns((count - 1).clamp(min=0), num_earlier)
+    path = torch.arange(count.shape[1], device=count.device).repeat(len(count), 1)
     return Layout(
-        owner=torch.cat([earlier.owner, last], dim=1),
-        place=torch.cat([earlier.place, count - 1], dim=1),
-        exists=torch.cat([earlier.exists, count > 0], dim=1),
-        start=earlier.start,
-        end=num_earlier + last,
+        path=torch.cat([earlier.path, path], dim=1),
+        offset=torch.cat([earlier.offset, count - 1], dim=1),
+        is_token=torch.cat([earlier.is_token, count > 0], dim=1),
+        first=earlier.first,
+        last=num_earlier + path,
     )
 
 
-def own_edge(layout: Layout) -> Tensor:
-    """Which tokens of a pass each one follows on its own edge, itself included, (B, Q, Q)."""
-    owner, place, exists = layout.owner, layout.place, layout.exists
-    follows = place[:, :, None] >= place[:, None, :]
-    return (owner[:, :, None] == owner[:, None, :]) & follows & exists[:, None, :]
+def same_edge_mask(layout: Layout) -> Tensor:
+    """Which columns (B, Q, Q) hold the column's own token or an earlier one of the same path."""
+    path, offset = layout.path, layout.offset
+    is_same = path[:, :, None] == path[:, None, :]
+    is_earlier = offset[:, :, None] >= offset[:, None, :]
+    return is_same & is_earlier & layout.is_token[:, None, :]

@@ -1,4 +1,4 @@
-"""One interface for all ways of getting a group of candidates for a prompt.
+"""One interface to all rollout strategies: a group of candidates for each prompt.
 
 B rows, G candidates a row, T tokens of the longest item.
 """
@@ -10,31 +10,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.config.options import Scoring
 from rere.config.training import RolloutStrategy
 from rere.engine.search.beam import beam_search
-from rere.engine.search.leaf_tokens import leaf_of, token_ids
-from rere.engine.search.path_scorer import Scoring
-from rere.engine.search.sampling import keep_distinct, sample, stochastic_beam_search
+from rere.engine.search.leaf_tokens import find_leaf, token_ids
+from rere.engine.search.sampling import (
+    keep_distinct,
+    sample_candidates,
+    stochastic_beam_search,
+)
 from rere.engine.search.unconstrained import generate_beams, generate_samples
 
 
 class Candidates(NamedTuple):
-    """Groups of candidates. A place is empty where the catalogue holds fewer than G."""
+    """Groups of candidates. Rows of a catalogue with fewer than G items end in empty slots."""
 
-    leaf: Tensor  # (B, G) i64, -1 for what is no item and in an empty place
-    log_prob: Tensor  # (B, G) f32, of the policy searched or drawn from; -inf in an empty place
+    leaf: Tensor  # (B, G) i64, -1 for a non-item and in an empty slot
+    log_prob: Tensor  # (B, G) f32, under the policy that was searched; -inf in an empty slot
     ids: Tensor  # (B, G, T) i64, with the end of sequence, padded with -1 on the right
     threshold: Tensor | None = None
-    """(B,) f32, of stochastic beams: log_prob and it give the weights (Kool et al., 2019)."""
+    """(B,) f32, of stochastic beams: it gives importance weights of samples (Kool et al., 2019)."""
 
     @property
-    def valid(self) -> Tensor:
+    def is_item(self) -> Tensor:
         """Which candidates are items of the catalogue, (B, G) bool."""
         return self.leaf >= 0
 
     @property
     def exists(self) -> Tensor:
-        """Which places are not empty, (B, G) bool."""
+        """Which slots hold a candidate, (B, G) bool."""
         return self.ids[..., 0] >= 0
 
 
@@ -49,13 +53,13 @@ def roll_out(
     temperature: float = 1.0,
     target: Tensor | None = None,
 ) -> Candidates:
-    """`group_size` candidates a prompt, in the order in which they were found or drawn.
+    """`group_size` candidates per prompt, best first from searches, else in the order of sampling.
 
     `tree`, `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) and `target` (B,) i64, the leaf
-    that `oversample_with_target` keeps, lie on the model's device. `scoring` is that of `beam`;
-    draws are from the `catalogue` policy, what is unconstrained from the `vocabulary`'s. Raises
-    ValueError for another strategy, a missing target, and numbers out of range, InputError as
-    `rere.engine.search.beam.beam_search`.
+    that `oversample_with_target` keeps, lie on the model's device. `scoring` is for `beam` only:
+    constrained samples have `catalogue` scores, unconstrained candidates `vocabulary` ones. Raises
+    ValueError for an unknown strategy, a missing target and numbers out of range; InputError as
+    `rere.engine.search.beam.beam_search` does.
     """
     threshold = None
     match strategy:
@@ -64,23 +68,24 @@ def roll_out(
                 model, tree, prompts, group_size, scoring, temperature=temperature
             )
         case "iid":
-            leaf, log_prob = sample(model, tree, prompts, group_size, seeds, temperature)
+            leaf, log_prob = sample_candidates(model, tree, prompts, group_size, seeds, temperature)
         case "oversample" | "oversample_with_target":
             if target is None and strategy == "oversample_with_target":
                 raise ValueError("oversample_with_target needs the target's leaf of each row")
             first = target if strategy == "oversample_with_target" else None
-            drawn = sample(model, tree, prompts, -(-3 * group_size // 2), seeds, temperature)
-            leaf, log_prob = keep_distinct(drawn, group_size, first)
+            num_samples = -(-3 * group_size // 2)  # half as many again, rounded up
+            samples = sample_candidates(model, tree, prompts, num_samples, seeds, temperature)
+            leaf, log_prob = keep_distinct(samples, group_size, first)
         case "stochastic_beam":
             leaf, log_prob, _, threshold = stochastic_beam_search(
                 model, tree, prompts, group_size, seeds, temperature
             )
         case "unconstrained":
             ids, log_prob = generate_samples(model, tree, prompts, group_size, seeds, temperature)
-            return Candidates(leaf_of(tree, ids), log_prob, ids)
+            return Candidates(find_leaf(tree, ids), log_prob, ids)
         case "unconstrained_beam":
             ids, log_prob = generate_beams(model, tree, prompts, group_size, temperature)
-            return Candidates(leaf_of(tree, ids), log_prob, ids)
+            return Candidates(find_leaf(tree, ids), log_prob, ids)
         case _:
-            raise ValueError(f"there is no strategy {strategy} to get candidates")
+            raise ValueError(f"unknown rollout strategy {strategy}")
     return Candidates(leaf, log_prob, token_ids(tree, leaf), threshold)

@@ -1,8 +1,9 @@
-"""Candidates drawn from the constrained policy, behind a prompt that is computed once.
+"""Sample candidates from the constrained policy, behind a prompt that is computed once.
 
-The policy is the model's over the tokens that the catalogue allows, at a temperature; the
-log-probabilities that come back are those of that very distribution. A forced token has
-probability 1, so only decisions are drawn, and paths that meet are computed once.
+The policy is the model's distribution over the tokens that the catalogue allows, at a temperature.
+The returned log-probabilities are those of this distribution. A token without alternatives has
+probability 1, so that only decisions are sampled. Paths that several samples share are computed
+once.
 
 B rows, G samples, K paths, F children of a node.
 """
@@ -18,36 +19,37 @@ from transformers import PreTrainedModel
 from rere.catalogue import PrefixTree
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.noise import gumbel, uniform
-from rere.engine.search.path_scorer import KnownScores, Paths, PathScorer, take
+from rere.engine.search.path_scorer import PathScorer
+from rere.engine.search.paths import KnownScores, Paths, gather_rows
 
 
 class Samples(NamedTuple):
-    """Leaves of the tree with their log-probabilities, in the order in which they were drawn."""
+    """Leaves of the tree with their log-probabilities, in the order of sampling."""
 
     leaf: Tensor  # (B, G) i64, -1 where there is none
     score: Tensor  # (B, G) f32, log-probability of the path, -inf where there is none
 
 
 class StochasticBeams(NamedTuple):
-    """Paths on their way and finished leaves, highest perturbed log-probability first."""
+    """Unfinished paths and finished leaves, highest perturbed log-probability first."""
 
     node: Tensor  # (B, K) i64
     score: Tensor  # (B, K) f32, log-probability
     perturbed: Tensor  # (B, K) f32, log-probability plus Gumbel noise; -inf where there is none
-    path: Tensor  # (B, K) i64, which path of what is known each comes from
+    parent: Tensor  # (B, K) i64, index of the path in `KnownScores` that each extends
 
 
-class Perturbed(NamedTuple):
+class PerturbedSamples(NamedTuple):
     """Samples without replacement, highest perturbed log-probability first."""
 
-    leaf: Tensor  # (B, G) i64, -1 where the catalogue holds no more
+    leaf: Tensor  # (B, G) i64, -1 where the catalogue has fewer
     score: Tensor  # (B, G) f32, log-probability
     perturbed: Tensor  # (B, G) f32, log-probability plus Gumbel noise
-    threshold: Tensor  # (B,) f32, the perturbed one that comes next; -inf without one
+    threshold: Tensor  # (B,) f32, the next lower perturbed log-probability; -inf for none
 
 
 @torch.no_grad()
-def sample(
+def sample_candidates(
     model: PreTrainedModel,
     tree: PrefixTree,
     prompts: Sequence[Sequence[int]],
@@ -55,81 +57,83 @@ def sample(
     seeds: Tensor,
     temperature: float = 1.0,
 ) -> Samples:
-    """`num_samples` independent draws a prompt, with replacement.
+    """`num_samples` independent samples per prompt, with replacement.
 
-    `tree` and `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) lie on the model's device. Raises
-    ValueError for a number of samples below 1 and a temperature that is not above 0.
+    `tree` and `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) lie on the model's device.
+    Raises ValueError for num_samples below 1 and for a temperature of 0 or below.
     """
-    check(num_samples)
+    check_num_samples(num_samples)
     with eval_mode(model):
         scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
         paths, known, _ = scorer.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
-        path, score = node, paths.score.expand(node.shape)
+        parent, score = node, paths.score.expand(node.shape)
         number = torch.arange(num_samples, device=node.device).expand_as(node)
         for decision in range(tree.longest + 1):
-            chosen, log_prob = choose(
-                take(known.children, path),
+            chosen, log_prob = sample_by_inverse_cdf(
+                gather_rows(known.children, parent),
                 tree.fanout[node],
                 uniform(seeds, number * (tree.longest + 1) + decision),
             )
             decides = tree.fanout[node] > 0
             node = torch.where(decides, tree.first_child[node] + chosen, node)
             score = torch.where(decides, score + log_prob, score)
-            paths, path = distinct(scorer, node, path)
+            paths, parent = distinct_paths(scorer, node, parent)
             plan = scorer.plan(paths, known)
             if plan.num_paths == 0:
                 break
             _, known = scorer.feed(paths, known, plan)
-            path = path.clamp(max=plan.num_paths - 1)  # those of finished samples lie beyond
+            # Finished samples point beyond; what they point to is not used.
+            parent = parent.clamp(max=plan.num_paths - 1)
         return Samples(node, score)
 
 
-def choose(children: Tensor, fanout: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Which child the uniform numbers `u` (B, G) choose, and its log-probability, both (B, G).
+def sample_by_inverse_cdf(
+    log_probs: Tensor, num_choices: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The choice that each uniform number `u` (B, G) selects, and its log-probability, (B, G) both.
 
-    By the inverse of the distribution function; `children` (B, G, F) are log-probabilities.
+    `log_probs` (B, G, F) are those of the choices, of which the first `num_choices` (B, G) exist.
     """
-    cumulative = children.exp().cumsum(-1)
+    cumulative = log_probs.exp().cumsum(-1)
     below = torch.searchsorted(cumulative, u[..., None] * cumulative[..., -1:], right=True)
-    # What rounding leaves at the end belongs to the last child.
-    chosen = torch.minimum(below[..., 0], (fanout - 1).clamp(min=0))
-    return chosen, children.gather(-1, chosen[..., None])[..., 0]
+    # Rounding may lead beyond the last choice.
+    chosen = torch.minimum(below[..., 0], (num_choices - 1).clamp(min=0))
+    return chosen, log_probs.gather(-1, chosen[..., None])[..., 0]
 
 
-def distinct(scorer: PathScorer, node: Tensor, path: Tensor) -> tuple[Paths, Tensor]:
-    """The paths to the different inner nodes among `node` (B, G), and which of them each is on.
+def distinct_paths(scorer: PathScorer, node: Tensor, parent: Tensor) -> tuple[Paths, Tensor]:
+    """One path to each distinct inner node of `node` (B, G), and which of them each sample is on.
 
-    `path` (B, G) is which path of what is known each comes from.
+    `parent` (B, G) is the index of the path in `KnownScores` that each sample extends.
     """
     fanout = scorer.tree.fanout
     beyond = len(fanout)
-    ordered, place = node.masked_fill(fanout[node] == 0, beyond).sort(-1)
+    ordered, order = node.masked_fill(fanout[node] == 0, beyond).sort(-1)
     is_new = torch.ones_like(ordered, dtype=torch.bool)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     rank = is_new.cumsum(-1) - 1
     nodes = torch.full_like(node, beyond).scatter(1, rank, ordered)
-    origin = torch.zeros_like(node).scatter(1, rank, path.gather(1, place))
+    parents = torch.zeros_like(node).scatter(1, rank, parent.gather(1, order))
     exists = nodes < beyond
     score = torch.zeros(exists.shape, device=node.device).masked_fill(~exists, -torch.inf)
-    paths = scorer.enter(nodes.where(exists, 0), score, origin)
-    return paths, torch.zeros_like(node).scatter(1, place, rank)
+    paths = scorer.enter(nodes.where(exists, 0), score, parents)
+    return paths, torch.zeros_like(node).scatter(1, order, rank)
 
 
-def keep_distinct(samples: Samples, num_logits: int, first: Tensor | None = None) -> Samples:
-    """`num_logits` of the samples: different ones in their order, then repetitions in theirs.
+def keep_distinct(samples: Samples, num_kept: int, first: Tensor | None = None) -> Samples:
+    """The first `num_kept` samples, in their order except that repetitions come last.
 
-    Dynamic sampling draws half as many again and keeps these. With `first` (B,), a leaf a row,
-    that one comes before all others where it was drawn at all: the released code's variant, which
-    looks at the target.
+    A leaf of `first` (B,) comes before all others in the rows that contain it: the released code
+    prefers the target in this way.
     """
     leaf = samples.leaf
     earlier = torch.ones(leaf.shape[1], leaf.shape[1], device=leaf.device).tril(-1).bool()
-    repeats = ((leaf[:, :, None] == leaf[:, None, :]) & earlier).any(-1)
-    key = repeats.long()
+    is_repeat = ((leaf[:, :, None] == leaf[:, None, :]) & earlier).any(-1)
+    key = is_repeat.long()
     if first is not None:
-        key = key - 2 * ((leaf == first[:, None]) & ~repeats).long()
-    order = key.argsort(dim=-1, stable=True)[:, :num_logits]
+        key = key - 2 * ((leaf == first[:, None]) & ~is_repeat).long()
+    order = key.argsort(dim=-1, stable=True)[:, :num_kept]
     return Samples(*(x.gather(1, order) for x in samples))
 
 
@@ -141,42 +145,42 @@ def stochastic_beam_search(
     num_beams: int,
     seeds: Tensor,
     temperature: float = 1.0,
-) -> Perturbed:
-    """`num_beams` draws a prompt without replacement, by the Gumbel-top-k trick.
+) -> PerturbedSamples:
+    """`num_beams` samples per prompt without replacement, by the Gumbel-top-k trick.
 
     Kool, van Hoof and Welling, "Stochastic beams and where to find them", ICML 2019: the leaves
-    whose log-probability plus Gumbel noise is highest, found top down. Finished leaves compete
-    with what goes on. `seeds` and errors as in `sample`.
+    with the highest log-probability plus Gumbel noise, found from the root down. Finished leaves
+    compete with unfinished paths. `seeds` and errors as in `sample_candidates`.
     """
-    check(num_beams)
+    check_num_samples(num_beams)
     with eval_mode(model):
-        # One more beam tells the threshold.
+        # The score of one more beam is the threshold.
         scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
         start, known, _ = scorer.start()
         noise = gumbel(seeds, start.node).to(start.score.dtype)
-        beams = StochasticBeams(start.node, start.score, noise, start.origin)
+        beams = StochasticBeams(start.node, start.score, noise, start.parent)
         while True:
-            beams = perturb(tree, beams, known, num_beams + 1, seeds)
-            goes_on = (tree.fanout[beams.node] > 0) & beams.perturbed.isfinite()
-            # Those that go on first, as a pass takes them.
-            place = (~goes_on).long().argsort(dim=-1, stable=True)
-            score = beams.score.masked_fill(~goes_on, -torch.inf)
-            paths = scorer.enter(*(x.gather(1, place) for x in (beams.node, score, beams.path)))
+            beams = extend_beams(tree, beams, known, num_beams + 1, seeds)
+            is_open = (tree.fanout[beams.node] > 0) & beams.perturbed.isfinite()
+            # `feed` expects the unfinished paths first.
+            order = (~is_open).long().argsort(dim=-1, stable=True)
+            score = beams.score.masked_fill(~is_open, -torch.inf)
+            paths = scorer.enter(*(x.gather(1, order) for x in (beams.node, score, beams.parent)))
             plan = scorer.plan(paths, known)
             if plan.num_paths == 0:
-                return finished(beams, num_beams)
+                return top_samples(beams, num_beams)
             _, known = scorer.feed(paths, known, plan)
-            beams = beams._replace(path=place.argsort(dim=-1).clamp(max=plan.num_paths - 1))
+            beams = beams._replace(parent=order.argsort(dim=-1).clamp(max=plan.num_paths - 1))
 
 
-def perturb(
+def extend_beams(
     tree: PrefixTree, beams: StochasticBeams, known: KnownScores, width: int, seeds: Tensor
 ) -> StochasticBeams:
-    """Every beam that can takes a decision: the best `width` of all children and finished leaves.
+    """The best `width` of the children of all unfinished beams and of the finished leaves.
 
-    The children's noise is drawn given that the highest of them is their parent's (Kool et al.).
+    The children's noise is conditional on their maximum: the parent's perturbed log-probability.
     """
-    children = take(known.children, beams.path)  # (B, K, F)
+    children = gather_rows(known.children, beams.parent)  # (B, K, F)
     fanout = children.shape[-1]
     node, exists = tree.children(beams.node, fanout)
     score = beams.score[..., None] + children
@@ -187,7 +191,7 @@ def perturb(
     given = parent - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
     given = given.masked_fill(~exists | ~parent.isfinite(), -torch.inf)
 
-    # A leaf stands in the place of its first child.
+    # A leaf has no children; put it in the place of the first.
     ends = (tree.fanout[beams.node] == 0)[..., None] & (
         torch.arange(fanout, device=node.device) == 0
     )
@@ -199,18 +203,18 @@ def perturb(
         node=node.flatten(1).gather(1, best),
         score=score.flatten(1).gather(1, best),
         perturbed=perturbed,
-        path=beams.path.gather(1, best // fanout),
+        parent=beams.parent.gather(1, best // fanout),
     )
 
 
-def finished(beams: StochasticBeams, num_beams: int) -> Perturbed:
-    """The first `num_beams`, filled up where the catalogue holds fewer, and the threshold."""
+def top_samples(beams: StochasticBeams, num_beams: int) -> PerturbedSamples:
+    """The first `num_beams`, filled up where the catalogue has fewer, and the threshold."""
     missing = (0, num_beams + 1 - beams.node.shape[1])
     leaf = pad(beams.node, missing, value=-1)
     score, perturbed = (pad(x, missing, value=-torch.inf) for x in (beams.score, beams.perturbed))
     exists = perturbed.isfinite()
     leaf, score = leaf.where(exists, -1), score.where(exists, -torch.inf)
-    return Perturbed(
+    return PerturbedSamples(
         leaf[:, :num_beams], score[:, :num_beams], perturbed[:, :num_beams], perturbed[:, num_beams]
     )
 
@@ -220,6 +224,6 @@ def log1m_exp(x: Tensor) -> Tensor:
     return torch.where(x > -0.6931472, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
 
 
-def check(number: int) -> None:
-    if number < 1:
-        raise ValueError(f"at least 1 candidate must be drawn, not {number}")
+def check_num_samples(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"at least 1 candidate must be sampled, not {num_samples}")

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
-from rere.engine.candidates.packing import Allowed, pack
+from rere.engine.candidates.packing import AllowedTokens, pack
 from rere.engine.candidates.scoring import sum_by_candidate
-from rere.engine.model.padding import left_pad, prompt_positions
+from rere.engine.model.padding import left_pad, token_positions
 
 EOS = 1
 # Under the radix tree, root 0 (token 7): 1 = [2], 2 = leaf [3 5 1]; below 1: 3 = leaf [1],
@@ -26,7 +26,7 @@ def test_left_pad_and_positions_by_hand():
     ids, real = left_pad([[5, 6, 7], [8]])
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert real.tolist() == [[True, True, True], [False, False, True]]
-    assert prompt_positions(real).tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert token_positions(real).tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_pack_by_hand():
@@ -35,13 +35,13 @@ def test_pack_by_hand():
     # follows 2 comes before 8. Last tokens are predicted, not fed.
     assert packed.input_ids.tolist() == [[5, 6, 2, 3, 4, 8], [0, 7, 0, 0, 0, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 3, 2], [0, 0, 0, 0, 0, 0]]
-    assert packed.real.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
-    assert (packed.num_tokens, packed.keep, packed.num_logits) == (7, 5, 6)
+    assert packed.is_token.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
+    assert (packed.num_tokens, packed.logits_to_keep, packed.num_logits) == (7, 5, 6)
     assert packed.num_candidates == 4
     # Who predicts what: 6 (place 0) 2 and 8; 2 (1) 3 and 4; 3 (2), 4 (3) and 8 (4) 1; and in the
     # second row, which begins at place 5, 7 its 1.
-    assert packed.source.tolist() == [0, 0, 1, 1, 2, 3, 4, 5]
-    assert packed.target.tolist() == [2, 8, 3, 4, 1, 1, 1, 1]
+    assert packed.logits_index.tolist() == [0, 0, 1, 1, 2, 3, 4, 5]
+    assert packed.token.tolist() == [2, 8, 3, 4, 1, 1, 1, 1]
     assert packed.prediction.tolist() == [[0, 2, 4, 0, 3, 5, 1, 6, 0, 2, 4], [7] + [8] * 10]
     assert packed.candidate.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3], [0] + [4] * 10]
     assert packed.allowed is None
@@ -66,11 +66,11 @@ def test_decisions_by_hand():
     # tokens, and 4. No 8 is fed, no 3 and no 5.
     assert packed.input_ids.tolist() == [[5, 6, 4, 7, 2, 6], [0, 9, 0, 7, 2, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 4, 2, 3, 5], [0, 0, 0, 1, 2, 0]]
-    assert packed.real.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0]]
-    assert (packed.num_tokens, packed.keep, packed.num_logits) == (9, 3, 5)
+    assert packed.is_token.int().tolist() == [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0]]
+    assert (packed.num_tokens, packed.logits_to_keep, packed.num_logits) == (9, 3, 5)
     assert packed.num_candidates == 3
-    assert packed.source.tolist() == [0, 0, 1, 2, 3, 4]
-    assert packed.target.tolist() == [2, 3, 4, 8, 2, 1]
+    assert packed.logits_index.tolist() == [0, 0, 1, 2, 3, 4]
+    assert packed.token.tolist() == [2, 3, 4, 8, 2, 1]
     assert packed.prediction.tolist() == [[0, 2, 3, 1], [4, 5, 6, 6]]
     assert packed.candidate.tolist() == [[0, 0, 0, 1], [0, 0, 3, 3]]
     assert packed.visible[0].int().tolist() == [
@@ -82,7 +82,7 @@ def test_decisions_by_hand():
         [1, 1, 1, 1, 1, 1],
     ]
     # Places 0 .. 2 are of the first row's 7, 2, 6; 3 and 4 of the second row's 7 and 2.
-    assert packed.allowed.source.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert packed.allowed.logits_index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert packed.allowed.token.tolist() == [2, 3, 1, 4, 1, 8, 2, 3, 1, 4]
 
 
@@ -104,10 +104,10 @@ def test_the_tokens_of_leaves_are_their_sequences():
 def test_nodes_know_which_of_the_tree_they_are():
     leaves = torch.tensor([[LEAF[3], LEAF[1], -1], [LEAF[0], -1, LEAF[2]]])
     packed = pack_leaves([[5, 6], [9]], leaves, TREE, "vocabulary")
-    nodes = packed.real[:, packed.first_node :].clone()
+    nodes = packed.is_token[:, packed.num_prompt_columns :].clone()
     nodes[:, 0] = False  # the prompts' last tokens
     assert torch.equal(packed.tree_place >= 0, nodes)
-    ids = packed.input_ids[:, packed.first_node :]
+    ids = packed.input_ids[:, packed.num_prompt_columns :]
     assert torch.equal(TREE.token[packed.tree_place[nodes]], ids[nodes])
 
 
@@ -115,7 +115,7 @@ def test_nodes_know_which_of_the_tree_they_are():
 def test_rows_without_candidates(scoring):
     packed = pack_leaves([[5, 6], [9]], torch.tensor([[-1], [LEAF[0]]]), TREE, scoring)
     assert (packed.candidate[0] == 1).all()
-    assert (packed.prediction[0] == len(packed.source)).all()
+    assert (packed.prediction[0] == len(packed.logits_index)).all()
 
 
 def test_the_only_title_is_no_decision():
@@ -123,8 +123,8 @@ def test_the_only_title_is_no_decision():
     packed = pack_leaves([[5, 6]], torch.tensor([[0, 0]]), tree, "catalogue")
     assert packed.input_ids.tolist() == [[5, 6, 0]]
     assert packed.candidate.shape == packed.prediction.shape == (1, 0)
-    assert packed.keep == packed.num_logits == 1  # since 0 would keep all
-    assert packed.real.tolist() == [[True, True, True]]
+    assert packed.logits_to_keep == packed.num_logits == 1  # since 0 would keep all
+    assert packed.is_token.tolist() == [[True, True, True]]
     assert sum_by_candidate(torch.zeros(1, 0), packed).tolist() == [[0.0, 0.0]]
 
 
@@ -134,8 +134,8 @@ def test_a_decision_right_behind_the_prompt():
         [[5], [6, 7]], tree.leaf_of_item[None, [0, 1]].expand(2, -1), tree, "catalogue"
     )
     assert packed.input_ids.tolist() == [[0, 5, 2], [6, 7, 2]]
-    assert packed.target.tolist() == [2, 3, 5, 2, 3, 5]
-    assert packed.source.tolist() == [0, 0, 1, 2, 2, 3]
+    assert packed.token.tolist() == [2, 3, 5, 2, 3, 5]
+    assert packed.logits_index.tolist() == [0, 0, 1, 2, 2, 3]
 
 
 @given(CATALOGUES, st.data())
@@ -146,19 +146,19 @@ def test_nothing_is_fed_or_predicted_twice(sequences, data):
     candidates = [[tuple(sequences[item]) for item in row] for row in drawn]
     packed = pack([[8, 9], [9]], candidates)
     num_fed = [len({c[:end] for c in row for end in range(len(c))}) for row in candidates]
-    assert packed.keep == packed.ancestors.shape[1] == max(num_fed)
+    assert packed.logits_to_keep == packed.ancestors.shape[1] == max(num_fed)
     assert packed.num_logits == sum(num_fed)
     predicted = {
         (b, c[: end + 1]) for b, row in enumerate(candidates) for c in row for end in range(len(c))
     }
-    assert len(packed.source) == len(predicted)
+    assert len(packed.logits_index) == len(predicted)
     # What is predicted of each candidate is its tokens, by the last of its tokens before.
-    assert packed.num_tokens == packed.real.sum() == sum(num_fed) + 1
-    for row, ids in enumerate(packed.input_ids[:, -packed.keep :]):
+    assert packed.num_tokens == packed.is_token.sum() == sum(num_fed) + 1
+    for row, ids in enumerate(packed.input_ids[:, -packed.logits_to_keep :]):
         for number, tokens in enumerate(candidates[row]):
             which = packed.prediction[row][packed.candidate[row] == number]
-            assert packed.target[which].tolist() == list(tokens)
-            at = packed.source[which] - sum(num_fed[:row])
+            assert packed.token[which].tolist() == list(tokens)
+            at = packed.logits_index[which] - sum(num_fed[:row])
             assert ids[at].tolist() == [9, *tokens[:-1]]
 
 
@@ -168,7 +168,7 @@ def test_decisions_are_where_sequences_part(sequences, data):
     tree = PrefixTree.build(sequences)
     items = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=6))
     packed = pack_leaves([[8, 9]], tree.leaf_of_item[None, items], tree, "catalogue")
-    ids = packed.input_ids[0, -packed.keep :]
+    ids = packed.input_ids[0, -packed.logits_to_keep :]
     fed = set()
     for number, item in enumerate(items):
         tokens = sequences[item]
@@ -177,10 +177,10 @@ def test_decisions_are_where_sequences_part(sequences, data):
         ]
         ends = [end for end, allowed in enumerate(nexts) if len(allowed) > 1]
         which = packed.prediction[0][packed.candidate[0] == number]
-        assert packed.target[which].tolist() == [tokens[end] for end in ends]
-        assert ids[packed.source[which]].tolist() == [[9, *tokens][end] for end in ends]
-        for place, end in zip(packed.source[which].tolist(), ends, strict=True):
-            among = packed.allowed.token[packed.allowed.source == place]
+        assert packed.token[which].tolist() == [tokens[end] for end in ends]
+        assert ids[packed.logits_index[which]].tolist() == [[9, *tokens][end] for end in ends]
+        for place, end in zip(packed.logits_index[which].tolist(), ends, strict=True):
+            among = packed.allowed.token[packed.allowed.logits_index == place]
             assert among.tolist() == sorted(nexts[end])
         fed |= {tuple(tokens[:end]) for end in range(max(ends, default=0) + 1)}
     at_most = 1 + (not any(len(path) == 0 for path in fed)) + len(fed)
@@ -190,7 +190,7 @@ def test_decisions_are_where_sequences_part(sequences, data):
 def test_allowed_tokens_move_as_well():
     packed = pack_leaves([[5]], torch.tensor([LEAF]), TREE, "catalogue")
     moved = packed.to("meta")
-    assert isinstance(moved.allowed, Allowed)
+    assert isinstance(moved.allowed, AllowedTokens)
     tensors = [x for x in [*vars(moved).values(), *moved.allowed] if isinstance(x, torch.Tensor)]
     assert all(x.device.type == "meta" for x in tensors)
     assert (moved.num_logits, moved.num_candidates) == (packed.num_logits, packed.num_candidates)

@@ -25,7 +25,7 @@ from rere.engine.model import forward
 from rere.engine.model.masks import additive
 from rere.engine.search.beam import beam_search
 from rere.engine.search.noise import row_seeds
-from rere.engine.search.sampling import sample
+from rere.engine.search.sampling import sample_candidates
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 CANDIDATES = [
@@ -255,7 +255,9 @@ def test_equals_the_scores_of_the_search(family, scoring):
 
 
 def test_equals_the_scores_of_samples():
-    leaf, score = sample(QWEN2, TREE, PROMPTS, 6, row_seeds(0, 0, [0, 1, 2]), temperature=1.7)
+    leaf, score = sample_candidates(
+        QWEN2, TREE, PROMPTS, 6, row_seeds(0, 0, [0, 1, 2]), temperature=1.7
+    )
     packed = pack_leaves(PROMPTS, leaf, TREE, "catalogue")
     log_prob = token_log_probs(QWEN2, packed, temperature=1.7)
     torch.testing.assert_close(sum_by_candidate(log_prob, packed), score, atol=1e-9, rtol=0)
@@ -358,7 +360,7 @@ def test_what_padding_holds_does_not_matter(model, padded, monkeypatch):
     num_fed = [len({(*c[:end],) for c in row for end in range(len(c))}) for row in CANDIDATES]
     num_nodes = packed.ancestors.shape[1]
     fed = torch.arange(num_nodes) < torch.tensor(num_fed)[:, None]
-    real = torch.cat([packed.real[:, :-num_nodes], fed], dim=1)
+    real = torch.cat([packed.is_token[:, :-num_nodes], fed], dim=1)
     ids = packed.input_ids.masked_fill(~real, 17)
     assert (ids != packed.input_ids).any()
     actual = token_log_probs(model, dataclasses.replace(packed, input_ids=ids))

@@ -14,7 +14,6 @@ from rere.engine.model.decoder import (
 )
 from rere.engine.model.masks import attention_mask, causal, layer_windows
 from rere.engine.model.unpadding import UnpaddedTokens
-from rere.engine.search.layout import MAX_CHAIN, lay_out, lay_out_apart, look_ahead, own_edge
 
 PROMPTS = [[5, 9, 3, 4, 7, 11, 2], [8], [2, 3, 22]]
 OPENING = torch.tensor([6, 10])
@@ -158,49 +157,6 @@ def test_masks_by_hand():
     mask = attention_mask(config, causal(real), position, position, torch.float32)
     assert mask.shape == (1, 1, 4, 4)
     assert (mask[0, 0] == 0).int().tolist()[3] == [0, 0, 1, 1]
-
-
-def test_layouts_by_hand():
-    # Of two rows, the first feeds paths of 3, 1 and 2 tokens, the second one of 2 tokens.
-    count = torch.tensor([[3, 1, 2], [2, 0, 0]])
-    layout = lay_out(count, 6)
-    assert layout.owner[0].tolist() == [0, 0, 0, 1, 2, 2]
-    assert layout.place[0].tolist() == [0, 1, 2, 0, 0, 1]
-    assert layout.exists.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
-    assert layout.start.tolist()[0] == [0, 3, 4]
-    assert layout.end.tolist() == [[2, 3, 5], [1, 1, 1]]
-
-    layout = lay_out_apart(count, 3)
-    assert layout.owner[0].tolist() == [0, 0, 2, 0, 1, 2]
-    assert layout.place[0].tolist() == [0, 1, 0, 2, 0, 1]
-    assert layout.exists.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 0, 0]]
-    assert layout.end.tolist() == [[3, 4, 5], [3, 4, 5]]
-    assert own_edge(layout)[0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 0],
-        [0, 0, 1, 0, 0, 1],
-    ]
-
-
-@pytest.mark.parametrize(
-    "room, expected",
-    [
-        (0, [[1, 1, 0], [1, 1, 1]]),
-        (7, [[2, 1, 0], [2, 1, 1]]),  # the best paths of both rows, before the second ones
-        (8, [[2, 1, 0], [2, 2, 1]]),
-        (100, [[3, 1, 0], [5, 4, 9]]),
-    ],
-)
-def test_look_ahead_by_hand(room, expected):
-    left = torch.tensor([[3, 1, 0], [5, 4, 9]])
-    assert look_ahead(left, room).tolist() == expected
-
-
-def test_look_ahead_ends_with_the_longest_chain():
-    assert look_ahead(torch.tensor([[100, 3]]), 1000).tolist() == [[MAX_CHAIN, 3]]
 
 
 def test_a_growing_layer_holds_what_was_written():

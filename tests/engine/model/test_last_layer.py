@@ -54,7 +54,7 @@ def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     assert others == [{part: [16, packed.num_tokens] for part in PARTS}] * len(others)
     assert last == {part: [9, packed.num_logits] for part in PARTS}
     length = packed.input_ids.shape[1]
-    assert queries == [8] * len(others) + [3] + [length] * len(others) + [packed.keep]
+    assert queries == [8] * len(others) + [3] + [length] * len(others) + [packed.logits_to_keep]
 
 
 def test_all_of_them_before_and_afterwards(model, seen):

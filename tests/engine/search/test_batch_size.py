@@ -6,7 +6,7 @@ from tiny_models import FAMILIES, causal_lm
 
 from rere.catalogue import PrefixTree
 from rere.engine.search import batch_size as batching
-from rere.engine.search.batch_size import max_batch_size, search_bytes, tokens_fed
+from rere.engine.search.batch_size import count_fed_tokens, max_batch_size, search_bytes
 
 TREE = PrefixTree.build(
     [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], *([9, 2, 3, 4, 4, n, 3, 0] for n in range(10, 20))]
@@ -59,13 +59,13 @@ def test_every_architecture_has_an_estimate(family):
     assert estimate(family) > 4 * 50 * 2 * 2 * 4
 
 
-def test_tokens_fed_by_hand():
+def test_count_fed_tokens_by_hand():
     # Inner edges hold 9, 2 and 3 4 4; leaves' 5 0, 7 6 0, 0 and ten times n 3 0.
-    assert tokens_fed(TREE, 100, "catalogue", 1000) == (5, 5)
-    assert tokens_fed(TREE, 1, "catalogue", 1) == (5, 3)
-    assert tokens_fed(TREE, 100, "vocabulary", 1000) == (41, 41)
-    assert tokens_fed(TREE, 2, "vocabulary", 1000) == (16, 6)
-    assert tokens_fed(TREE, 2, "vocabulary", 4) == (16, 4)
+    assert count_fed_tokens(TREE, 100, "catalogue", 1000) == (5, 5)
+    assert count_fed_tokens(TREE, 1, "catalogue", 1) == (5, 3)
+    assert count_fed_tokens(TREE, 100, "vocabulary", 1000) == (41, 41)
+    assert count_fed_tokens(TREE, 2, "vocabulary", 1000) == (16, 6)
+    assert count_fed_tokens(TREE, 2, "vocabulary", 4) == (16, 4)
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)

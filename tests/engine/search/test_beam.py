@@ -22,10 +22,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
-from rere.engine.search import beam
-from rere.engine.search import path_scorer as scorer
+from rere.engine.search import beam, path_scorer
 from rere.engine.search.beam import beam_search
-from rere.engine.search.path_scorer import AuxiliaryScorer, PathScorer
+from rere.engine.search.path_scorer import PathScorer
+from rere.engine.search.paths import AuxiliaryScorer
 from rere.errors import InputError
 from rere.evaluation.decode import node_log_probs
 
@@ -220,7 +220,7 @@ SCORINGS = ["vocabulary", "catalogue", "decisions"]
 def chains(request, monkeypatch):
     """How far ahead a pass feeds forced tokens, which changes no result."""
     full = 0 if request.param == "short chains" else 10**6
-    monkeypatch.setattr(scorer, "full_pass", lambda model: full)
+    monkeypatch.setattr(path_scorer, "full_pass", lambda model: full)
 
 
 @pytest.mark.parametrize("num_beams", [25, 40])
@@ -359,7 +359,7 @@ def test_an_assistant_has_its_share_of_an_items_score(scoring, weight):
 
 def test_an_assistant_has_no_say_in_single_tokens():
     auxiliary = AuxiliaryScorer(torch.zeros(1, 1), 0.5)
-    with pytest.raises(ValueError, match="an auxiliary decides"):
+    with pytest.raises(ValueError, match="an auxiliary scorer needs"):
         PathScorer(
             MODELS["qwen2"],
             PrefixTree.build([[5, EOS]]),
@@ -487,7 +487,7 @@ def test_a_pass_takes_one_synchronisation(scoring, chains, monkeypatch):
     prompts = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
     expected = beam_search(model, tree, prompts, 9, scoring)  # asks once of a model and a tree
     passes.clear()
-    monkeypatch.setattr(beam, "NEVER_WAITS", set())
+    monkeypatch.setattr(beam, "NO_WAIT", set())
     with Reads() as reads:
         actual = beam_search(model, tree, prompts, 9, scoring)
     assert len(passes) > 2
@@ -498,7 +498,7 @@ def test_a_pass_takes_one_synchronisation(scoring, chains, monkeypatch):
 def test_forced_tokens_are_taken_together(monkeypatch):
     steps, step = [], beam.step
     monkeypatch.setattr(beam, "step", lambda *x: steps.append(1) or step(*x))
-    monkeypatch.setattr(scorer, "full_pass", lambda model: 10**6)
+    monkeypatch.setattr(path_scorer, "full_pass", lambda model: 10**6)
     sequences = [[token, *range(5, 15), EOS] for token in (2, 3)]
     found(causal_lm("qwen2", VOCAB_SIZE), sequences, [[8], [9]], 2)
     assert len(steps) == 2  # the first token, and the others

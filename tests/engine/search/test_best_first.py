@@ -32,7 +32,7 @@ def check(model, sequences, prompts, number, scoring, **options):
     tree = PrefixTree.build(sequences)
     result = best_first_search(model, tree, prompts, number, scoring, **options)
     rows = found(result, sequences, tree)
-    for row, prompt, proved in zip(rows, prompts, result.proved.tolist(), strict=True):
+    for row, prompt, proved in zip(rows, prompts, result.num_proved.tolist(), strict=True):
         truth = brute_force(model, sequences, prompt, scoring)
         assert proved <= len(row) <= number
         tol = max(tolerance(model), 1e-6)
@@ -60,14 +60,14 @@ def test_what_a_budget_proves_is_true(max_nodes, scoring):
     sequences = random_catalogue(40, seed=9)
     options = {"max_nodes": max_nodes, "width": 2}
     result = check(MODELS["gpt2"], sequences, THREE, 10, scoring, **options)
-    assert result.expanded.max() <= max_nodes + 1
+    assert result.num_expanded.max() <= max_nodes + 1
 
 
 def test_one_result_costs_fewer_nodes_than_all():
     sequences = random_catalogue(40, seed=9)
     one = check(MODELS["gpt2"], sequences, THREE, 1, "catalogue", width=1)
     every = check(MODELS["gpt2"], sequences, THREE, 40, "catalogue", width=1)
-    assert (one.expanded < every.expanded).all()
+    assert (one.num_expanded < every.num_expanded).all()
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])

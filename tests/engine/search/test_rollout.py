@@ -21,10 +21,10 @@ from transformers import GenerationConfig
 from rere.catalogue import PrefixTree
 from rere.engine.search.beam import beam_search
 from rere.engine.search.generate import generate_tokens
-from rere.engine.search.leaf_tokens import leaf_of, token_ids
+from rere.engine.search.leaf_tokens import find_leaf, token_ids
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
-from rere.engine.search.sampling import keep_distinct, sample, stochastic_beam_search
+from rere.engine.search.sampling import keep_distinct, sample_candidates, stochastic_beam_search
 from rere.errors import InputError
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
@@ -51,7 +51,7 @@ def test_token_ids_are_the_items_own(sequences):
     ids = token_ids(tree, tree.leaf_of_item)
     assert ids.shape == (len(sequences), max(map(len, sequences)))
     assert trimmed(ids[:, None]) == [[s] for s in sequences]
-    assert leaf_of(tree, ids).equal(tree.leaf_of_item)
+    assert find_leaf(tree, ids).equal(tree.leaf_of_item)
     assert tree.eos == EOS
 
 
@@ -63,7 +63,7 @@ def test_what_is_no_item_has_no_leaf(sequences, others):
     others = [[*s[:-1], VOCAB_SIZE - 1] for s in sequences] + [s[:-1] for s in sequences] + others
     others = [s[: tree.longest] for s in others]
     ids = torch.tensor([s + [-1] * (tree.longest - len(s)) for s in others])
-    assert leaf_of(tree, ids).tolist() == [leaf.get(tuple(s), -1) for s in others]
+    assert find_leaf(tree, ids).tolist() == [leaf.get(tuple(s), -1) for s in others]
 
 
 def test_an_empty_place_has_no_tokens():
@@ -88,17 +88,17 @@ def test_each_way_is_the_function_behind_it(way, scoring, temperature):
     model = MODELS["qwen2"]
     found = roll_out(model, TREE, PROMPTS, way, 4, SEEDS, scoring, temperature, TARGET)
     common = (model, TREE, PROMPTS)
-    many = sample(*common, 6, SEEDS, temperature)
+    many = sample_candidates(*common, 6, SEEDS, temperature)
     expected = {
         "beam": lambda: beam_search(*common, 4, scoring, 0.0, temperature),
-        "iid": lambda: sample(*common, 4, SEEDS, temperature),
+        "iid": lambda: sample_candidates(*common, 4, SEEDS, temperature),
         "oversample": lambda: keep_distinct(many, 4),
         "oversample_with_target": lambda: keep_distinct(many, 4, TARGET),
         "stochastic_beam": lambda: stochastic_beam_search(*common, 4, SEEDS, temperature),
     }[way]()
     assert torch.equal(found.leaf, expected.leaf)
     assert torch.equal(found.log_prob, expected.score)
-    assert found.valid.all() and found.exists.all()
+    assert found.is_item.all() and found.exists.all()
     assert trimmed(found.ids) == [
         [SEQUENCES[TREE.leaf_items[n][0]] for n in row] for row in found.leaf.tolist()
     ]
@@ -114,7 +114,7 @@ def test_a_small_catalogue_leaves_places_empty(way):
     found = roll_out(MODELS["gpt2"], TREE, PROMPTS, way, number + 3, SEEDS)
     places = torch.arange(number + 3) < number
     assert found.exists.equal(places.expand(3, -1))
-    assert found.valid.equal(found.exists)
+    assert found.is_item.equal(found.exists)
     assert found.log_prob.isneginf().equal(~found.exists)
 
 
@@ -135,7 +135,7 @@ def test_the_target_stays_where_it_was_drawn():
     target = tree.leaf_of_item[[2] * 200]
     arguments = (model, tree, [[1]] * 200, "oversample_with_target", 2, row_seeds(0, 0, range(200)))
     found = roll_out(*arguments, target=target)
-    drawn = sample(model, tree, [[1]] * 200, 3, row_seeds(0, 0, range(200)))
+    drawn = sample_candidates(model, tree, [[1]] * 200, 3, row_seeds(0, 0, range(200)))
     assert (found.leaf == target[:, None]).any(-1).equal((drawn.leaf == target[:, None]).any(-1))
     with pytest.raises(ValueError, match="needs the target"):
         roll_out(*arguments)
@@ -153,7 +153,7 @@ def test_numbers_out_of_range(way, size, temperature, message):
 
 
 def test_an_unknown_way():
-    with pytest.raises(ValueError, match="no strategy beams"):
+    with pytest.raises(ValueError, match="unknown rollout strategy beams"):
         roll_out(MODELS["qwen2"], TREE, PROMPTS, "beams", 2, SEEDS)
 
 
@@ -180,7 +180,7 @@ def test_validity_by_hand():
     counts = [paths.count(path) for path in probability]
     assert chisquare(counts, [p * len(paths) for p in probability.values()]).pvalue > 1e-3
     # 1/8 and two times 1/32 are items.
-    share = found.valid.double().mean().item()
+    share = found.is_item.double().mean().item()
     assert abs(share - 3 / 16) < 4 * math.sqrt(3 / 16 * 13 / 16 / len(paths))
 
 

@@ -10,7 +10,12 @@ from tiny_models import FAMILIES, UNSTEERABLE, precise, tolerance, unigram_lm
 
 from rere.catalogue import PrefixTree
 from rere.engine.search.noise import row_seeds
-from rere.engine.search.sampling import Samples, keep_distinct, sample, stochastic_beam_search
+from rere.engine.search.sampling import (
+    Samples,
+    keep_distinct,
+    sample_candidates,
+    stochastic_beam_search,
+)
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 SEQUENCES = random_catalogue(12, seed=3)
@@ -48,7 +53,9 @@ def assert_draws_fit(leaves, probabilities):
 @pytest.mark.parametrize("family", MODELS)
 def test_draws_follow_the_policy_at_its_temperature(family, temperature):
     model = MODELS[family]
-    leaf, score = sample(model, TREE, PROMPTS, 4000, row_seeds(0, 0, [0, 1, 2]), temperature)
+    leaf, score = sample_candidates(
+        model, TREE, PROMPTS, 4000, row_seeds(0, 0, [0, 1, 2]), temperature
+    )
     for row, prompt in enumerate(PROMPTS):
         probabilities = leaf_probabilities(model, prompt, temperature)
         assert_draws_fit(leaf[row], probabilities)
@@ -59,14 +66,14 @@ def test_draws_follow_the_policy_at_its_temperature(family, temperature):
 @pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
 def test_log_probabilities_are_those_of_a_plain_pass(family):
     model = precise(family)
-    leaf, score = sample(model, TREE, PROMPTS, 8, row_seeds(0, 0, [0, 1, 2]))
+    leaf, score = sample_candidates(model, TREE, PROMPTS, 8, row_seeds(0, 0, [0, 1, 2]))
     for row, prompt in enumerate(PROMPTS):
         probabilities = leaf_probabilities(model, prompt)
         expected = [math.log(probabilities[n]) for n in leaf[row].tolist()]
         assert score[row].tolist() == pytest.approx(expected, abs=max(tolerance(model), 1e-6))
 
 
-@pytest.mark.parametrize("draw", [sample, stochastic_beam_search])
+@pytest.mark.parametrize("draw", [sample_candidates, stochastic_beam_search])
 def test_a_rows_draws_are_its_own(draw):
     model, ids = MODELS["qwen2"], [11, 12, 13]
     together = draw(model, TREE, PROMPTS, 5, row_seeds(1, 2, ids))
@@ -78,7 +85,7 @@ def test_a_rows_draws_are_its_own(draw):
     assert not torch.equal(other.leaf, together.leaf)
 
 
-@pytest.mark.parametrize("draw", [sample, stochastic_beam_search])
+@pytest.mark.parametrize("draw", [sample_candidates, stochastic_beam_search])
 @pytest.mark.parametrize(
     ("number", "temperature", "message"),
     [(0, 1.0, "at least 1"), (2, 0.0, "temperature"), (2, math.nan, "temperature")],
@@ -88,11 +95,11 @@ def test_what_cannot_be_drawn(draw, number, temperature, message):
         draw(MODELS["qwen2"], TREE, PROMPTS[:1], number, ROW, temperature)
 
 
-@pytest.mark.parametrize("draw", [sample, stochastic_beam_search])
+@pytest.mark.parametrize("draw", [sample_candidates, stochastic_beam_search])
 def test_one_item(draw):
     tree = PrefixTree.build([[4, 5, EOS]])
     drawn = draw(MODELS["gpt2"], tree, PROMPTS[:1], 3, ROW)
-    assert drawn.leaf[0].tolist() == ([0, 0, 0] if draw is sample else [0, -1, -1])
+    assert drawn.leaf[0].tolist() == ([0, 0, 0] if draw is sample_candidates else [0, -1, -1])
     assert drawn.score[0, 0] == 0
 
 
