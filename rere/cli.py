@@ -1,4 +1,4 @@
-"""The `rere` command: its stages' options read from the command line, and errors in one line."""
+"""The `rere` command: parse the options of a stage, run it, and print errors in one line."""
 
 import argparse
 import itertools
@@ -17,20 +17,20 @@ from rere.stages import STAGES
 
 
 def main() -> None:
-    """Run one stage; bad input ends in one line on standard error and status 1 (usage: 2)."""
+    """Run one stage. Bad input prints one line on standard error and exits with 1 (usage: 2)."""
     try:
         try:
             run()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has seen enough, as in `rere --help | head`; Python flushes once more.
+        # The reader closed the pipe, as in `rere --help | head`. Python flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
 def run() -> None:
-    """Run the stage that the command line asks for."""
+    """Run the stage that the command line names."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
     stage = next((s for s in (" ".join(words), *words[:1]) if s in STAGES), None)
     if stage is None:
@@ -41,8 +41,8 @@ def run() -> None:
         given = " ".join(words) or sys.argv[1]
         fail(f"rere: unknown stage {given}; {hint(given, STAGES, 'see rere --help')}", 2)
     arguments = sys.argv[1 + len(stage.split()) :]
-    flags = {word.partition("=")[0] for word in arguments}
-    stage = next((s for s in other_forms(stage) if s.removeprefix(f"{stage} ") in flags), stage)
+    given = {word.partition("=")[0] for word in arguments}
+    stage = next((s for s in other_forms(stage) if s.removeprefix(f"{stage} ") in given), stage)
     command = parse(stage, arguments)
     try:
         command.run()
@@ -58,16 +58,16 @@ def run() -> None:
 
 
 def other_forms(stage: str) -> list[str]:
-    """The stage with a flag that makes it another one, as STAGES name it; from there, without."""
+    """The other stages with the same name that a flag selects, as in `recommend --history`."""
     name = stage.partition(" --")[0]
     return [form for form in STAGES if form.partition(" --")[0] == name and form != stage]
 
 
 def parse(stage: str, arguments: list[str]) -> Any:
-    """The stage's command as `arguments` give it, in text; `None` is Python's."""
+    """The stage's command with the options in `arguments`; the text `None` means None."""
     command = STAGES[stage]
     if {"-h", "--help"} & set(arguments):
-        arguments = ["--help"]  # even where a value is missing, as in `recommend --history --help`
+        arguments = ["--help"]  # also where a value is missing: `recommend --history --help`
     fields = {name: field for name, field in command.model_fields.items() if not is_fixed(field)}
     given, unknown = parser(stage, command.__doc__, fields).parse_known_args(arguments)
     if unknown:
@@ -100,7 +100,7 @@ def parse(stage: str, arguments: list[str]) -> Any:
 
 
 def is_fixed(field: FieldInfo) -> bool:
-    """Whether the command's name alone says what the option is, as in `rere backbone tiny`."""
+    """Whether the stage's name sets the option, as `backbone tiny` sets `source`."""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     return choices == (field.default,)
 
@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Parser:
-    """A parser that takes every option as text; whether one is right is for the model to say."""
+    """A parser that reads every option as text; pydantic checks the values."""
     made = Parser(
         prog=f"rere {stage}",
         usage="%(prog)s [OPTIONS]",
@@ -129,7 +129,7 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
             config.options.flag(name),
             dest=name,
             metavar=placeholder(field.annotation),
-            nargs=number_of_words(field),
+            nargs=nargs(field),
             default=argparse.SUPPRESS,
             help=f"{field.description}{default}",
         )
@@ -137,8 +137,8 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
     return made
 
 
-def number_of_words(field: FieldInfo) -> str | None:
-    """How many words argparse takes for an option."""
+def nargs(field: FieldInfo) -> str | None:
+    """How many words argparse reads for an option."""
     if not any(
         get_origin(each) is list for each in (field.annotation, *get_args(field.annotation))
     ):
@@ -147,7 +147,7 @@ def number_of_words(field: FieldInfo) -> str | None:
 
 
 def placeholder(annotation: Any) -> str:
-    """What stands for an option's value in the help: PATH, INT, {float32,bfloat16}."""
+    """The name of an option's value in the help: PATH, INT, {float32,bfloat16}."""
     inner = get_args(annotation)
     if get_origin(annotation) is Literal:
         return f"{{{','.join(inner)}}}"
@@ -155,12 +155,17 @@ def placeholder(annotation: Any) -> str:
 
 
 def overview(stages: Collection[str]) -> str:
-    """The help of several stages: a line each."""
+    """The help of several stages: one line for each."""
     width = max(map(len, stages))
-    lines = [f"  {stage:{width}}  {STAGES[stage].__doc__}" for stage in stages]
+    lines = [f"  {stage:{width}}  {first_paragraph(STAGES[stage])}" for stage in stages]
     return "\n".join(
         ["usage: rere STAGE [OPTIONS]", "", *lines, "", "`rere STAGE --help` lists its options."]
     )
+
+
+def first_paragraph(command: Any) -> str:
+    """The first paragraph of a command's docstring, in one line."""
+    return " ".join(command.__doc__.partition("\n\n")[0].split())
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -1,30 +1,30 @@
-"""The stages of `rere`: the options and paths of each, and the function that does its work.
+"""The stages of `rere`: options, paths read and written, and the function that does the work.
 
-A stage's flags are its options of `rere.config` and the paths that it reads and writes. What does
-the work is imported when it runs, so that `rere --help` answers at once.
+A stage combines the options that `rere.config` declares with the paths below, and has the
+docstring of its options. `run` imports the function, so that `rere --help` loads nothing heavy.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, DirectoryPath, Field, create_model, model_validator
 
 from rere import config
+from rere.config.options import Options
 from rere.provenance import provenance
 
 Data = Annotated[Path, Field(description="Folder that `rere preprocess` wrote.")]
-Seed = Annotated[int, Field(ge=0, description="Seed of everything random.")]
-Init = Annotated[
-    DirectoryPath, Field(description="Folder of the model and tokenizer to start from.")
-]
-RunFolder = Annotated[Path, Field(description="Run folder: gets model/, log.jsonl and run.json.")]
+Model = Annotated[DirectoryPath, Field(description="Folder of a model and its tokenizer.")]
+Seed = Annotated[int, Field(ge=0, description="Seed of all random numbers.")]
 Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")]
+PredictionFolder = Annotated[
+    Path, Field(description="Run folder: gets predictions.parquet and run.json.")
+]
+Figures = Annotated[list[Path], Field(min_length=1, description="Files to write, .pdf or .png.")]
 
 
-class Fetch(config.data.Fetch):
-    """Download a public data set, or say where it is to be had; checked by sha256."""
-
+class Fetch(Options):
     output: Path = Field(description="Folder for the raw files; replaced as a whole.")
 
     def run(self) -> None:
@@ -33,7 +33,7 @@ class Fetch(config.data.Fetch):
         fetch(self.source, self.output, self.category)
 
 
-class Preprocess(config.options.Options):
+class Preprocess(Options):
     raw: Path = Field(description="Folder with the raw files.")
     output: Path = Field(description="Folder for the splits; replaced as a whole.")
 
@@ -43,22 +43,8 @@ class Preprocess(config.options.Options):
         preprocess(self, self.raw, self.output)
 
 
-def preprocess_stages() -> dict[str, type[BaseModel]]:
-    """`preprocess SOURCE` for each source that `config.data.SOURCES` has options for."""
-    return {
-        f"preprocess {source}": create_model(
-            f"Preprocess_{source}",
-            __base__=(Preprocess, options),
-            __doc__=options.__doc__,
-            source=(Literal[source], source),
-        )
-        for options in config.data.SOURCES
-        for source in get_args(options.model_fields["source"].annotation)
-    }
-
-
-class Audit(config.options.Options):
-    """Print what `rere preprocess` found easy, strange or leaking in data sets."""
+class Audit(Options):
+    """Print which test rows of data sets are easy, unusual or known from training."""
 
     data: list[Path] = Field(min_length=1, description="Folders that `rere preprocess` wrote.")
 
@@ -68,12 +54,12 @@ class Audit(config.options.Options):
         print(table(self.data))
 
 
-class TokenLengths(config.options.Options):
+class TokenLengths(Options):
     """Count the tokens of a data set's titles and prompts under a backbone's tokenizer."""
 
     backbone: DirectoryPath = Field(description="Folder that `rere backbone` wrote.")
     data: Data
-    rows: int | None = Field(None, ge=1, description="Sample of the test rows; None for all.")
+    rows: int | None = Field(None, ge=1, description="Number of test rows; None for all.")
     output: Path = Field(description="The .json to write.")
 
     def run(self) -> None:
@@ -82,71 +68,48 @@ class TokenLengths(config.options.Options):
         token_lengths(self.backbone, self.data, self.rows, self.output)
 
 
-class Tiny(config.backbones.Tiny):
-    """A small Qwen2 from scratch, its tokenizer trained on one data set's training text."""
+class Backbone(Options):
+    output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
 
+    def run(self) -> None:
+        from rere.backbones import backbone
+
+        backbone(self, getattr(self, "corpus", None), self.output)
+
+
+class TinyBackbone(Backbone):
     corpus: Data
-    output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
-
-    def run(self) -> None:
-        from rere.backbones import backbone
-
-        backbone(self, self.corpus, self.output)
 
 
-class Pretrained(config.backbones.Pretrained):
-    """A published model: a hub id or a local folder."""
-
-    output: Path = Field(description="Folder for weights and tokenizer; replaced as a whole.")
-
-    def run(self) -> None:
-        from rere.backbones import backbone
-
-        backbone(self, None, self.output)
-
-
-class Sft(config.training.SftOptions):
-    """Fine-tune a language model on the training split's titles."""
-
-    init: Init
+class Training(Options):
+    init: DirectoryPath = Field(description="Folder of the initial model and its tokenizer.")
     data: Data
     seed: Seed = 0
-    output: RunFolder
+    output: Path = Field(description="Run folder: gets model/, log.jsonl and run.json.")
 
+
+class Sft(Training):
     def run(self) -> None:
         from rere.training.sft import sft
 
         sft(self, self.init, self.data, self.seed, self.output)
 
 
-class Preference(config.training.PreferenceOptions):
-    """Train a language model to prefer targets to negatives: DPO, S-DPO, SPRec."""
-
-    init: Init
-    data: Data
-    seed: Seed = 0
-    output: RunFolder
-
+class Preference(Training):
     def run(self) -> None:
         from rere.training.preference import preference
 
         preference(self, self.init, self.data, self.seed, self.output)
 
 
-class Rl(config.training.RlOptions):
-    """Train a language model with ReRe's reinforcement learning."""
-
-    init: Init
-    data: Data
+class Rl(Training):
     factors: Path | None = Field(
         None,
         description="factors.safetensors of a sequential baseline, for the collaborative reward.",
     )
-    seed: Seed = 0
-    output: RunFolder
 
     @model_validator(mode="after")
-    def the_collaborative_reward_has_factors(self):
+    def collaborative_reward_needs_factors(self):
         if ("collaborative" in config.training.reward_weights(self.reward)) != (
             self.factors is not None
         ):
@@ -160,11 +123,9 @@ class Rl(config.training.RlOptions):
 
 
 class Baseline(config.evaluation.Evaluation):
-    """Rank the test rows without a language model."""
-
     data: Data
     seed: Seed = 0
-    output: Path = Field(description="Run folder: gets predictions.parquet and run.json.")
+    output: PredictionFolder
 
     def run(self) -> None:
         from rere.baselines.baseline import baseline
@@ -174,34 +135,36 @@ class Baseline(config.evaluation.Evaluation):
             baseline(self, self, self.data, self.seed, predictions)
 
 
-class Popularity(Baseline, config.baselines.Popularity):
-    """Rank by how often an item is a target of the training split."""
+class Decode(config.evaluation.Decoding):
+    model: Model
+    data: Data
+    seed: Seed = 0
+    output: PredictionFolder
+
+    def run(self) -> None:
+        from rere.evaluation.decode import decode
+
+        factors = getattr(self, "factors", None)
+        predictions = self.output / "predictions.parquet"
+        inputs = [self.model, self.data, *filter(None, [factors])]
+        with provenance(self.output / "run.json", self, self.seed, inputs):
+            decode(self, self, self.model, self.data, self.seed, predictions, factors)
 
 
-class RepeatLast(Baseline, config.baselines.RepeatLast):
-    """Rank the user's own history, latest first, then by popularity."""
+class D3(Decode):
+    factors: Path | None = Field(
+        None, description="factors.test.safetensors of a sequential baseline, on these test rows."
+    )
+
+    @model_validator(mode="after")
+    def alpha_below_1_needs_factors(self):
+        if (self.alpha < 1) != (self.factors is not None):
+            raise ValueError("--alpha below 1 and --factors need each other")
+        return self
 
 
-class ItemKnn(Baseline, config.baselines.ItemKnn):
-    """Rank by similarity to the items of the user's history."""
-
-
-class Gru4rec(Baseline, config.baselines.Gru4rec):
-    """Recurrent sequential recommendation."""
-
-
-class Caser(Baseline, config.baselines.Caser):
-    """Convolutional sequential recommendation."""
-
-
-class Sasrec(Baseline, config.baselines.Sasrec):
-    """Self-attentive sequential recommendation."""
-
-
-class Recommend(config.evaluation.Recommend):
-    """Rank the test rows by constrained beam search over the catalogue."""
-
-    model: DirectoryPath = Field(description="Folder of a model and its tokenizer.")
+class Recommend(Options):
+    model: Model
     data: Data
     seed: Seed = 0
     output: Predictions
@@ -210,47 +173,6 @@ class Recommend(config.evaluation.Recommend):
         from rere.evaluation.recommend import recommend
 
         recommend(self, self.model, self.data, self.seed, self.output)
-
-
-class Decode(config.evaluation.Decoding):
-    """Rank the test rows with a trained model in another way."""
-
-    model: DirectoryPath = Field(description="Folder of a model and its tokenizer.")
-    data: Data
-    seed: Seed = 0
-    output: Path = Field(description="Run folder: gets predictions.parquet and run.json.")
-
-    def decode(self, factors: Path | None = None) -> None:
-        from rere.evaluation.decode import decode
-
-        predictions = self.output / "predictions.parquet"
-        inputs = [self.model, self.data, *filter(None, [factors])]
-        with provenance(self.output / "run.json", self, self.seed, inputs):
-            decode(self, self, self.model, self.data, self.seed, predictions, factors)
-
-
-class Bigrec(Decode, config.decoding.Bigrec):
-    """Let the model write titles, and rank items by how near theirs are."""
-
-    def run(self) -> None:
-        self.decode()
-
-
-class D3(Decode, config.decoding.D3):
-    """Search by decisions, with the help of a sequential model."""
-
-    factors: Path | None = Field(
-        None, description="factors.test.safetensors of a sequential baseline, on these test rows."
-    )
-
-    @model_validator(mode="after")
-    def a_share_has_factors(self):
-        if (self.alpha < 1) != (self.factors is not None):
-            raise ValueError("--alpha below 1 and --factors need each other")
-        return self
-
-    def run(self) -> None:
-        self.decode(self.factors)
 
 
 class RecommendTitles(config.evaluation.BeamSearch):
@@ -284,13 +206,13 @@ class Metrics(config.run.Run):
         metrics(self.predictions, self.data, run, self.output)
 
 
-class Table(config.options.Options):
+class Table(Options):
     """Gather runs into a table: .csv, .runs.csv, .md and .tex."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
     data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
-    reference: str | None = Field(None, description="Method that paired tests compare with.")
-    output: Path = Field(description="The .csv to write; the others lie beside it.")
+    reference: str | None = Field(None, description="Method that the others are tested against.")
+    output: Path = Field(description="The .csv to write; the others are written beside it.")
 
     def run(self) -> None:
         from rere.reporting.tables import table
@@ -298,11 +220,11 @@ class Table(config.options.Options):
         table(self.runs, self.data, self.output, self.reference)
 
 
-class Figure(config.options.Options):
+class Figure(Options):
     """Draw a table's methods as bars with intervals."""
 
     table: Path = Field(description="The table's .csv.")
-    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+    output: Figures
 
     def run(self) -> None:
         from rere.reporting.figures import figure
@@ -310,11 +232,11 @@ class Figure(config.options.Options):
         figure(self.table, self.output)
 
 
-class Curves(config.options.Options):
-    """Draw how RL runs trained: validation, reward, hits, distinct items and KL."""
+class Curves(Options):
+    """Draw RL training curves: validation NDCG, reward, hit rate, distinct items and KL."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with log.jsonl.")
-    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+    output: Figures
 
     def run(self) -> None:
         from rere.reporting.curves import curves
@@ -356,11 +278,11 @@ class SpeedCurves(config.benchmarks.Measurement):
         speed_curves(self, self.model, self.data, self.output)
 
 
-class SpeedFigure(config.options.Options):
+class SpeedFigure(Options):
     """Draw the time of the search and of preprocessing as curves."""
 
     curves: Path = Field(description="The .csv that `rere speed-curves` wrote.")
-    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+    output: Figures
 
     def run(self) -> None:
         from rere.benchmarks.speed.figure import figure
@@ -381,11 +303,11 @@ class Search(config.benchmarks.Candidates):
         search(self, self.model, self.data, self.output)
 
 
-class SearchFigure(config.options.Options):
+class SearchFigure(Options):
     """Draw distinct candidates and hits against group size, and the error of beam search."""
 
     table: Path = Field(description="The .csv that `rere search` wrote.")
-    output: list[Path] = Field(min_length=1, description="Files to write, .pdf or .png.")
+    output: Figures
 
     def run(self) -> None:
         from rere.benchmarks.rollouts.figure import figure
@@ -393,32 +315,47 @@ class SearchFigure(config.options.Options):
         figure(self.table, self.output)
 
 
-class Schema(config.options.Options):
+class Schema(Options):
     """Print the JSON schema of a study's config, for editors."""
 
     def run(self) -> None:
         print(json.dumps(config.study.Study.model_json_schema(), indent=2))
 
 
+def combine(paths: type[BaseModel], options: type[BaseModel], **fields: Any) -> type[BaseModel]:
+    """A stage with the fields and `run` of `paths` and the fields and docstring of `options`."""
+    return create_model(
+        options.__name__, __base__=(paths, options), __doc__=options.__doc__, **fields
+    )
+
+
+def per_choice(
+    stage: str, key: str, paths: type[BaseModel], *options: type[BaseModel]
+) -> dict[str, type[BaseModel]]:
+    """`STAGE CHOICE` for each choice that one of the `options` has for the option `key`."""
+    return {
+        f"{stage} {choice}": combine(paths, each, **{key: (Literal[choice], choice)})
+        for each in options
+        for choice in get_args(each.model_fields[key].annotation)
+    }
+
+
+BASELINES = get_args(get_args(config.baselines.Baseline)[0])  # the members of the union
+
 STAGES: dict[str, type[BaseModel]] = {
-    "fetch": Fetch,
-    **preprocess_stages(),
+    "fetch": combine(Fetch, config.data.Fetch),
+    **per_choice("preprocess", "source", Preprocess, *config.data.SOURCES),
     "audit": Audit,
     "token-lengths": TokenLengths,
-    "backbone tiny": Tiny,
-    "backbone pretrained": Pretrained,
-    "sft": Sft,
-    "preference": Preference,
-    "rl": Rl,
-    "baseline popularity": Popularity,
-    "baseline repeat_last": RepeatLast,
-    "baseline item_knn": ItemKnn,
-    "baseline gru4rec": Gru4rec,
-    "baseline caser": Caser,
-    "baseline sasrec": Sasrec,
-    "decode bigrec": Bigrec,
-    "decode d3": D3,
-    "recommend": Recommend,
+    **per_choice("backbone", "source", TinyBackbone, config.backbones.Tiny),
+    **per_choice("backbone", "source", Backbone, config.backbones.Pretrained),
+    "sft": combine(Sft, config.training.SftOptions),
+    "preference": combine(Preference, config.training.PreferenceOptions),
+    "rl": combine(Rl, config.training.RlOptions),
+    **per_choice("baseline", "model", Baseline, *BASELINES),
+    **per_choice("decode", "algorithm", Decode, config.decoding.Bigrec),
+    **per_choice("decode", "algorithm", D3, config.decoding.D3),
+    "recommend": combine(Recommend, config.evaluation.Recommend),
     "recommend --history": RecommendTitles,
     "metrics": Metrics,
     "table": Table,

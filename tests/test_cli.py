@@ -1,3 +1,5 @@
+"""The command line: help, options, errors and progress."""
+
 import contextlib
 import os
 import pty
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from tiny_models import TITLES, tokenizer, write_fixed_model
 
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.cli import is_fixed, parse
+from rere.cli import first_paragraph, is_fixed, parse
 from rere.config.options import NAME, flags
 from rere.evaluation.recommend import recommend_titles
 from rere.stages import STAGES
@@ -28,8 +30,8 @@ def rere(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def line(*arguments: str | Path, status: int) -> str:
-    """What a command that fails says: one line, on standard error alone."""
+def error_line(*arguments: str | Path, status: int) -> str:
+    """The one line that a failing command prints, on standard error only."""
     done = rere(*arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.endswith("\n")
@@ -38,7 +40,7 @@ def line(*arguments: str | Path, status: int) -> str:
 
 
 def usage_error(capsys: pytest.CaptureFixture[str], stage: str, arguments: str) -> str:
-    """The same without a process: what the parser of a stage says."""
+    """The one line that the parser of a stage prints, without starting a process."""
     with pytest.raises(SystemExit) as stop:
         parse(stage, arguments.split())
     assert stop.value.code == 2
@@ -51,7 +53,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], stage: str, arguments: str) 
 # ----------------------------------------------------------------------------------------- help
 
 
-def test_help_is_there_at_once_and_without_torch():
+def test_help_is_fast_and_does_not_import_torch():
     code = (
         "import sys, time; sys.argv = ['rere', '--help']\n"
         "from rere.cli import main; main()\n"
@@ -61,7 +63,7 @@ def test_help_is_there_at_once_and_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for stage, command in STAGES.items():
         assert f"  {stage} " in done.stdout
-        assert command.__doc__ in done.stdout
+        assert first_paragraph(command) in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -71,14 +73,14 @@ def test_help_lists_the_stages(arguments):
     assert done.stdout.startswith("usage: rere STAGE [OPTIONS]\n")
 
 
-def test_a_reader_who_has_seen_enough():
+def test_a_closed_pipe_ends_help_silently():
     command = [sys.executable, "-m", "rere", "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
 
-def test_help_of_stages_that_share_a_word():
+def test_help_of_stages_that_share_their_first_word():
     done = rere("baseline", "--help")
     assert done.returncode == 0
     assert [row.split("  ")[1] for row in done.stdout.splitlines() if row.startswith("  ")] == [
@@ -98,7 +100,7 @@ def test_help_explains_every_option(stage, capsys, monkeypatch):
         parse(stage, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: rere {stage} [OPTIONS]\n\n{STAGES[stage].__doc__}\n")
+    assert text.startswith(f"usage: rere {stage} [OPTIONS]\n\n{first_paragraph(STAGES[stage])}")
     required = text.partition("\noptions:")[0]
     for name, field in STAGES[stage].model_fields.items():
         flag = f"  --{name.replace('_', '-')} "
@@ -122,7 +124,7 @@ def test_help_shows_defaults_and_choices(capsys, monkeypatch):
 # -------------------------------------------------------------------------------------- options
 
 SHARED = {
-    # Options that go together: any of one is right with any of the other.
+    # Options that depend on each other: these values are valid in any combination.
     "hidden_size": st.integers(1, 9).map(lambda n: 24 * n),
     "num_heads": st.sampled_from([1, 2, 3, 4, 6, 12]),
     "rows_per_pass": st.sampled_from([1, 2, 4]),
@@ -153,7 +155,7 @@ SHARED = {
 
 
 def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStrategy:
-    """Any right value of an option."""
+    """Any valid value of an option."""
     found = {type(limit): limit for limit in limits}
     if name in SHARED:
         return SHARED[name]
@@ -193,7 +195,7 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
 @pytest.mark.parametrize("stage", STAGES)
 @settings(deadline=None)
 @given(data=st.data())
-def test_flags_and_the_parser_are_inverse(stage, data):
+def test_parsing_flags_restores_the_options(stage, data):
     fields = {n: f for n, f in STAGES[stage].model_fields.items() if not is_fixed(f)}
     drawn = {n: data.draw(values(n, f.annotation, tuple(f.metadata))) for n, f in fields.items()}
     command = STAGES[stage](**drawn)
@@ -201,14 +203,14 @@ def test_flags_and_the_parser_are_inverse(stage, data):
     assert parse(stage, flags(command, skip=fixed)) == command
 
 
-def test_an_option_may_be_joined_to_its_value():
+def test_an_option_and_its_value_may_be_joined_by_an_equals_sign():
     command = parse("schema", [])
     assert flags(command) == []
     command = parse("figure", ["--table=a.csv", "--output", "b.pdf", "c.png"])
     assert (command.table, command.output) == (Path("a.csv"), [Path("b.pdf"), Path("c.png")])
 
 
-def test_none_is_none_where_an_option_may_be():
+def test_the_text_none_is_none_for_optional_options():
     arguments = f"--model {Path(__file__).parent} --data d --output p --rows None".split()
     assert parse("recommend", arguments).rows is None
     assert parse("backbone pretrained", ["--model", "None", "--output", "p"]).model == "None"
@@ -228,7 +230,7 @@ def test_none_is_none_where_an_option_may_be():
     ],
 )
 def test_an_unknown_stage(arguments, message):
-    assert line(*arguments.split(), status=2) == message
+    assert error_line(*arguments.split(), status=2) == message
 
 
 @pytest.mark.parametrize(
@@ -311,12 +313,12 @@ def test_wrong_options(stage, arguments, message, capsys):
         ),
     ],
 )
-def test_recommending_has_two_forms(arguments, message):
-    assert line("recommend", *arguments.split(), status=2) == message
+def test_the_flag_history_selects_the_other_form_of_recommend(arguments, message):
+    assert error_line("recommend", *arguments.split(), status=2) == message
 
 
 @pytest.mark.parametrize("order", [["--history", "--help"], ["--help", "--history"]])
-def test_the_help_of_a_form_that_a_flag_chooses(order):
+def test_the_help_of_a_form_that_a_flag_selects(order):
     done = rere("recommend", *order)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: rere recommend --history [OPTIONS]\n")
@@ -326,13 +328,13 @@ def test_the_help_of_a_form_that_a_flag_chooses(order):
     assert done.stdout.endswith("\nSee also: rere recommend --history --help\n")
 
 
-def test_a_wrong_option_ends_the_process():
+def test_a_wrong_option_exits_with_status_2():
     message = "rere sft: unknown option --dta; did you mean --data?"
-    assert line("sft", "--dta", "x", status=2) == message
+    assert error_line("sft", "--dta", "x", status=2) == message
 
 
-def test_bad_input_ends_in_one_line(tmp_path):
-    message = line(
+def test_bad_input_prints_one_line(tmp_path):
+    message = error_line(
         "metrics", "--predictions", tmp_path / "p", "--data", tmp_path, "--output", tmp_path / "m",
         "--dataset", "d", "--backbone", "none", "--method", "m", "--seed", 0, status=1,
     )  # fmt: skip
@@ -341,13 +343,13 @@ def test_bad_input_ends_in_one_line(tmp_path):
     )
 
 
-def test_an_output_that_cannot_be_written_ends_in_one_line(tmp_path):
+def test_an_output_that_cannot_be_written_prints_one_line(tmp_path):
     (tmp_path / "table.csv").write_text(
         "dataset,backbone,method,seeds,rows,HR@10,HR@10_low,HR@10_high,"
         "NDCG@10,NDCG@10_low,NDCG@10_high\nd,none,popularity,1,9,.1,.0,.2,.1,.0,.2\n"
     )
     (tmp_path / "file").touch()
-    message = line(
+    message = error_line(
         "figure", "--table", tmp_path / "table.csv", "--output", tmp_path / "file" / "f.pdf",
         status=1,
     )  # fmt: skip
@@ -355,13 +357,13 @@ def test_an_output_that_cannot_be_written_ends_in_one_line(tmp_path):
     assert message.endswith((": Not a directory", ": File exists"))
 
 
-def test_a_file_in_the_place_of_a_folder_ends_in_one_line(tmp_path):
+def test_a_file_instead_of_a_folder_prints_one_line(tmp_path):
     raw, output = tmp_path / "raw", tmp_path / "output"
     raw.mkdir()
     (raw / "u.data").write_text("".join(f"1\t{i}\t5\t{i}\n" for i in range(20)))
     (raw / "u.item").write_text("".join(f"{i}|Title|||{'|0' * 19}\n" for i in range(20)))
     output.touch()
-    message = line("preprocess", "ml-100k", "--core", 1, "--raw", raw, "--output",
+    message = error_line("preprocess", "ml-100k", "--core", 1, "--raw", raw, "--output",
                    output, status=1)  # fmt: skip
     assert message == (
         f"rere preprocess ml-100k: {output}: is a file; remove it or choose another output"
@@ -373,14 +375,14 @@ def test_a_file_in_the_place_of_a_folder_ends_in_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a catalogue, as training leaves it."""
+    """A model with its catalogue, as training stores it."""
     encoder = PromptEncoder(tokenizer("qwen2"), TITLES)
     folder = write_fixed_model(tmp_path_factory.mktemp("trained"))
     Catalogue.build(encoder, encoder.responses()).save(folder / CATALOGUE)
     return folder
 
 
-def test_titles_are_printed_one_a_line(trained, capsys):
+def test_titles_are_printed_one_per_line(trained, capsys):
     arguments = ["--model", str(trained), "--history", "Heat", "Toy Story (1995)", "--top", "11"]
     command = parse("recommend --history", arguments)
     command.run()
@@ -395,16 +397,16 @@ def test_titles_are_printed_one_a_line(trained, capsys):
     assert {title for title, _ in expected} == set(TITLES)
 
 
-def test_an_unknown_title_ends_in_one_line(trained):
-    message = line("recommend", "--model", trained, "--history", "Heat", "Hate", status=1)
+def test_an_unknown_title_prints_one_line(trained):
+    message = error_line("recommend", "--model", trained, "--history", "Heat", "Hate", status=1)
     assert message.startswith(
         "rere recommend --history: there is no title 'Hate'; the closest are 'Heat', "
     )
 
 
-def test_a_model_without_a_catalogue_ends_in_one_line(tmp_path):
+def test_a_model_without_a_catalogue_prints_one_line(tmp_path):
     write_fixed_model(tmp_path)
-    assert line("recommend", "--model", tmp_path, "--history", "Heat", status=1) == (
+    assert error_line("recommend", "--model", tmp_path, "--history", "Heat", status=1) == (
         f"rere recommend --history: {tmp_path}/catalogue.safetensors: no such file; "
         "`rere sft` and `rere rl` write it"
     )
@@ -421,7 +423,7 @@ PROGRESS = (
 )
 
 
-def test_progress_is_plain_lines_in_a_log():
+def test_progress_prints_plain_lines_to_a_log():
     done = subprocess.run([sys.executable, "-c", PROGRESS], capture_output=True, text=True)
     assert done.stdout == ""
     assert "\r" not in done.stderr
@@ -432,7 +434,7 @@ def test_progress_is_plain_lines_in_a_log():
     assert rows[-1].endswith("step/s, loss=1]")
 
 
-def test_progress_is_a_bar_on_a_terminal():
+def test_progress_shows_a_bar_on_a_terminal():
     terminal, other_end = pty.openpty()
     termios.tcsetwinsize(other_end, (24, 80))
     with subprocess.Popen([sys.executable, "-c", PROGRESS], stderr=other_end) as process:
