@@ -4,21 +4,15 @@ import math
 import subprocess
 import sys
 from datetime import date
-from typing import Any, get_args
+from typing import Any
 
 import jsonschema  # comes with Snakemake
 import pytest
 import yaml
 from study_configs import ABSENT, CONFIG, SHIPPED, changed, error
 
-from rere.config.backbones import Pretrained, TinyBackbone
-from rere.config.benchmarks import Measured, Speed
-from rere.config.data import Dataset
-from rere.config.decoding import D3
 from rere.config.evaluation import Recommend
 from rere.config.options import flags
-from rere.config.study import Method, Study, Table
-from rere.config.training import PreferenceOptions, RlOptions
 from rere.study import load_study
 
 LAID_OVER = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
@@ -109,18 +103,6 @@ def test_wrong_options_of_a_data_set(changes, message):
     options = {"source": "amazon-2018", "category": "Toys_and_Games"} | changes
     options = {key: value for key, value in options.items() if value != ABSENT}
     assert error(changed(datasets__x=options)).startswith(message)
-
-
-def test_every_key_is_explained():
-    text = (CONFIG / "README.md").read_text()
-    backbones = (TinyBackbone, Pretrained)
-    datasets = get_args(get_args(Dataset)[0])
-    for model in (
-        *(Study, *datasets, *backbones, Method, PreferenceOptions, RlOptions, D3, Recommend),
-        *(Table, Speed, Measured),
-    ):
-        for key in model.model_fields:
-            assert f"`{key}`" in text or f"## {key}\n" in text, f"{model.__name__}.{key}"
 
 
 def test_flags_name_every_option_as_the_command_line_spells_it():

@@ -7,7 +7,6 @@ descends by hand.
 import itertools
 import json
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -472,23 +471,6 @@ def test_a_reward_of_the_users_own_on_the_command_line(tmp_path, init, data):
         assert line["reward"] == 1 + 0.25 * 4
     inputs = json.loads((tmp_path / "run" / "run.json").read_text())["inputs_sha256"]
     assert str(tmp_path / "mine.py") in inputs
-
-
-def test_the_reward_of_the_readme(tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (tmp_path / "of_the_readme.py").write_text(block)
-    monkeypatch.syspath_prepend(tmp_path)
-    groups = Groups(
-        row_id=torch.tensor([0, 1]),
-        history=[[3, 5], [2]],
-        target=torch.tensor([4, 0]),
-        item=torch.tensor([[5, 4, 3], [0, -1, 2]]),
-        hit=torch.zeros(2, 3, dtype=torch.bool),
-        log_prob=torch.zeros(2, 3),
-    )
-    reward = make_reward("of_the_readme:is_new")(groups)
-    assert reward.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(

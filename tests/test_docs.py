@@ -1,0 +1,210 @@
+"""The documentation: links, commands, config snippets and rewards that it shows are right."""
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import yaml
+from markdown.extensions.toc import slugify
+from pydantic import BaseModel
+
+from rere.config.options import RENAMED, flag
+from rere.config.study import Study
+from rere.stages import STAGES
+from rere.study import load_study
+from rere.training.rewards import Groups, make_reward
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+LOADED = {"src", "href", "srcset", "data", "poster"}
+"""Attributes by which a page loads something, or links to it."""
+
+
+def blocks(*languages: str) -> list[Any]:
+    """The code blocks of all pages in these languages, each with its page as the test's id."""
+    return [
+        pytest.param(block, id=f"{page}-{number}")
+        for page, text in TEXTS.items()
+        for number, (language, block) in enumerate(FENCE.findall(text))
+        if language in languages
+    ]
+
+
+def commands(program: str) -> Iterator[list[str]]:
+    """The words of each command of `program` in a code block or in inline code."""
+    for text in TEXTS.values():
+        code = [block for language, block in FENCE.findall(text) if language in ("bash", "console")]
+        code += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+        for line in "\n".join(code).replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                found = re.match(
+                    rf"(?:\$ )?(?:\.venv/bin/|python -m )?{program} (.+)", part.strip()
+                )
+                if found and "<" not in found[1]:
+                    yield shlex.split(found[1], comments=True)
+
+
+def laid_over(config: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """A config with another laid over it, as Snakemake does: mappings merged, lists replaced."""
+    merged = dict(config)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(config.get(key), dict)
+        merged[key] = laid_over(config[key], value) if both else value
+    return merged
+
+
+def study(*configs: dict[str, Any] | str) -> Study:
+    """The quick study with configs laid over it, given as mappings or by their path."""
+    merged: dict[str, Any] = {}
+    for config in ("config/config.yaml", *configs):
+        mapping = yaml.safe_load((ROOT / config).read_text()) if isinstance(config, str) else config
+        merged = laid_over(merged, mapping)
+    return load_study(merged)
+
+
+# ---------------------------------------------------------------------------------------- pages
+
+
+def test_the_readme_is_a_front_door():
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_relative_links_lead_somewhere(page):
+    for link in LINK.findall(FENCE.sub("", TEXTS[page])):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = ROOT / page if not path else (ROOT / page).parent / path
+        assert target.exists(), link
+        if anchor:
+            slugs = [slugify(heading, "-") for heading in HEADING.findall(target.read_text())]
+            assert anchor in slugs, link
+
+
+@pytest.mark.parametrize("snippet", blocks("yaml"))
+def test_config_snippets_are_valid(snippet):
+    study(yaml.safe_load(snippet))
+
+
+@pytest.mark.parametrize("words", [pytest.param(c, id=" ".join(c)) for c in commands("rere")])
+def test_commands_exist(words):
+    if words[0] in ("STAGE", "--help"):
+        return
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words[:2]))
+    stage = next((s for s in (" ".join(names), names[0]) if s in STAGES), None)
+    assert stage is not None
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    forms = [form for form in STAGES if form.partition(" --")[0] == stage]
+    assert any(given <= {"--help", *map(flag, STAGES[form].model_fields)} for form in forms)
+
+
+@pytest.mark.parametrize("words", [pytest.param(c, id=" ".join(c)) for c in commands("snakemake")])
+def test_tables_that_are_asked_for_exist(words):
+    configs = [word for word in words if word.endswith(".yaml")]
+    if "my.yaml" in configs:
+        return
+    chosen = study(*configs)
+    names = {*chosen.tables, *getattr(chosen, "benchmarks", {})}
+    for word in words:
+        if asked := re.fullmatch(r"results/(?:tables|figures)/([\w-]+)[\w.]*", word):
+            assert asked[1] in names
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_the_reward_snippets_are_rewards(snippet, tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_the_docs.py").write_text(snippet)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rewards_of_the_docs", raising=False)
+    groups = Groups(
+        row_id=torch.tensor([0, 1]),
+        history=[[3, 5], [2]],
+        target=torch.tensor([4, 0]),
+        item=torch.tensor([[5, 4, 3], [0, -1, 2]]),
+        hit=torch.zeros(2, 3, dtype=torch.bool),
+        log_prob=torch.zeros(2, 3),
+    )
+    reward = make_reward("rewards_of_the_docs:is_new")(groups)
+    assert reward.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+# ------------------------------------------------------------------------------------- the site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Loads(HTMLParser):
+    """Collects what a page loads: everything but the targets of its links."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "a":
+            self.found += [value for name, value in attrs if name in LOADED and value]
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 10
+    for page in pages:
+        for address in Loads(page).found:
+            assert "//" not in address, f"{page.name}: {address}"
+            path = address.partition("?")[0].partition("#")[0]
+            file = site / path[1:] if path.startswith("/") else page.parent / path
+            assert file.exists(), f"{page.name}: {address}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(\W*(https?:)?//|@import", style.read_text()), style.name
+
+
+def test_the_site_has_what_it_would_load_from_elsewhere(site):
+    """The theme fetches these from the network unless a page has loaded them."""
+    page = (site / "architecture.html").read_text()
+    assert 'src="javascripts/mermaid.tiny.js"' in page
+    assert 'src="javascripts/iframe-worker.js"' in page
+    assert '<pre class="mermaid">' in page
+
+
+def option_models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All option models that a type consists of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from option_models(field.annotation)
+    for inner in get_args(annotation):
+        yield from option_models(inner)
+
+
+def test_every_option_and_every_stage_is_on_its_page(site):
+    configuration = (site / "configuration.html").read_text()
+    for model in set(option_models(Study)):
+        for key in model.model_fields:
+            assert f"<code>{key}</code>" in configuration, f"{model.__name__}.{key}"
+    headings = re.findall(r"<h2[^>]*>(.*?)<a", (site / "command-line.html").read_text())
+    assert {name for heading in headings for name in heading.split(", ")} == {
+        f"rere {stage}" for stage in STAGES
+    }
+    renamed = (site / "renamed.html").read_text()
+    assert all(f"<code>{old}</code>" in renamed for old in RENAMED)
