@@ -29,14 +29,14 @@ class Recall:
     def __init__(self, layers: list[nn.Linear], rows: Tensor, num_places: int) -> None:
         self.rows, self.num_places = rows, num_places  # (B,) i64, those that go on
         self.results: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in layers}
-        self.tokens: list[Tensor] = []
+        self.recorded: list[Tensor] = []
 
     def select(self, rows: Tensor) -> None:
         """Go on with the rows `rows` (N,) alone."""
         self.rows = self.rows[rows]
 
     @contextmanager
-    def recording(self, place: Tensor, columns: UnpaddedTokens) -> Iterator[None]:
+    def recording(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
         """Keep the results of a pass over the tokens `place` (B, Q) i64 of the rows that go on."""
         given: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in self.results}
         hooks = [
@@ -48,28 +48,28 @@ class Recall:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.tokens.append(self._numbers(self.rows, place).flatten()[columns.index])
+        self.recorded.append(self._numbers(self.rows, place).flatten()[tokens.index])
         for layer, results in given.items():
             # Layers that share weights give several, those of an expert only some tokens'.
-            if [result.shape[:-1].numel() for result in results] == [columns.num_tokens]:
+            if [result.shape[:-1].numel() for result in results] == [tokens.num_tokens]:
                 self.results[layer].append(results[0].flatten(0, -2))
             else:
                 del self.results[layer]
 
     @contextmanager
-    def recalling(self, place: Tensor, columns: UnpaddedTokens) -> Iterator[None]:
+    def recalling(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
         """For a pass over tokens `place` (B, Q) i64, -1 for others; that forgets all results.
 
         Tokens that were not fed are computed.
         """
-        results, tokens = self.results, self.tokens
-        self.results, self.tokens = {}, []
-        if not tokens:
+        results, recorded = self.results, self.recorded
+        self.results, self.recorded = {}, []
+        if not recorded:
             yield
             return
         rows = torch.arange(len(place), device=place.device)
-        wanted = self._numbers(rows, place).flatten()[columns.index]
-        sources = [found(fed, wanted) for fed in tokens]
+        wanted = self._numbers(rows, place).flatten()[tokens.index]
+        sources = [found(fed, wanted) for fed in recorded]
         is_new = torch.ones_like(wanted, dtype=torch.bool)
         is_new[torch.cat([at for at, _ in sources])] = False
         new = is_new.nonzero()[:, 0]

@@ -37,7 +37,7 @@ NO_GROUPS = torch.nn.Module()  # transformers asks an attention layer for its gr
 class Unpadded(NamedTuple):
     """What attention has to know of a pass without padding."""
 
-    columns: UnpaddedTokens
+    tokens: UnpaddedTokens
     index: Tensor  # (T,) i64, the columns of the tokens
     token: Tensor  # (B Q,) i64, the tokens of the columns; any where there is none
     parts: Parts | None
@@ -48,12 +48,12 @@ current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
 
 
 @contextmanager
-def unpadded(columns: UnpaddedTokens, index: Tensor, parts: Parts | None) -> Iterator[None]:
+def unpadded(tokens: UnpaddedTokens, index: Tensor, parts: Parts | None) -> Iterator[None]:
     """For a pass that takes the columns at `index` alone."""
-    token = torch.zeros_like(columns.real, dtype=torch.long).flatten()
+    token = torch.zeros_like(tokens.is_token, dtype=torch.long).flatten()
     token[index] = torch.arange(len(index), device=index.device)
-    last = parts and parts.since(columns.num_tokens - columns.num_logits)
-    before = current.set(Unpadded(columns, index, token, parts, last))
+    last = parts and parts.since(tokens.num_tokens - tokens.num_logits)
+    before = current.set(Unpadded(tokens, index, token, parts, last))
     try:
         yield
     finally:
@@ -67,11 +67,11 @@ def in_rows(states: Tensor) -> Tensor:
     at padding no token sees.
     """
     now = current.get()
-    if now is None or len(states) == len(now.columns.real):
+    if now is None or len(states) == len(now.tokens.is_token):
         return states
     # A gradient of this is added up where tokens differ, or 0: in any order, to the same bits.
     rows = states[0].transpose(0, 1).index_select(0, now.token)
-    return rows.unflatten(0, now.columns.real.shape).transpose(1, 2)
+    return rows.unflatten(0, now.tokens.is_token.shape).transpose(1, 2)
 
 
 def attention_of_pass(attend: Attend) -> Attend:

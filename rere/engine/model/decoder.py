@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from rere.engine.model.attention import GROUPED, attention_implementation, in_rows
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.masks import causal, layer_windows
-from rere.engine.model.padding import left_pad, prompt_positions, right_pad
+from rere.engine.model.padding import left_pad, token_positions, right_pad
 from rere.engine.model.prompt_cache import KeptPrompts, PromptCache
 from rere.engine.model.unpadding import UnpaddedTokens
 from rere.errors import InputError
@@ -96,37 +96,37 @@ class SharedPromptDecoder:
 
         Returns the logits after the last `keep` tokens of each, (B keep, V), without gradient.
         """
-        ids, real = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
+        ids, is_token = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
         ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
-        self.real = pad(real, (0, len(opening)), value=True)
+        self.is_token = pad(is_token, (0, len(opening)), value=True)
         self.position = ids[:, :0]
-        visible = causal(self.real)
+        visible = causal(self.is_token)
         num_tokens = sum(map(len, self.prompts)) + len(ids) * len(opening)
-        columns = UnpaddedTokens(self.real, num_tokens, keep, len(ids) * keep)
-        position, kept = prompt_positions(self.real), self.prompts
+        tokens = UnpaddedTokens(self.is_token, num_tokens, keep, len(ids) * keep)
+        position, kept = token_positions(self.is_token), self.prompts
         if not isinstance(kept, KeptPrompts):
-            return self._forward(ids, position, visible, columns, self.cache)
+            return self._forward(ids, position, visible, tokens, self.cache)
         kept.cache, kept.opening, kept.keep = PromptCache(), opening, keep
         with torch.enable_grad():
-            logits = self._forward(ids, position, visible, columns, kept.cache)
+            logits = self._forward(ids, position, visible, tokens, kept.cache)
         for number, layer in enumerate(kept.cache.layers):
             self.cache.update(layer.keys.detach(), layer.values.detach(), number)
         return logits.detach()
 
-    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, columns: UnpaddedTokens) -> Tensor:
-        """Feed tokens (B, Q), those in `columns`, `depth` (B, Q) tokens behind the prompt.
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, tokens: UnpaddedTokens) -> Tensor:
+        """Feed tokens (B, Q), those in `tokens`, `depth` (B, Q) tokens behind the prompt.
 
         `visible` (B, Q, S + Q) says which of the tokens fed before and now each one follows,
-        itself included, in the order of its path. Returns the logits that `columns` asks for,
+        itself included, in the order of its path. Returns the logits that `tokens` asks for,
         (N, V).
         """
-        prompt = self.real[:, None, :].expand(-1, ids.shape[1], -1)
+        prompt = self.is_token[:, None, :].expand(-1, ids.shape[1], -1)
         visible = torch.cat([prompt, visible], dim=-1)
-        return self._forward(ids, self.prompt_length + depth, visible, columns, self.cache)
+        return self._forward(ids, self.prompt_length + depth, visible, tokens, self.cache)
 
     def keep(self, kept: Tensor) -> None:
         """Forget what was fed but the tokens `kept` (B, N), in their order."""
-        start = self.real.shape[1]
+        start = self.is_token.shape[1]
         fed = self.position[:, start:].gather(1, kept)
         self.position = torch.cat([self.position[:, :start], fed], dim=1)
         for layer in self.cache.layers:
@@ -134,16 +134,16 @@ class SharedPromptDecoder:
 
     def select(self, rows: Tensor) -> None:
         """Go on with the rows `rows` (N,) alone."""
-        self.real, self.position = self.real[rows], self.position[rows]
+        self.is_token, self.position = self.is_token[rows], self.position[rows]
         self.prompt_length = self.prompt_length[rows]
         self.cache.batch_select_indices(rows)
 
     def _forward(
-        self, ids: Tensor, position: Tensor, visible: Tensor, columns: UnpaddedTokens, cache: Cache
+        self, ids: Tensor, position: Tensor, visible: Tensor, tokens: UnpaddedTokens, cache: Cache
     ) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
         return forward_logits(
-            self.model, ids, position, visible, self.position, columns, past_key_values=cache
+            self.model, ids, position, visible, self.position, tokens, past_key_values=cache
         )
 
 
@@ -208,10 +208,10 @@ class FullSequenceDecoder:
         seen = torch.arange(len(opening), device=opening.device) < after[:, None]
         return self._logits(seen.expand(len(self.prompt), -1, -1)).flatten(0, 1)
 
-    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, columns: UnpaddedTokens) -> Tensor:
+    def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, tokens: UnpaddedTokens) -> Tensor:
         self.fed = torch.cat([self.fed, ids], dim=1)
-        visible = pad(visible[:, -columns.keep :], (self.num_opening, 0), value=True)
-        return columns.of_kept(self._logits(visible))
+        visible = pad(visible[:, -tokens.logits_to_keep :], (self.num_opening, 0), value=True)
+        return tokens.drop_padding(self._logits(visible))
 
     def keep(self, kept: Tensor) -> None:
         fed = self.fed[:, self.num_opening :].gather(1, kept)

@@ -22,7 +22,7 @@ def forward_logits(
     position: Tensor,
     visible: Tensor,
     seen_position: Tensor,
-    columns: UnpaddedTokens,
+    tokens: UnpaddedTokens,
     **kwargs,
 ) -> Tensor:
     """Logits (N, V) after the tokens in the last columns, row by row.
@@ -33,15 +33,15 @@ def forward_logits(
     """
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
-    rows_apart, num_logits = nullcontext(), columns.keep
+    rows_apart, num_logits = nullcontext(), tokens.logits_to_keep
     with attention_implementation(base, BY_ROWS), sparse_where_tied(base), logits_in_room(base):
         if base.config._attn_implementation in OURS and not computes_again(base):
-            index = columns.index
+            index = tokens.index
             parts = parts_of(index, visible, base.config.get_text_config().hidden_size)
-            if parts is not None or columns.num_tokens < ids.numel():
+            if parts is not None or tokens.num_tokens < ids.numel():
                 ids, position = (x.flatten()[index][None] for x in (ids, position))
-                rows_apart, num_logits = unpadded(columns, index, parts), columns.num_logits
-        with rows_apart, at_the_end(base, ids.shape[1], num_logits, columns.keep):
+                rows_apart, num_logits = unpadded(tokens, index, parts), tokens.num_logits
+        with rows_apart, at_the_end(base, ids.shape[1], num_logits, tokens.logits_to_keep):
             logits = model(
                 input_ids=ids,
                 position_ids=position,
@@ -49,7 +49,7 @@ def forward_logits(
                 logits_to_keep=num_logits,
                 **kwargs,
             ).logits
-    return columns.of_kept(logits)
+    return tokens.drop_padding(logits)
 
 
 def computes_again(model: torch.nn.Module) -> bool:
