@@ -1,8 +1,8 @@
 """Every option of every stage, declared once: typed, documented, checked.
 
-The option models here are three things at a time: the flags of the command line (`rere.cli`
-adds only the paths a stage reads and writes), the keys of a study's config, and the JSON schema
-that editors use. Nothing heavy is imported: Snakemake reads this package to plan.
+The models here define the flags of the command line (`rere.stages` adds the paths that a stage
+reads and writes), the keys of a study's config, and the JSON schema for editors. Snakemake imports
+this package to plan, so it imports nothing heavy.
 """
 
 from rere.config import (

@@ -1,4 +1,4 @@
-"""Other ways to recommend with a trained language model than the search of `evaluation`."""
+"""Rankings by a trained language model other than the beam search of `evaluation`."""
 
 from typing import Annotated, Literal
 
@@ -8,20 +8,24 @@ from rere.config.options import Options, refuse_renamed
 
 
 class Bigrec(Options):
-    """Write a title freely, and rank items by how near theirs are to it (arXiv 2308.08434)."""
+    """Generate a title freely and rank items by similarity to it (arXiv 2308.08434)."""
 
     algorithm: Literal["bigrec"] = "bigrec"
 
 
 class D3(Options):
-    """Search by decisions, with the help of a sequential model (arXiv 2406.14900)."""
+    """Beam search in which forced tokens have no cost (arXiv 2406.14900).
+
+    A sequential baseline may contribute to the scores.
+    """
 
     algorithm: Literal["d3"] = "d3"
     alpha: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Weight of the language model; the rest is the sequential model's.",
+        description="Weight of the language model's log-probabilities; the rest is that of the "
+        "sequential baseline. 1: no baseline.",
     )
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
 

@@ -1,4 +1,4 @@
-"""How test rows are scored."""
+"""How test rows are ranked."""
 
 from typing import Literal
 
@@ -11,46 +11,54 @@ CUTOFFS = (1, 3, 5, 10, 20)
 
 
 class Evaluation(Options):
-    """What every method's test run shares."""
+    """Test rows and length of the lists, the same for every method."""
 
     rows: int | None = Field(
-        None, ge=1, description="Seeded sample of the test split, the same for all; None for all."
+        None,
+        ge=1,
+        description="Number of test rows: a fixed sample, the same for every method. None: all.",
     )
-    list_length: int = Field(
-        50, ge=max(CUTOFFS), description="Items kept a row, more than the largest K asks for."
+    list_length: int = Field(50, ge=max(CUTOFFS), description="Items kept per row.")
+
+
+class Precision(Options):
+    """Precision of a trained model."""
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of forward passes."
     )
 
 
-class Arithmetic(Options):
-    """How a trained model computes."""
-
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the pass.")
-
-
-class Passes(Arithmetic):
-    """How it does on many rows."""
+class Inference(Precision):
+    """Precision and batch size."""
 
     batch_size: int | None = Field(
-        None, ge=1, description="Rows a pass; None for what memory takes. Memory, not results."
+        None,
+        ge=1,
+        description="Rows per forward pass. Changes memory and speed, not results. None: as many "
+        "as fit in memory.",
     )
 
 
-class Search(Arithmetic):
+class BeamSearch(Precision):
     """Constrained beam search over the catalogue."""
 
     num_beams: int = Field(50, ge=1, description="Beams of the search.")
     scoring: Scoring = Field(
         "catalogue",
-        description="Probabilities over the tokens that the catalogue allows, or over all.",
+        description="Tokens over which probabilities are normalised: those that continue a title "
+        "of the catalogue, or the whole vocabulary.",
     )
     length_penalty: float = Field(
-        0.0, ge=0, description="Scores are divided by the title's tokens to this power."
+        0.0,
+        ge=0,
+        description="Scores are divided by the number of the title's tokens to this power.",
     )
 
 
-class Recommend(Passes, Search, Evaluation):
-    """Constrained beam search for the rows of the test split."""
+class Recommend(Inference, BeamSearch, Evaluation):
+    """Constrained beam search for the test rows."""
 
 
-class Decoding(Passes, Evaluation):
-    """What methods that recommend in a way of their own share with the others' test run."""
+class Decoding(Inference, Evaluation):
+    """The options of `evaluation` that `decode` methods use."""

@@ -1,4 +1,4 @@
-"""What the options of all stages have in common, and how a command line spells them."""
+"""The base class of all options, and their spelling on a command line."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -32,13 +32,15 @@ RENAMED = {
 
 
 class Options(BaseModel):
-    # Strict, so that YAML's `3e-4` (a string to YAML 1.1) is an error and not a guess.
+    """Options that reject unknown keys and values of another type."""
+
+    # Strict, so that YAML's `3e-4` (a string in YAML 1.1) is an error and not a guess.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def keys_are_known(cls, values: Any) -> Any:
-        """Name the key that was meant, which `extra="forbid"` does not, or the new name."""
+        """Raise an error that names the key that was meant, which `extra="forbid"` does not."""
         refuse_renamed(values, cls.model_fields)
         for key in values if isinstance(values, dict) else ():
             if key not in cls.model_fields:
@@ -63,16 +65,16 @@ def new_name(key: Any, fields: Collection[str], value: Any = None) -> str | None
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
-    """Options as command-line arguments, all of them, so that a log shows the whole command."""
+    """Return all options as command-line arguments, so that a log shows the whole command."""
     values = options.model_dump(exclude=set(skip))
     return [word for name, value in values.items() for word in (flag(name), *words(value))]
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of an option."""
+    """Return an option's spelling on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
 def words(value: Any) -> list[str]:
-    """An option's value as the command line takes it."""
+    """Return an option's value as command-line arguments."""
     return [str(each) for each in (value if isinstance(value, list) else [value])]

@@ -1,18 +1,20 @@
-"""A run of a study and its place."""
+"""A run of a study and its folder."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 NO_BACKBONE = "none"
-"""Stands in a run's path where a method has no language model."""
+"""The backbone in the path of a run without a language model."""
 
 
 class Run(BaseModel):
-    """One trained and evaluated method: a folder below results/runs."""
+    """One method, trained and evaluated with one seed: a folder below results/runs."""
 
     model_config = ConfigDict(frozen=True)
 
     dataset: str = Field(description="Name of the data set.")
-    backbone: str = Field(description="Name of the backbone; `none` without a language model.")
+    backbone: str = Field(
+        description="Name of the backbone, `none` for a method without a language model."
+    )
     method: str = Field(description="Name of the method.")
     seed: int = Field(description="Seed of the run.")
 
