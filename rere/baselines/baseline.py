@@ -1,4 +1,4 @@
-"""The `baseline` stage: a data set to the predictions of a model without a language model."""
+"""The `baseline` stage: predictions of a method without a language model."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ def baseline(
 ) -> None:
     """Rank the catalogue for the test rows of the data set in folder `data`.
 
-    Writes the predictions to `output` and, of a model that is trained, log.jsonl beside it and the
-    files of `rere.data.factors`, by which others ask it. Items of a row's
-    history stay in the ranking. Training reads the splits train and valid, never test.
-    Raises InputError for malformed data or fewer than two items.
+    Writes the predictions to `output`. A sequential model also writes log.jsonl and the files of
+    `rere.data.factors` beside it. Items of a row's history stay in the ranking. Training reads the
+    splits train and valid, never test. Raises InputError for malformed data or fewer than two
+    items.
     """
     items = read_items(data)
     if len(items) < 2:
@@ -33,18 +33,18 @@ def baseline(
         )
     length = evaluation.list_length
     if isinstance(options, Sequential):
-        # Imported here, for torch takes seconds to import and the others do without it.
-        from rere.baselines.sequential import factors, fit, top_items
+        # Imported here: torch takes seconds to import, and other baselines do not need it.
+        from rere.baselines.sequential import fit, make_factors, rank_top
         from rere.data.factors import FACTORS, TEST_FACTORS
 
         train, valid = read_split(data, "train"), read_split(data, "valid")
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.with_name("log.jsonl").open("w", encoding="utf-8") as log:
             model = fit(options, len(items), train, valid, seed, log)
-        factors(model, train).save(output.with_name(FACTORS))
+        make_factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)
-        factors(model, rows).save(output.with_name(TEST_FACTORS))
-        ranked, scores = (best.tolist() for best in top_items(model, rows["history"], length))
+        make_factors(model, rows).save(output.with_name(TEST_FACTORS))
+        ranked, scores = (best.tolist() for best in rank_top(model, rows["history"], length))
     else:
         rows = read_split(data, "test", evaluation.rows)
         match options:

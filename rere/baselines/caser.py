@@ -1,15 +1,15 @@
 """Caser: convolutional sequence embedding (Tang & Wang, "Personalized Top-N Sequential
 Recommendation via Convolutional Sequence Embedding", WSDM 2018).
 
-    B histories in a batch, T items in the longest, D hidden size, L items in the window,
-    F horizontal filters of a height, V vertical filters
+    B histories of a batch, T items of the longest, D hidden size, L items of the window,
+    F horizontal filters per height, V vertical filters
 
-The paper's network reads the latest L items as an L x D image: horizontal filters of each height
-1 .. L, max-pooled over the places where they fit, and vertical filters over the L items, then a
-fully connected layer. Three things differ. There is no user embedding, since users of the test
-rows need not be in training. The embeddings that are scored are those that are read, where the
-paper has two matrices. And all positions of a history share the convolutions: the windows that
-end at its items are views of one sequence.
+The paper's network reads the latest L items as an L x D image. Horizontal filters of each height
+1 .. L are max-pooled over their positions, vertical filters cover the L items, and a fully
+connected layer follows. Three things differ. There is no user embedding, since test users need
+not be in the training split. Input and output embeddings are shared, where the paper has two
+matrices. And all positions of a history share the convolutions: the windows that end at its items
+are views of one sequence.
 """
 
 import torch
@@ -37,12 +37,12 @@ class CaserModel(Network):
         initialise(self.items)
 
     def forward(self, histories: torch.Tensor) -> torch.Tensor:
-        """States after each item: (B, T) -> (B, T, D); padding is zeros in the window."""
+        """States after each item: (B, T) -> (B, T, D); padding has zero embeddings."""
         embedded = self.items(histories)
         embedded = embedded.masked_fill((histories == self.padding)[..., None], 0.0)
         embedded = F.pad(embedded, (0, 0, self.window - 1, 0))  # (B, L - 1 + T, D)
         image = embedded.transpose(1, 2)  # (B, D, L - 1 + T)
-        # A filter of height h fits a window in L - h + 1 places, which slide along with it.
+        # A filter of height h has L - h + 1 positions in each window.
         horizontal = [
             F.max_pool1d(F.relu(filters(image)), self.window - height + 1, stride=1)  # (B, F, T)
             for height, filters in enumerate(self.horizontal, start=1)

@@ -1,13 +1,13 @@
 """GRU4Rec: recurrent sequential recommendation (Hidasi et al., "Session-based Recommendations with
 Recurrent Neural Networks", ICLR 2016).
 
-    B histories in a batch, T items in the longest, D hidden size
+    B histories of a batch, T items of the longest, D hidden size
 
 The paper's network: item embeddings, GRU layers, a feed-forward layer, item scores. Three things
-differ. The embeddings that are scored are those that are read (the constrained embedding of the
-authors' later code), which halves the parameters. The losses are those of
-`rere.baselines.sequential`, where the paper samples negatives from the mini-batch. And a history
-is a training row of its own, where the paper carries states over from batch to batch.
+differ. Input and output embeddings are shared (the constrained embedding of the authors' later
+code), which halves the parameters. The losses are those of `rere.baselines.sequential`, where the
+paper samples negatives from the mini-batch. And every training row is a separate history, where
+the paper carries states over from batch to batch.
 """
 
 import torch
@@ -30,15 +30,14 @@ class Gru4recModel(Network):
         initialise(self.items)
 
     def forward(self, histories: torch.Tensor) -> torch.Tensor:
-        """States after each item: (B, T) -> (B, T, D); before any item, the state is zero."""
+        """States after each item: (B, T) -> (B, T, D); before the first item, the state is zero."""
         padded = histories == self.padding
-        # Read from the left, so that the recurrence meets a history's padding after its items,
-        # where it changes nothing, and not before them.
+        # Move the padding behind the items, where it does not change their states.
         length = histories.shape[1]
         shift = padded.sum(dim=1, keepdim=True)  # (B, 1)
-        places = torch.arange(length, device=histories.device)
-        leftwards = ((places + shift) % length)[..., None]  # (B, T, 1)
-        rightwards = ((places - shift) % length)[..., None]
+        positions = torch.arange(length, device=histories.device)
+        leftwards = ((positions + shift) % length)[..., None]  # (B, T, 1)
+        rightwards = ((positions - shift) % length)[..., None]
         embedded = self.dropout(self.items(histories))  # (B, T, D)
         states, _ = self.gru(embedded.take_along_dim(leftwards, dim=1))
         states = states.take_along_dim(rightwards, dim=1)

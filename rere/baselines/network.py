@@ -1,10 +1,10 @@
-"""What the networks of sequential recommendation share: items in, states, item scores out.
+"""The base class of the sequential networks: from histories to states to item scores.
 
-    B histories in a batch, T items in the longest, D hidden size, N items
+    B histories of a batch, T items of the longest, D hidden size, N items
 
-Each network turns a history into one state after each of its items, reading no later one, and an
-item's score is the dot product of a state with the item's embedding, the same that is read. So
-one training loop, one loss and one ranking serve them all.
+A network computes a state after each item of a history, from that item and earlier ones. An item's
+score is the dot product of a state with the item's input embedding. All networks therefore share
+one training loop, the losses and the ranking.
 """
 
 import torch
@@ -14,11 +14,10 @@ from rere.config.baselines import Sequential
 
 
 class Network(nn.Module):
-    """Histories of item ids to states, states to item scores.
+    """A network whose `forward` maps histories, (B, T) item ids, to states, (B, T, D).
 
-    Histories are padded on the left with the id `padding`, which is the number of items. The
-    `forward` of each network takes (B, T) integers, T at most `max_history`, and returns the states
-    after each item, (B, T, D). No state of an item depends on how much padding is before it.
+    T is at most `max_history`. Histories are padded on the left with the id `padding`, which is
+    the number of items. The amount of padding does not change the states of items.
     """
 
     def __init__(self, options: Sequential, num_items: int, max_history: int) -> None:
@@ -33,7 +32,7 @@ class Network(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Small normal weights and zero biases, so that training starts near the uniform softmax."""
+    """Small normal weights and zero biases, so training starts near the uniform distribution."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

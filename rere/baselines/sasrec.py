@@ -1,12 +1,12 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018).
 
-    B histories in a batch, T items in the longest, D hidden size, H heads
+    B histories of a batch, T items of the longest, D hidden size, H heads
 
-The paper's network: item embeddings plus learned positions, blocks of causal self-attention and
-a point-wise feed-forward layer of the same width, layer normalisation before each, an item's
-score the dot product of the last state with its embedding. Two things differ. Padding is an id
-and is masked, where released code finds it by a sum of zero. And positions count from the
-latest item backwards, so that padding moves no item to another position.
+The paper's network: item embeddings plus learned positions, then blocks of causal self-attention
+and a point-wise feed-forward layer of the same width, with layer normalisation before each. An
+item's score is the dot product of the last state with its embedding. Two things differ. Padding
+has an id and is masked, where the released code finds it by a sum of zero. And positions count
+backwards from the latest item, so that padding does not change an item's position.
 """
 
 import torch
@@ -40,7 +40,7 @@ class SasrecModel(Network):
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each normalised before and added after."""
+    """Causal self-attention and a feed-forward layer, with pre-normalisation and residuals."""
 
     def __init__(self, options: Sasrec) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, states: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) states and (B, 1, T, T) keys each query sees -> (B, T, D)."""
+        """(B, T, D) states and (B, 1, T, T) visible keys -> (B, T, D)."""
         projected = self.queries_keys_values(self.attention_norm(states))  # (B, T, 3D)
         split = projected.unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D/H)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
@@ -76,9 +76,9 @@ class Block(nn.Module):
 
 
 def visible_keys(padded: torch.Tensor) -> torch.Tensor:
-    """Keys each query attends to: (B, T) booleans, True where padded -> (B, 1, T, T)."""
+    """The keys that each query may attend to: (B, T), True where padded -> (B, 1, T, T)."""
     length = padded.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=padded.device).tril()
-    # Padding sees itself: a query without any key would be a softmax over nothing, NaN.
+    # Padding attends to itself, since a softmax over no keys would be NaN.
     itself = torch.eye(length, dtype=torch.bool, device=padded.device)
     return (causal & ~padded[:, None, None, :]) | itself

@@ -1,11 +1,11 @@
-"""Training and ranking of sequential networks: one loop, two losses.
+"""Training and ranking of the sequential networks, with one training loop and two losses.
 
-`softmax` is the cross-entropy over the whole catalogue. It makes stronger baselines than SASRec's
-own loss, `bce`, the binary cross-entropy with one sampled negative a target (Klenitskiy &
-Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). Where SASRec draws negatives among the items
-that the user never took, here they are any items but the target: the training rows do not tell
-what a user took later. Every network learns from all items of a training row, each predicted from
-those before it, and not from the row's target alone.
+`softmax` is the cross-entropy over the whole catalogue. It makes stronger baselines than `bce`,
+SASRec's own loss, the binary cross-entropy with one sampled negative per target (Klenitskiy &
+Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). SASRec samples negatives from the items that
+a user never interacted with. Here they are any items but the target, since a training row does not
+say what its user chose later. A network learns to predict every item of a training row, not only
+its target, from the items before it.
 """
 
 import copy
@@ -30,7 +30,7 @@ from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
 from rere.progress import progress
 
 SELECTION = "NDCG@10"
-ROWS_A_PASS = 512
+ROWS_PER_BATCH = 512
 NETWORKS = {"gru4rec": Gru4recModel, "caser": CaserModel, "sasrec": SasrecModel}
 
 
@@ -42,12 +42,12 @@ def fit(
     seed: int,
     log: TextIO,
 ) -> Network:
-    """A model trained on the rows of `train`, as it was after its best epoch on those of `valid`.
+    """A model trained on the rows of `train`, with the weights of its best epoch on `valid`.
 
-    Both have the columns `history` and `target` of `rere.data.splits`; `log` gets a JSON line an
-    epoch. `seed` reaches the initial weights, the order of the rows and dropout: on a CPU the
-    same seed and number of threads give the same model, bit for bit. Raises InputError if the
-    loss becomes infinite or NaN.
+    Both have the columns `history` and `target` of `rere.data.splits`. `log` gets one JSON line
+    per epoch. `seed` determines initial weights, the order of rows and dropout: on a CPU the same
+    seed and number of threads give the same model, bit for bit. Raises InputError if the loss
+    becomes infinite or NaN.
     """
     torch.manual_seed(seed)
     max_history = train["history"].list.len().max()
@@ -56,9 +56,9 @@ def fit(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
-    histories = padded(train["history"], max_history, model.padding)  # (rows, T)
+    histories = pad_left(train["history"], max_history, model.padding)  # (rows, T)
     targets = torch.from_numpy(train["target"].to_numpy(writable=True))  # (rows,)
-    windows = windows_an_epoch(histories, model.padding)
+    windows = windows_per_epoch(histories, model.padding)
     loss_of = LOSSES[options.loss]
     best, best_epoch, best_weights = -1.0, 0, {}
     with progress(options.epochs * windows, options.model) as bar:
@@ -87,12 +87,13 @@ def fit(
     return model
 
 
-def windows_an_epoch(histories: torch.Tensor, padding: int) -> int:
-    """How many of the histories (rows, T) hold as many items as there are rows.
+def windows_per_epoch(histories: torch.Tensor, padding: int) -> int:
+    """Number of histories, out of (rows, T), that hold as many items as there are rows.
 
-    The windows of a user overlap, and each trains all of its positions: an event is in up to T of
-    them. So an epoch of so many predicts each event about once. The last position of every window
-    alone would do that too, but costs T times the attention and gets less far in the same time.
+    The windows of a user overlap: an event is in up to T of them, and a window trains all its
+    positions. An epoch of this many windows predicts each event about once. Training the last
+    position of every window would too, but needs T times the attention and learns less in the same
+    time.
     """
     return math.ceil(len(histories) ** 2 / int((histories != padding).sum()))
 
@@ -104,12 +105,12 @@ def step(
     histories: torch.Tensor,
     targets: torch.Tensor,
 ) -> torch.Tensor:
-    """One update on a batch, histories (B, T) and targets (B,) on the CPU; returns its loss, ()."""
+    """Make one update on histories (B, T) and targets (B,) on the CPU; returns the loss, ()."""
     device = next(model.parameters()).device
-    # Found on the CPU, where it costs no synchronisation; padding is most of a short history.
-    places, following = next_items(histories, targets, model.padding)
-    states = model(histories.to(device)).flatten(0, 1)[places.to(device)]  # (places, D)
-    loss = loss_of(model, states, following.to(device))
+    # Found on the CPU, which needs no synchronisation with a GPU.
+    positions, labels = next_items(histories, targets, model.padding)
+    states = model(histories.to(device)).flatten(0, 1)[positions.to(device)]  # (positions, D)
+    loss = loss_of(model, states, labels.to(device))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -119,30 +120,31 @@ def step(
 def next_items(
     histories: torch.Tensor, targets: torch.Tensor, padding: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where histories (B, T) have items, in the flattened batch, and the items that come next.
+    """Positions of the items of histories (B, T) in the flattened batch, and the next items.
 
-    What comes next is the next item of the history and, after its last, the target (B,). Returns
-    two int64 tensors (places,).
+    The next item after the last one of a history is its target (B,). Returns two int64 tensors
+    (positions,).
     """
-    places = (histories != padding).flatten().nonzero().squeeze(1)
-    following = torch.cat([histories[:, 1:], targets[:, None]], dim=1)  # (B, T)
-    return places, following.flatten()[places].long()
+    positions = (histories != padding).flatten().nonzero().squeeze(1)
+    labels = torch.cat([histories[:, 1:], targets[:, None]], dim=1)  # (B, T)
+    return positions, labels.flatten()[positions].long()
 
 
-def softmax_loss(model: Network, states: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-    """Mean of -log softmax(scores)[target] for states (places, D), targets (places,); ()."""
-    return F.cross_entropy(model.scores(states), following)
+def softmax_loss(model: Network, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of -log softmax(scores)[label] over states (positions, D), labels (positions,); ()."""
+    return F.cross_entropy(model.scores(states), labels)
 
 
-def bce_loss(model: Network, states: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid(target's score) - log(1 - sigmoid(negative's score)); ().
+def bce_loss(model: Network, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid(label's score) - log(1 - sigmoid(negative's score)); ().
 
-    States (places, D), targets (places,); a negative is drawn uniformly from the other items.
+    States (positions, D), labels (positions,). A negative is sampled uniformly from the other
+    items.
     """
-    offsets = torch.randint_like(following, 1, model.padding)
-    negatives = (following + offsets) % model.padding
+    offsets = torch.randint_like(labels, 1, model.padding)
+    negatives = (labels + offsets) % model.padding
     positive, negative = (
-        (states * model.items(items)).sum(dim=-1) for items in (following, negatives)
+        (states * model.items(items)).sum(dim=-1) for items in (labels, negatives)
     )
     return -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()
 
@@ -151,21 +153,21 @@ LOSSES = {"softmax": softmax_loss, "bce": bce_loss}
 
 
 def validate(model: Network, valid: pl.DataFrame) -> float:
-    """Mean NDCG@10 of the rows' targets, items told apart by id, over the whole catalogue."""
-    ranked, _ = top_items(model, valid["history"], 10)
+    """Mean NDCG@10 of the rows' targets, at item level, over the whole catalogue."""
+    ranked, _ = rank_top(model, valid["history"], 10)
     ranks = target_ranks(ranked, valid["target"].to_numpy())
     return float(metrics_from_ranks(ranks)[:, METRICS.index(SELECTION)].mean())
 
 
 @torch.inference_mode()
-def top_items(model: Network, histories: pl.Series, length: int) -> tuple[np.ndarray, np.ndarray]:
+def rank_top(model: Network, histories: pl.Series, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The `length` best items after each history, best first, and their logits.
 
-    Of a history the model reads its latest items, as many as it was trained with. Returns arrays
-    (rows, min(length, items)) of int64 and float32.
+    The model reads the latest `max_history` items. Returns arrays (rows, min(length, items)) of
+    int64 and float32.
     """
     best = []
-    for states in last_states(model, histories).split(ROWS_A_PASS):
+    for states in last_states(model, histories).split(ROWS_PER_BATCH):
         scores = model.scores(states)  # (B, N)
         best.append(scores.topk(min(length, scores.shape[1])))
     items = torch.cat([batch.indices for batch in best])
@@ -178,12 +180,12 @@ def last_states(model: Network, histories: pl.Series) -> torch.Tensor:
     """The state after each history, (rows, D) on the model's device."""
     model.eval()
     device = next(model.parameters()).device
-    batches = padded(histories, model.max_history, model.padding).split(ROWS_A_PASS)
+    batches = pad_left(histories, model.max_history, model.padding).split(ROWS_PER_BATCH)
     return torch.cat([model(batch.to(device))[:, -1] for batch in batches])
 
 
-def factors(model: Network, rows: pl.DataFrame) -> Factors:
-    """What `model.scores` multiplies, for the histories of `rows`, in the order of row_id."""
+def make_factors(model: Network, rows: pl.DataFrame) -> Factors:
+    """The factors of `model.scores` for the histories of `rows`, in the order of row_id."""
     rows = rows.sort("row_id")
     return Factors(
         row_id=torch.from_numpy(rows["row_id"].to_numpy(writable=True)),
@@ -192,7 +194,7 @@ def factors(model: Network, rows: pl.DataFrame) -> Factors:
     ).to("cpu")
 
 
-def padded(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
+def pad_left(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
     """The latest `width` items of each history, padded on the left: (rows, width) int32."""
     latest = histories.list.tail(width)
     lengths = latest.list.len().to_numpy()

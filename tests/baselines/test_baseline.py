@@ -37,7 +37,7 @@ def items(count: int) -> pl.DataFrame:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Item i is followed by i + 1, and has i training targets."""
+    """Each item i is followed by i + 1; the catalogue says it has i training targets."""
     folder = tmp_path / "data"
     folder.mkdir()
     items(NUM_ITEMS).write_parquet(folder / "items.parquet")
@@ -53,7 +53,7 @@ def run(options, data: Path, output: Path, seed: int = 0, evaluation: Evaluation
     return read_predictions(output)
 
 
-def test_popularity_of_each_row(data, tmp_path):
+def test_popularity_ranks_every_row(data, tmp_path):
     predictions = run(Popularity(), data, tmp_path / "run" / "predictions.parquet")
     assert predictions["row_id"].to_list() == list(range(90))
     assert predictions["items"].to_list() == [list(range(29, 9, -1))] * 90
@@ -61,7 +61,7 @@ def test_popularity_of_each_row(data, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
 
 
-def test_repeat_last_of_a_sample_of_rows(data, tmp_path):
+def test_repeat_last_ranks_a_sample_of_rows(data, tmp_path):
     evaluation = Evaluation(rows=7, list_length=20)
     predictions = run(RepeatLast(), data, tmp_path / "p.parquet", evaluation=evaluation)
     assert len(predictions) == 7
@@ -72,16 +72,16 @@ def test_repeat_last_of_a_sample_of_rows(data, tmp_path):
 
 def test_item_knn_counts_training_rows(data, tmp_path):
     predictions = run(ItemKnn(), data, tmp_path / "run" / "predictions.parquet")
-    # Row 0 reads items 0 and 1. Baskets are three items in a row, three times each, so neighbours
-    # share 2 of 3 baskets and those two apart 1: items 0, 1, 2 and 29 have 2/3, 2/3, 2/3 + 1/3
-    # and 2/3 + 1/3, and of equals the one with more training targets is first.
+    # The history of row 0 is items 0 and 1. Baskets are three consecutive items, three times each,
+    # so neighbours share 2 of 3 baskets, and items at distance two share 1. Items 0, 1, 2 and 29
+    # score 2/3, 2/3, 2/3 + 1/3 and 2/3 + 1/3; ties go to the item with more training targets.
     assert predictions["items"][0].to_list()[:4] == [29, 2, 1, 0]
     assert predictions["scores"][0].to_list()[:4] == pytest.approx([1, 1, 2 / 3, 2 / 3])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
 
 
 @pytest.mark.parametrize("options", TRAINED)
-def test_the_test_split_changes_no_training(data, tmp_path, options):
+def test_training_does_not_depend_on_the_test_split(data, tmp_path, options):
     before = run(options, data, tmp_path / "a" / "predictions.parquet")
     log = (tmp_path / "a" / "log.jsonl").read_bytes()
     test = pl.read_parquet(data / "test.parquet")
@@ -94,17 +94,17 @@ def test_the_test_split_changes_no_training(data, tmp_path, options):
 
 @pytest.mark.parametrize("options", TRAINED)
 @pytest.mark.parametrize(("name", "split"), [(FACTORS, "train"), (TEST_FACTORS, "test")])
-def test_a_trained_model_leaves_its_factors(data, tmp_path, options, name, split):
+def test_a_sequential_model_writes_its_factors(data, tmp_path, options, name, split):
     predictions = run(options, data, tmp_path / "predictions.parquet")
     row_ids = pl.read_parquet(data / f"{split}.parquet")["row_id"]
     factors = Factors.load(tmp_path / name, row_ids.to_numpy(), NUM_ITEMS)
-    # The fixture's splits are the same rows: what ranks the test rows ranks those of training.
+    # The fixture's splits have the same rows, so both files give the ranking of the test rows.
     logits = factors.states(torch.tensor(predictions["row_id"].to_list())) @ factors.item.T
     for row, ranked, scores in zip(logits, *predictions["items", "scores"], strict=True):
         assert row[ranked.to_list()].tolist() == pytest.approx(scores.to_list(), abs=1e-5)
 
 
-def test_training_never_opens_the_test_split(data, tmp_path):
+def test_training_does_not_open_the_test_split(data, tmp_path):
     (data / "test.parquet").write_text("not a parquet file")
     with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
         run(SASREC, data, tmp_path / "predictions.parquet")
@@ -113,7 +113,7 @@ def test_training_never_opens_the_test_split(data, tmp_path):
 
 
 @pytest.mark.parametrize("options", [*TRAINED, ItemKnn()])
-def test_the_whole_catalogue_is_ranked_history_and_all(data, tmp_path, options):
+def test_rankings_include_the_items_of_the_history(data, tmp_path, options):
     evaluation = Evaluation(rows=None, list_length=NUM_ITEMS)
     predictions = run(options, data, tmp_path / "p.parquet", evaluation=evaluation)
     assert all(sorted(ranked) == list(range(NUM_ITEMS)) for ranked in predictions["items"])
@@ -121,7 +121,7 @@ def test_the_whole_catalogue_is_ranked_history_and_all(data, tmp_path, options):
 
 @pytest.mark.parametrize("options", [Popularity(), RepeatLast(), ItemKnn(), *TRAINED])
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_small_a_catalogue(data, tmp_path, options, count):
+def test_a_catalogue_of_fewer_than_two_items_is_refused(data, tmp_path, options, count):
     items(count).write_parquet(data / "items.parquet")
     with pytest.raises(InputError, match=f"has {count} items and a ranking needs two"):
         run(options, data, tmp_path / "predictions.parquet")
@@ -129,7 +129,7 @@ def test_too_small_a_catalogue(data, tmp_path, options, count):
 
 
 @pytest.mark.parametrize("model", ["Popularity", "RepeatLast", "ItemKnn"])
-def test_what_is_not_trained_runs_without_torch(data, tmp_path, model):
+def test_untrained_baselines_do_not_import_torch(data, tmp_path, model):
     code = (
         "import sys; from pathlib import Path; from rere.config.evaluation import Evaluation\n"
         f"from rere.config.baselines import {model}\n"

@@ -1,4 +1,4 @@
-"""GRU4Rec, Caser and SASRec against slow or independent implementations of the same network."""
+"""GRU4Rec, Caser and SASRec against slow or independent implementations."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ NETWORKS = {"gru4rec": Gru4recModel, "caser": CaserModel, "sasrec": SasrecModel}
 
 
 def untrained(name: str) -> Network:
-    """Large weights everywhere, so that what must not matter would show."""
+    """A network with large weights, so that any wrong dependence changes its states."""
     torch.manual_seed(0)
     model = NETWORKS[name](OPTIONS[name], NUM_ITEMS, max_history=10).eval()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest) -> Network:
 
 
 def embedded(model: Network, history: torch.Tensor) -> torch.Tensor:
-    """A history's item embeddings, zeros for padding: (T,) -> (T, D)."""
+    """The item embeddings of a history, 0 for padding: (T,) -> (T, D)."""
     return model.items.weight[history] * (history != PADDING)[:, None]
 
 
@@ -47,29 +47,29 @@ def embedded(model: Network, history: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_more_padding_changes_nothing(model):
+def test_states_do_not_depend_on_the_amount_of_padding(model):
     short = torch.tensor([[3, 1, 4], [2, 7, 7]])
     long = torch.cat([torch.full((2, 5), PADDING), short], dim=1)
     expected = model(short)
     torch.testing.assert_close(model(long)[:, 5:], expected, atol=1e-6, rtol=1e-6)
-    # The padding's own embedding is out of reach, whatever it holds.
+    # The embedding of padding has no effect.
     model.items.weight[PADDING] = 100.0
     torch.testing.assert_close(model(long)[:, 5:], expected, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(model(short.flip(1))[:, -1], expected[:, -1])
 
 
 @torch.inference_mode()
-def test_a_row_is_not_padded_by_its_neighbours(model):
+def test_states_do_not_depend_on_the_other_rows_of_the_batch(model):
     together = model(HISTORIES)
     for row, history in enumerate(HISTORIES):
-        held = history != PADDING
-        alone = model(history[held][None])[0]
-        torch.testing.assert_close(together[row, held], alone, atol=1e-6, rtol=1e-6)
+        is_item = history != PADDING
+        alone = model(history[is_item][None])[0]
+        torch.testing.assert_close(together[row, is_item], alone, atol=1e-6, rtol=1e-6)
 
 
 @torch.inference_mode()
-def test_a_later_item_changes_no_earlier_state(model):
-    # Each row on its own: those of a batch may round apart.
+def test_states_do_not_depend_on_later_items(model):
+    # Rows are computed separately, since rows of one batch may round differently.
     rows = [[PADDING, 3, 1, 4, 1], [PADDING, 3, 1, 7, 1]]
     states = torch.cat([model(torch.tensor([row])) for row in rows])  # (2, 5, D)
     torch.testing.assert_close(states[0, 1:3], states[1, 1:3], atol=0, rtol=0)
@@ -78,7 +78,7 @@ def test_a_later_item_changes_no_earlier_state(model):
 
 
 @torch.inference_mode()
-def test_a_score_is_a_dot_product_and_padding_has_none(model):
+def test_scores_are_dot_products_with_item_embeddings(model):
     states = torch.randn(2, 3, WIDTH)
     scores = model.scores(states)
     assert scores.shape == (2, 3, NUM_ITEMS)
@@ -90,7 +90,7 @@ def test_a_score_is_a_dot_product_and_padding_has_none(model):
 
 
 @torch.inference_mode()
-def test_gru4rec_is_a_gru_on_packed_histories():
+def test_gru4rec_equals_a_gru_on_packed_histories():
     model = untrained("gru4rec")
     lengths = (HISTORIES != PADDING).sum(dim=1)
     items = nn.utils.rnn.pad_sequence(
@@ -105,7 +105,7 @@ def test_gru4rec_is_a_gru_on_packed_histories():
 
 
 @torch.inference_mode()
-def test_gru4rec_starts_from_zero():
+def test_gru4rec_has_a_zero_state_before_the_first_item():
     model = untrained("gru4rec")
     for length in (1, 4):
         states = model(torch.full((1, length), PADDING))
@@ -121,25 +121,25 @@ def slow_caser(model: CaserModel, window: torch.Tensor) -> torch.Tensor:
     for height, filters in enumerate(model.horizontal, start=1):
         for weight, bias in zip(filters.weight, filters.bias, strict=True):  # (D, height), ()
             fits = [window[at : at + height].T for at in range(len(window) - height + 1)]
-            features.append(max(torch.relu((weight * place).sum() + bias) for place in fits))
+            features.append(max(torch.relu((weight * patch).sum() + bias) for patch in fits))
     for weight, bias in zip(model.vertical.weight, model.vertical.bias, strict=True):
         features += list((weight[0] * window).sum(dim=0) + bias)  # (L, 1) * (L, D) -> (D,)
     return torch.relu(model.out(torch.stack(features)))
 
 
 @torch.inference_mode()
-def test_caser_reads_the_window_that_ends_at_each_item():
+def test_caser_equals_a_slow_network_on_each_window():
     model = untrained("caser")
     states = model(HISTORIES)
     for row, history in enumerate(HISTORIES):
         image = torch.cat([torch.zeros(2, WIDTH), embedded(model, history)])
-        for place in range(len(history)):
-            expected = slow_caser(model, image[place : place + 3])
-            torch.testing.assert_close(states[row, place], expected, atol=1e-5, rtol=1e-5)
+        for position in range(len(history)):
+            expected = slow_caser(model, image[position : position + 3])
+            torch.testing.assert_close(states[row, position], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_caser_forgets_what_lies_before_its_window():
+def test_caser_ignores_items_before_its_window():
     model = untrained("caser")
     states = model(torch.tensor([[0, 1, 2, 3], [9, 1, 2, 3]]))
     torch.testing.assert_close(states[0, 3], states[1, 3], atol=0, rtol=0)
@@ -149,13 +149,13 @@ def test_caser_forgets_what_lies_before_its_window():
 # ------------------------------------------------------------------------------------- SASRec
 
 
-def test_queries_see_themselves_and_earlier_items():
+def test_queries_attend_to_themselves_and_earlier_items():
     visible = visible_keys(torch.tensor([[True, False, False]]))
     assert visible.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
 
 
 @torch.inference_mode()
-def test_sasrec_is_a_stack_of_torch_encoder_layers():
+def test_sasrec_equals_a_stack_of_torch_encoder_layers():
     model = untrained("sasrec")
     history = torch.tensor([[3, 1, 4, 1]])
     # Positions count from the latest item.

@@ -1,4 +1,4 @@
-"""Training and ranking of the networks, on patterns that have one right answer."""
+"""Training and ranking of the networks, on patterns with one correct answer."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from rere.baselines.sequential import (
     bce_loss,
     fit,
     next_items,
-    padded,
+    pad_left,
+    rank_top,
     softmax_loss,
-    top_items,
     validate,
 )
 from rere.config.baselines import Caser, Gru4rec, Sasrec, Sequential
@@ -35,14 +35,16 @@ SETTINGS = {
     "patience": 8,
 }
 OPTIONS = Sasrec(**SETTINGS)
-EACH = [OPTIONS, Gru4rec(**SETTINGS), Caser(**SETTINGS)]
-each_network = pytest.mark.parametrize("options", EACH, ids=[options.model for options in EACH])
+NETWORKS = [OPTIONS, Gru4rec(**SETTINGS), Caser(**SETTINGS)]
+every_network = pytest.mark.parametrize(
+    "options", NETWORKS, ids=[options.model for options in NETWORKS]
+)
 
 
 def cycle(length: int = 5) -> pl.DataFrame:
-    """Histories of up to `length` items, each item and target one up from the item before."""
+    """Histories of up to `length` items, in which each item is followed by the next id."""
     histories = [
-        [(start + place) % NUM_ITEMS for place in range(size)]
+        [(start + offset) % NUM_ITEMS for offset in range(size)]
         for start in range(NUM_ITEMS)
         for size in range(1, length + 1)
     ]
@@ -61,7 +63,7 @@ def trained(seed: int = 0, options: Sequential = OPTIONS) -> Network:
 
 @pytest.fixture
 def untrained() -> SasrecModel:
-    """Large weights, so that what must not matter would show."""
+    """A network with large weights, so that any wrong dependence changes its scores."""
     torch.manual_seed(0)
     model = SasrecModel(OPTIONS, NUM_ITEMS, max_history=8).eval()
     with torch.no_grad():
@@ -70,48 +72,48 @@ def untrained() -> SasrecModel:
     return model
 
 
-def test_padding_goes_left_and_keeps_the_latest():
+def test_padding_is_on_the_left_and_the_latest_items_are_kept():
     histories = pl.Series([[1, 2, 3, 4], [5], []], dtype=pl.List(pl.Int32))
-    assert padded(histories, 3, PADDING).tolist() == [[2, 3, 4], [12, 12, 5], [12, 12, 12]]
+    assert pad_left(histories, 3, PADDING).tolist() == [[2, 3, 4], [12, 12, 5], [12, 12, 12]]
 
 
 def test_next_items_skip_padding():
     histories = torch.tensor([[12, 12, 5], [1, 2, 3]], dtype=torch.int32)
-    places, following = next_items(histories, torch.tensor([6, 4], dtype=torch.int32), PADDING)
-    assert places.tolist() == [2, 3, 4, 5]
-    assert following.tolist() == [6, 2, 3, 4]
+    positions, labels = next_items(histories, torch.tensor([6, 4], dtype=torch.int32), PADDING)
+    assert positions.tolist() == [2, 3, 4, 5]
+    assert labels.tolist() == [6, 2, 3, 4]
 
 
 def test_an_empty_history_has_finite_scores(untrained):
-    items, scores = top_items(untrained, pl.Series([[]], dtype=pl.List(pl.Int32)), NUM_ITEMS)
+    items, scores = rank_top(untrained, pl.Series([[]], dtype=pl.List(pl.Int32)), NUM_ITEMS)
     assert sorted(items[0]) == list(range(NUM_ITEMS))
     assert np.isfinite(scores).all()
 
 
-def test_the_longest_list_is_the_catalogue_in_falling_order(untrained):
-    items, scores = top_items(untrained, cycle()["history"], 50)
+def test_lists_have_at_most_the_catalogue_with_descending_scores(untrained):
+    items, scores = rank_top(untrained, cycle()["history"], 50)
     assert items.shape == scores.shape == (len(cycle()), NUM_ITEMS)
     assert (np.diff(scores) <= 0).all()
 
 
-def test_a_longer_history_than_trained_is_cut_to_its_latest(untrained):
+def test_histories_longer_than_in_training_lose_their_oldest_items(untrained):
     recent = [1, 2, 3, 4, 5, 6, 7, 8]
     histories = pl.Series([[9, 0, *recent], recent], dtype=pl.List(pl.Int32))
-    items, scores = top_items(untrained, histories, 5)
+    items, scores = rank_top(untrained, histories, 5)
     assert items[0].tolist() == items[1].tolist()
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
-def test_validation_is_the_mean_gain(untrained):
+def test_validation_is_the_mean_ndcg(untrained):
     histories = [[1, 2], [3]]
-    ranked, _ = top_items(untrained, rows(histories, [0, 0])["history"], NUM_ITEMS)
+    ranked, _ = rank_top(untrained, rows(histories, [0, 0])["history"], NUM_ITEMS)
     # Ranks 2 and 11: (1 / log2(2 + 1) + 0) / 2.
     valid = rows(histories, [int(ranked[0, 1]), int(ranked[1, 10])])
     assert validate(untrained, valid) == pytest.approx(0.5 / math.log2(3))
 
 
 def toy(weights: list[list[float]]) -> Network:
-    """A network of that many items with these embeddings, whose scores can be worked out."""
+    """A network with these item embeddings, whose scores can be computed by hand."""
     model = SasrecModel(Sasrec(hidden_size=2, num_heads=1), len(weights), max_history=1)
     with torch.no_grad():
         model.items.weight[: len(weights)] = torch.tensor(weights)
@@ -127,9 +129,9 @@ def test_softmax_loss_by_hand():
 
 
 def test_bce_loss_by_hand():
-    # Of two items the negative is the other one. Target 0 scores 1 and item 1 scores 2, then
-    # target 1 scores 6 and item 0 scores 3: -log s(1) - log s(-2), -log s(6) - log s(-3), where
-    # -log s(x) = log(1 + e^-x).
+    # With two items, the negative is the other one. Target 0 scores 1 and negative 1 scores 2; then
+    # target 1 scores 6 and negative 0 scores 3. The terms are -log s(1) - log s(-2) and
+    # -log s(6) - log s(-3), where -log s(x) = log(1 + e^-x).
     model = toy([[1.0, 0.0], [2.0, 0.0]])
     states = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     terms = [math.log1p(math.exp(-x)) for x in (1, -2, 6, -3)]
@@ -137,7 +139,7 @@ def test_bce_loss_by_hand():
     assert loss.item() == pytest.approx(sum(terms) / 2)
 
 
-def test_negatives_are_the_other_items_equally_often():
+def test_negatives_are_uniform_over_the_other_items():
     # The target, which scores 100, costs 100 as a negative. The others score 0, 0 and 3.
     model = toy([[0.0, 0.0], [100.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
     torch.manual_seed(0)
@@ -147,22 +149,22 @@ def test_negatives_are_the_other_items_equally_often():
     assert loss.item() == pytest.approx(expected, abs=0.03)  # 1.09 / sqrt(20000) = 0.008
 
 
-@each_network
+@every_network
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_learns_a_cycle(options, loss):
+def test_networks_learn_a_cycle(options, loss):
     changes = {"loss": loss, "dropout": 0.0, "learning_rate": 2e-2, "epochs": 80, "patience": 80}
     model = trained(options=options.model_copy(update=changes))
-    items, _ = top_items(model, cycle()["history"], 1)
+    items, _ = rank_top(model, cycle()["history"], 1)
     assert items[:, 0].tolist() == cycle()["target"].to_list()
 
 
-@each_network
+@every_network
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_the_seed_alone_decides(options, loss):
+def test_equal_seeds_give_equal_models(options, loss):
     options = options.model_copy(update={"loss": loss, "epochs": 2})
     histories = cycle()["history"]
     first, again, other = (
-        top_items(trained(seed, options), histories, NUM_ITEMS)[1] for seed in (1, 1, 2)
+        rank_top(trained(seed, options), histories, NUM_ITEMS)[1] for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -170,12 +172,12 @@ def test_the_seed_alone_decides(options, loss):
 
 def test_the_best_epoch_is_kept_and_patience_counts_from_it(monkeypatch):
     two_epochs = trained(options=OPTIONS.model_copy(update={"epochs": 2}))
-    gains = iter([0.1, 0.3, 0.3, 0.2, 0.9])
-    monkeypatch.setattr(sequential, "validate", lambda model, valid: next(gains))
+    scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    monkeypatch.setattr(sequential, "validate", lambda model, valid: next(scores))
     log = io.StringIO()
     options = OPTIONS.model_copy(update={"patience": 2})
     model = fit(options, NUM_ITEMS, cycle(), cycle(), 0, log)
-    # Epoch 2 is best, 3 ties and 4 is worse: two without a better one, so 5 never runs.
+    # Epoch 2 is best, 3 ties and 4 is worse: with a patience of 2, epoch 5 is not run.
     records = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     assert [record["valid_NDCG@10"] for record in records] == [0.1, 0.3, 0.3, 0.2]
@@ -184,7 +186,7 @@ def test_the_best_epoch_is_kept_and_patience_counts_from_it(monkeypatch):
         assert torch.equal(weight, two_epochs.state_dict()[name]), name
 
 
-def test_divergence_names_the_learning_rate():
+def test_a_diverging_run_names_the_learning_rate():
     options = OPTIONS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(InputError, match="learning_rate: the loss of epoch 1 is nan"):
         trained(options=options)

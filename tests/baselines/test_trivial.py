@@ -1,4 +1,4 @@
-"""Popularity and repeat-last on catalogues small enough to rank by hand."""
+"""Popularity and repeat-last on a catalogue that can be ranked by hand."""
 
 import polars as pl
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from rere.baselines.trivial import popularity, repeat_last
 
 COUNTS = [2, 5, 5, 0, 1]
-"""Training targets of items 0 to 4: by popularity they are 1, 2 (tied, lower id first), 0, 4, 3."""
+"""Training targets of items 0 to 4. By popularity: 1, 2 (tied, lower id first), 0, 4, 3."""
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_popularity_breaks_ties_by_item_id_and_scores_by_count(items):
     assert scores == [[5.0, 5.0, 2.0, 1.0, 0.0]] * 2
 
 
-def test_popularity_keeps_the_longest_list_asked_for(items):
+def test_popularity_limits_the_list(items):
     assert popularity(items, rows([0]), 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
 
 
@@ -35,9 +35,9 @@ def test_popularity_keeps_the_longest_list_asked_for(items):
     [
         # Two distinct items, so 5 + 2 for the latest and 5 + 1 for the one before.
         ([3, 4], [4, 3, 1, 2, 0], [7, 6, 5, 5, 2]),
-        # Item 0 counts once, where it was seen last; d = 2.
+        # Item 0 counts once, at its latest position; d = 2.
         ([0, 3, 0], [0, 3, 1, 2, 4], [7, 6, 5, 5, 1]),
-        # A popular item moves, it does not come twice; d = 1.
+        # A popular item of the history moves to the front; d = 1.
         ([2], [2, 1, 0, 4, 3], [6, 5, 2, 1, 0]),
         ([], [1, 2, 0, 4, 3], [5, 5, 2, 1, 0]),
     ],
@@ -46,8 +46,8 @@ def test_repeat_last_ranks_the_history_latest_first(items, history, ranked, scor
     assert repeat_last(items, rows(history), 10) == ([ranked], [scores])
 
 
-def test_repeat_last_cuts_after_merging(items):
+def test_repeat_last_limits_the_combined_list(items):
     # d = 3: 5 + 3, 5 + 2, and the third history item falls off a list of two.
     assert repeat_last(items, rows([4, 0, 3]), 2) == ([[3, 0]], [[8.0, 7.0]])
-    # The two most popular items are the history: both stay, and the list is not refilled twice.
+    # The two most popular items are the history and appear once.
     assert repeat_last(items, rows([1, 2]), 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])

@@ -78,7 +78,7 @@ def last_items(histories: Tensor, targets: Tensor, padding: int) -> tuple[Tensor
 def main(data: Path, form: str, seed: int) -> None:
     torch.set_num_threads(1)
     sequential.next_items = last_items
-    sequential.windows_an_epoch = lambda histories, padding: len(histories)
+    sequential.windows_per_epoch = lambda histories, padding: len(histories)
     if form == "recbole":
         sequential.NETWORKS["sasrec"] = RecBolesForm
     train, valid, test = (read_split(data, split) for split in ("train", "valid", "test"))

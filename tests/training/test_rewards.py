@@ -17,7 +17,7 @@ from rere.config.training import reward_weights
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.training.rewards import (
-    REWARDS,
+    HIT_REWARDS,
     Groups,
     collaborative,
     make_reward,
@@ -180,13 +180,13 @@ GROUPS = st.integers(2, 16).flatmap(
 
 @given(GROUPS)
 @settings(max_examples=100, deadline=None)
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", HIT_REWARDS)
 def test_the_order_of_candidates_is_irrelevant(name, group):
     order, place, log_probs = group
     hit = torch.arange(len(order))[None] == place  # none where `place` is one past the last
     log_prob = tensor([log_probs])
-    reward = REWARDS[name](hit, log_prob)
-    shuffled = REWARDS[name](hit[:, order], log_prob[:, order])
+    reward = HIT_REWARDS[name](hit, log_prob)
+    shuffled = HIT_REWARDS[name](hit[:, order], log_prob[:, order])
     torch.testing.assert_close(shuffled, reward[:, order], atol=1e-6, rtol=0)
 
 
@@ -235,12 +235,12 @@ def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
             weight.normal_(std=0.5)
     columns = {"row_id": [12, 3, 7], "history": [[1, 2], [5], [0, 4, 3, 2]]}
     rows = pl.DataFrame(columns, schema={"row_id": pl.Int64, "history": pl.List(pl.Int32)})
-    return model, rows, sequential.factors(model, rows)
+    return model, rows, sequential.make_factors(model, rows)
 
 
 def test_the_factors_give_the_models_own_logits(sasrec):
     model, rows, factors = sasrec
-    items, logits = sequential.top_items(model, rows["history"], 6)
+    items, logits = sequential.rank_top(model, rows["history"], 6)
     reward = make_reward("collaborative", factors=factors)
     made = reward(groups(items.tolist(), [0, 0, 0], rows["row_id"].to_list()))
     assert made.tolist() == pytest.approx(logits, abs=1e-5)
@@ -281,7 +281,7 @@ def test_every_name_of_the_config_is_a_reward(sasrec):
     parts = {name: reward(each) for name, reward in made.items()}
     assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in parts.values())
     assert all(part[0, 2] == 0 for part in parts.values())  # the place without an item
-    assert set(REWARDS) < set(config.training.REWARDS)
+    assert set(HIT_REWARDS) < set(config.training.REWARDS)
 
 
 def test_a_weighted_sum_by_hand():
@@ -365,8 +365,8 @@ def test_a_reward_of_ones_own_in_three_lines(modules):
     [
         ("number", "returned float; return a tensor of floats"),
         ("integers", "returned torch.int64; return a tensor of floats"),
-        ("by_prompt", r"returned shape \(1,\); a candidate has one reward, \(1, 3\)"),
-        ("infinite", "returned an infinite or NaN reward; return numbers"),
+        ("by_prompt", r"returned shape \(1,\); return one reward per candidate, \(1, 3\)"),
+        ("infinite", "returned an infinite or NaN reward; return finite numbers"),
     ],
 )
 def test_a_wrong_result_is_told_in_one_line(modules, name, message):
