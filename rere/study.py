@@ -1,6 +1,6 @@
-"""A config mapping to a study: grids expanded, every key and name checked.
+"""Turn a config mapping into a study: expand its grids and check every key and name.
 
-What is wrong is told in the user's own keys, one line each.
+Errors are one line each and name the keys as the user wrote them.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from rere.errors import InputError, remedy, unknown
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """Check a config mapping, as YAML gives it, and expand its grids.
+    """The study that a config mapping, as read from YAML, describes.
 
-    Raises InputError with one line for each key that is wrong.
+    Raises InputError with one line for each wrong key or name.
     """
     expanded, grid_of = expand_grids(config)
     study = parse(Study, expanded, config, grid_of)
-    if lines := list(dict.fromkeys(wrong_names(study, grid_of))):
+    if lines := list(dict.fromkeys(find_wrong_names(study, grid_of))):
         raise InputError("\n".join(lines))
     return study
 
@@ -33,36 +33,36 @@ def load_study(config: dict[str, Any]) -> Study:
 def parse(
     model: Any, values: Any, written: Any = None, grid_of: dict[str, str] | None = None
 ) -> Any:
-    """`values` as an instance of `model`; raises InputError with one line a wrong key.
+    """`values` as an instance of `model`; raises InputError with one line for each wrong key.
 
-    Where `values` are a config with its grids expanded, `written` is the one before, and lines
-    name its keys.
+    If `values` are a config with expanded grids, `written` is the config before, whose keys the
+    lines name.
     """
     try:
         return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
         source = values if written is None else written
-        lines = [explain(problem, source, grid_of or {}) for problem in error.errors()]
+        lines = [describe_error(problem, source, grid_of or {}) for problem in error.errors()]
         raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
-def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
-    """A line for each name that a study refers to and does not define."""
+def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each name that a study uses and does not define or cannot use."""
     for name, backbone in study.backbones.items():
         if name == NO_BACKBONE:
             yield f"backbones.{name}: stands for methods without one; choose another name"
         if isinstance(backbone, TinyBackbone) and backbone.corpus not in study.datasets:
             yield f"backbones.{name}.corpus: {unknown(backbone.corpus, study.datasets)}"
     for name, method in study.methods.items():
-        yield from wrong_baseline(study, name, grid_of)
+        yield from find_wrong_baseline(study, name, grid_of)
         where = f"methods.{grid_of.get(name, name)}.init"
         if method.init is None:
             continue
         if method.init not in study.methods:
             yield f"{where}: {unknown(method.init, study.methods)}"
-        elif not study.methods[method.init].leaves_model:
+        elif not study.methods[method.init].trains_model:
             stage = study.methods[method.init].stage
-            yield f"{where}: {method.init} is a {stage}, which leaves no model to start from"
+            yield f"{where}: {method.init} is a {stage}, which trains no model to start from"
         ancestors, init = [name], method.init
         while init in study.methods and init not in ancestors:
             ancestors.append(init)
@@ -83,47 +83,47 @@ def wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if speed.dataset not in study.datasets:
             yield f"speed.{name}.dataset: {unknown(speed.dataset, study.datasets)}"
         for model in speed.models:
-            yield from wrong_model(study, model, f"speed.{name}.models")
+            yield from find_wrong_model(study, model, f"speed.{name}.models")
     for name, search in study.search.items():
         if name in study.speed:
             yield f"search.{name}: speed has a table of that name; choose another name"
         if search.dataset not in study.datasets:
             yield f"search.{name}.dataset: {unknown(search.dataset, study.datasets)}"
-        yield from wrong_model(study, search, f"search.{name}")
+        yield from find_wrong_model(study, search, f"search.{name}")
 
 
-def wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
-    """A line where a method names a baseline to ask and needs none, or the reverse."""
+def find_wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
+    """Yield a line if a method needs a sequential baseline and names none, or the reverse."""
     method = study.methods[name]
     where, given = f"methods.{grid_of.get(name, name)}.collaborative", method.collaborative
-    if given is None and method.asks_baseline:
-        asks = "d3" if method.stage == "decode" else "the reward"
-        yield f"{where}: missing; name the sequential baseline that {asks} asks"
+    if given is None and method.needs_baseline:
+        user = "d3" if method.stage == "decode" else "the reward"
+        yield f"{where}: missing; name the sequential baseline that {user} needs"
     if given is None:
         return
     if given not in study.methods:
         yield f"{where}: {unknown(given, study.methods)}"
     elif not isinstance(study.methods[given].baseline, Sequential):
-        yield f"{where}: {given} is no sequential baseline; name one of gru4rec, caser or sasrec"
-    elif not method.asks_baseline and name not in grid_of:  # other members of a grid may ask
-        yield f"{where}: {name} has no reward or alpha that asks it; leave it out"
+        yield f"{where}: {given} is not a sequential baseline; name one of gru4rec, caser or sasrec"
+    elif not method.needs_baseline and name not in grid_of:  # other members of the grid may need it
+        yield f"{where}: {name} has no reward or alpha that needs it; leave it out"
 
 
-def wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
-    """A line for each name of a measured model that is wrong."""
+def find_wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
+    """Yield a line for each name of a measured model that is not defined or has no model."""
     for axis in ("backbone", "method"):
         value, names = getattr(model, axis), getattr(study, f"{axis}s")
         if value is None:
             continue
         if value not in names:
             yield f"{where}.{axis}: {unknown(value, names)}"
-        elif axis == "method" and not names[value].leaves_model:
+        elif axis == "method" and not names[value].trains_model:
             stage = names[value].stage
-            yield f"{where}.{axis}: {value} is a {stage}, which leaves no model to measure"
+            yield f"{where}.{axis}: {value} is a {stage}, which trains no model to measure"
 
 
-def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
-    """One line for one of pydantic's errors: the key as the user wrote it, and the remedy."""
+def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
+    """One line for an error of pydantic: the key as the user wrote it, and the remedy."""
     context = problem.get("ctx", {})
     inner = [context[key].strip("'") for key in ("key", "discriminator") if key in context]
     loc = [*problem["loc"], *inner]
@@ -131,7 +131,7 @@ def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
         grid = grid_of[loc[1]]
         swept = [key for key in loc[2:] if key in written["methods"][grid]["grid"]]
         loc = ["methods", grid, "grid", *swept] if swept else ["methods", grid, *loc[2:]]
-    # Where pydantic names the member of a union or the index of a list, the user wrote no key.
+    # Leave out members of unions and indices of lists, which are not keys that the user wrote.
     keys, node = [], written
     for key in loc:
         if isinstance(node, dict) and key in node:
@@ -143,9 +143,9 @@ def explain(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
 
 
 def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
-    """A config with each grid replaced by its members, and the grid of each member.
+    """A config with each grid replaced by its members, and the name of each member's grid.
 
-    A grid maps options of the method's stage to lists of values; a member is named after the
+    A grid maps options of the method's stage to lists of values. A member's name is that of the
     grid and its values, in the grid's order: `beta` with `beta: [0.0, 0.1]` gives `beta-0.0`
     and `beta-0.1`. A table that lists the grid gets all members.
     """
@@ -153,12 +153,12 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
         return config, {}
     methods, grid_of = {}, {}
     for name, method in config["methods"].items():
-        if not is_grid(method):
+        if not has_grid(method):
             methods[name] = method
             continue
         stage = next(stage for stage in STAGES if stage in method)
         for values in itertools.product(*method["grid"].values()):
-            member = "-".join([str(name), *map(slug, values)])
+            member = "-".join([str(name), *map(name_value, values)])
             if member in methods or member in config["methods"]:
                 raise InputError(f"methods.{name}.grid: {member} comes twice")
             options = method[stage] | dict(zip(method["grid"], values, strict=True))
@@ -167,13 +167,13 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
     expanded = config | {"methods": methods}
     if isinstance(config.get("tables"), dict):
         expanded["tables"] = {
-            name: select_members(table, grid_of) for name, table in config["tables"].items()
+            name: replace_grids(table, grid_of) for name, table in config["tables"].items()
         }
     return expanded, grid_of
 
 
-def is_grid(method: Any) -> bool:
-    """Whether a method has a grid that can be expanded; parsing tells what is wrong with others."""
+def has_grid(method: Any) -> bool:
+    """Whether a method has a well-formed grid; `parse` reports what is wrong with others."""
     if not (isinstance(method, dict) and isinstance(method.get("grid"), dict)):
         return False
     lists, stages = method["grid"].values(), [stage for stage in STAGES if stage in method]
@@ -181,18 +181,18 @@ def is_grid(method: Any) -> bool:
     return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
 
 
-def select_members(table: Any, grid_of: dict[str, str]) -> Any:
-    """A table whose list of methods names grids, with their members in their place."""
+def replace_grids(table: Any, grid_of: dict[str, str]) -> Any:
+    """A table with the grids in its list of methods replaced by their members."""
     if not (isinstance(table, dict) and isinstance(table.get("methods"), list)):
         return table
-    chosen = [
+    methods = [
         [member for member, grid in grid_of.items() if grid == name] or [name]
         for name in table["methods"]
     ]
-    return table | {"methods": list(itertools.chain.from_iterable(chosen))}
+    return table | {"methods": list(itertools.chain.from_iterable(methods))}
 
 
-def slug(value: Any) -> str:
-    """A grid's value as part of a name."""
+def name_value(value: Any) -> str:
+    """A value of a grid as part of a method's name."""
     text = "_".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^A-Za-z0-9.]+", "_", text)

@@ -1,4 +1,4 @@
-"""A study: what is compared, and on what."""
+"""A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
 from typing import Annotated, Any
@@ -20,26 +20,41 @@ STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
 class Method(Options):
-    """A named row of a table: the stage that makes it, under that stage's own key."""
+    """A row of a table: exactly one stage, with its options under the stage's key."""
 
-    baseline: Baseline | None = Field(None, description="A model without a language model.")
-    sft: SftOptions | None = Field(None, description="Supervised fine-tuning.")
-    preference: PreferenceOptions | None = Field(None, description="Preference optimisation.")
-    rl: RlOptions | None = Field(None, description="Reinforcement learning.")
-    decode: Decode | None = Field(None, description="Another way to recommend with a model.")
-    init: str | None = Field(None, description="Method to start from; without one the backbone.")
+    baseline: Baseline | None = Field(
+        None, description="Options of a baseline without a language model."
+    )
+    sft: SftOptions | None = Field(None, description="Options of supervised fine-tuning.")
+    preference: PreferenceOptions | None = Field(
+        None, description="Options of preference optimisation."
+    )
+    rl: RlOptions | None = Field(None, description="Options of reinforcement learning.")
+    decode: Decode | None = Field(
+        None,
+        description="Options of a ranking by the model of `init` without beam search or training.",
+    )
+    init: str | None = Field(
+        None, description="Method whose model this one starts from. None: the backbone."
+    )
     collaborative: str | None = Field(
-        None, description="Sequential baseline that the collaborative reward, or d3, asks."
+        None,
+        description="Method, a sequential baseline, whose scores the collaborative reward or d3 "
+        "needs.",
     )
     seed: int | None = Field(
-        None, ge=0, description="Its one seed, whatever those of a table or of what starts from it."
+        None,
+        ge=0,
+        description="The only seed of this method, whatever the seeds of tables and of methods "
+        "that start from it. None: the seeds of the tables.",
     )
     grid: Grid | None = Field(
-        None, description="Options of the stage with lists of values: a method a combination."
+        None,
+        description="Options of the stage, each with a list of values: one method per combination.",
     )
 
     @model_validator(mode="after")
-    def one_stage(self):
+    def check_stage(self):
         given = [stage for stage in STAGES if stage in self.model_fields_set]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(STAGES)}")
@@ -50,15 +65,15 @@ class Method(Options):
         return self
 
     @property
-    def asks_baseline(self) -> bool:
-        """Whether its reward, or its ranking, is in part a sequential baseline's."""
+    def needs_baseline(self) -> bool:
+        """Whether its reward or ranking uses the scores of a sequential baseline."""
         if isinstance(self.decode, D3):
             return self.decode.alpha < 1
         return self.rl is not None and "collaborative" in reward_weights(self.rl.reward)
 
     @property
-    def leaves_model(self) -> bool:
-        """Whether others may start from it."""
+    def trains_model(self) -> bool:
+        """Whether it trains a language model, which other methods may start from."""
         return self.stage not in ("baseline", "decode")
 
     @property
@@ -71,17 +86,23 @@ class Method(Options):
 
 
 class Table(Options):
-    """A table of the study: each list selects by name."""
+    """A table of the study: the runs of all combinations of the lists."""
 
-    datasets: list[str] = Field(min_length=1, description="Data sets.")
-    backbones: list[str] = Field(min_length=1, description="Backbones.")
-    methods: list[str] = Field(min_length=1, description="Methods, or grids for all of theirs.")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Run seeds.")
-    reference: str | None = Field(None, description="Method that paired tests compare with.")
+    datasets: list[str] = Field(min_length=1, description="Names of data sets.")
+    backbones: list[str] = Field(
+        min_length=1, description="Names of backbones; baselines appear once, without one."
+    )
+    methods: list[str] = Field(
+        min_length=1, description="Names of methods; that of a grid stands for all of its methods."
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs.")
+    reference: str | None = Field(
+        None, description="Method that paired tests compare the others with. None: no tests."
+    )
 
     @field_validator("datasets", "backbones", "methods", "seeds")
     @classmethod
-    def once_each(cls, values: list) -> list:
+    def check_repeats(cls, values: list) -> list:
         for value in values:
             if values.count(value) > 1:
                 raise ValueError(f"{value} comes twice")
@@ -89,24 +110,26 @@ class Table(Options):
 
 
 class Study(Options):
-    """A study: mappings that define, tables that select."""
+    """A study: mappings that define by name, and tables that select by name."""
 
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")
     methods: dict[Name, Method] = Field(description="Methods by name.")
-    evaluation: Recommend = Field(Recommend(), description="How test rows are scored.")
+    evaluation: Recommend = Field(
+        Recommend(), description="How test rows are ranked, the same for every method."
+    )
     tables: dict[Name, Table] = Field(description="Tables by name.")
     speed: dict[Name, Speed] = Field({}, description="Tables of measurements by name.")
     search: dict[Name, Candidates] = Field({}, description="Tables of candidates by name.")
 
     def seed_of(self, method: str, seed: int) -> int:
-        """The seed of a method's run where others run with `seed`."""
-        own = self.methods[method].seed
-        return seed if own is None else own
+        """Return the method's own seed, or `seed` if it has none."""
+        fixed = self.methods[method].seed
+        return seed if fixed is None else fixed
 
     def runs(self, table: str) -> list[Run]:
-        """The runs of a table, row after row; those without a backbone once a data set."""
-        chosen = self.tables[table]
+        """Return a table's runs in row order; baselines have one per data set and seed."""
+        selected = self.tables[table]
         runs = [
             Run(
                 dataset=dataset,
@@ -115,7 +138,7 @@ class Study(Options):
                 seed=self.seed_of(method, seed),
             )
             for dataset, backbone, method, seed in itertools.product(
-                chosen.datasets, chosen.backbones, chosen.methods, chosen.seeds
+                selected.datasets, selected.backbones, selected.methods, selected.seeds
             )
         ]
         return list(dict.fromkeys(runs))

@@ -197,7 +197,7 @@ SEARCH = SHIPPED["search"]["search"]
         ),
         (
             {"search__search__method": "sasrec"},
-            "search.search.method: sasrec is a baseline, which leaves no model to measure",
+            "search.search.method: sasrec is a baseline, which trains no model to measure",
         ),
         (
             {"search__search__group_size": [2]},

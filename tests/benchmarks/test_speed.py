@@ -376,7 +376,7 @@ def test_the_figure_is_written_in_each_format_and_the_same_twice(measured, tmp_p
         ),
         (
             {"speed__speed__models": [{"backbone": "tiny", "method": "sasrec"}]},
-            "speed.speed.models.method: sasrec is a baseline, which leaves no model to measure",
+            "speed.speed.models.method: sasrec is a baseline, which trains no model to measure",
         ),
         ({"speed__speed__beem": [2]}, "speed.speed.beem: unknown key; did you mean beams?"),
         ({"speed__speed__beams": []}, "speed.speed.beams: empty; give at least one"),

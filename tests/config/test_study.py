@@ -266,19 +266,19 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         ({"methods__sasrec__init": "sft"}, "methods.sasrec: a baseline takes no init"),
         (
             {"methods__rere__init": "sasrec"},
-            "methods.rere.init: sasrec is a baseline, which leaves no model to start from",
+            "methods.rere.init: sasrec is a baseline, which trains no model to start from",
         ),
         (
             {"methods__rere__init": "d3"},
-            "methods.rere.init: d3 is a decode, which leaves no model to start from",
+            "methods.rere.init: d3 is a decode, which trains no model to start from",
         ),
         (
             {"methods__d3__collaborative": None},
-            "methods.d3.collaborative: missing; name the sequential baseline that d3 asks",
+            "methods.d3.collaborative: missing; name the sequential baseline that d3 needs",
         ),
         (
             {"methods__d3__decode__alpha": 1.0},
-            "methods.d3.collaborative: d3 has no reward or alpha that asks it; leave it out",
+            "methods.d3.collaborative: d3 has no reward or alpha that needs it; leave it out",
         ),
         (
             {"methods__d3__decode__algorithm": "d4"},
@@ -292,18 +292,18 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
         (
             {"methods__rere__rl__reward": ["collaborative"]},
             "methods.rere.collaborative: missing; name the sequential baseline that the reward "
-            "asks",
+            "needs",
         ),
         (
             {"methods__rere__collaborative": "sasrec"},
-            "methods.rere.collaborative: rere has no reward or alpha that asks it; leave it out",
+            "methods.rere.collaborative: rere has no reward or alpha that needs it; leave it out",
         ),
         (
             {
                 "methods__rere__collaborative": "popularity",
                 "methods__rere__rl__reward": ["collaborative"],
             },
-            "methods.rere.collaborative: popularity is no sequential baseline; name one of "
+            "methods.rere.collaborative: popularity is not a sequential baseline; name one of "
             "gru4rec, caser or sasrec",
         ),
         (
@@ -394,7 +394,7 @@ def test_a_member_of_a_grid_has_a_name_of_its_own():
 def test_a_grid_of_rewards_names_its_baseline_once():
     config = grid({"reward": [["rule"], ["collaborative=0.1"]]}, collaborative="sasrec")
     study = load_study(config)
-    assert [study.methods[name].asks_baseline for name in study.tables["sweep"].methods] == [
+    assert [study.methods[name].needs_baseline for name in study.tables["sweep"].methods] == [
         False,
         False,
         True,

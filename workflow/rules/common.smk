@@ -82,7 +82,7 @@ def initial_model(wildcards):
 def factors(wildcards):
     """What the collaborative reward asks, or d3, of the methods that ask."""
     method = study.methods[wildcards.method]
-    if not method.asks_baseline:
+    if not method.needs_baseline:
         return []
     seed = study.seed_of(method.collaborative, wildcards.seed)
     run = f"results/runs/{wildcards.dataset}/{NO_BACKBONE}/{method.collaborative}/seed{seed}"
