@@ -1,6 +1,6 @@
-# `make` runs the quick study, `make full` three seeds of it, `make test` the tests, `make docs`
-# builds the documentation into site/.
-# Each sets up .venv first. PYTHON names another interpreter: `make PYTHON=python3.12`.
+# `make` runs the quick study, `make full` runs it with three seeds, `make test` runs the tests and
+# `make docs` builds the documentation into site/. Each sets up .venv first.
+# PYTHON selects the interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -1,7 +1,7 @@
 """The study: raw interactions to tables and figures. `snakemake` runs all of config/config.yaml.
 
-Each rule calls one stage of the `rere` command; its log shows the very command. What a path
-below results/ means is explained in README.md, every key of the config in config/README.md.
+Each rule calls one stage of the `rere` command, which its log shows. docs/files.md explains the
+paths below results/, and docs/configuration.md the keys of the config.
 """
 
 from snakemake.utils import min_version
@@ -24,7 +24,7 @@ include: "workflow/rules/search.smk"
 
 
 rule all:
-    """Every table of the study, and its figures"""
+    """Make every table of the study and its figures"""
     default_target: True
     input:
         expand("results/tables/{table}.csv", table=study.tables),

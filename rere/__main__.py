@@ -1,5 +1,5 @@
 from rere.cli import main
 
-# Processes that `rere speed` starts import this module anew.
+# Benchmarks start processes that import this module again.
 if __name__ == "__main__":
     main()

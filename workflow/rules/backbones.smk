@@ -8,7 +8,7 @@ OUTPUTS:
 
 
 rule backbone:
-    """Store a backbone: a tiny one from scratch, a hub id or a local folder"""
+    """Store a backbone: a tiny new model, a hub id or a local folder"""
     input:
         corpus=corpus,
     output:

@@ -1,5 +1,5 @@
 """
-Methods without a language model: trained where need be, and scored on the same test rows.
+Methods without a language model, ranking the same test rows.
 
 REQUIRED INPUTS:
 
@@ -10,12 +10,12 @@ OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores
     run.json                versions, commit, options, hashes, seconds, memory
     factors.safetensors, factors.test.safetensors
-                            (sequential models) what the collaborative reward and d3 ask
+                            (sequential models) for the collaborative reward and d3
 """
 
 
 rule baseline:
-    """Rank the test rows by popularity, by repetition or by nearest items"""
+    """Rank the test rows by popularity, by the history or by item similarity"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
@@ -51,7 +51,7 @@ rule baseline:
 
 
 use rule baseline as sequential with:
-    # Rank the test rows with a sequential model, trained before
+    # Train a sequential model and rank the test rows
     output:
         predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
         run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",

@@ -1,7 +1,7 @@
 """
-The study behind the rules: the checked config, and where a run's model starts from.
+The checked config, and functions that give rules their inputs and flags.
 
-A wrong key, name or value stops here, in one line, before any job runs.
+A wrong key, name or value stops here, with one line, before any job runs.
 """
 
 import os
@@ -15,10 +15,10 @@ from rere.config.training import reward_weights
 from rere.errors import InputError
 from rere.study import load_study
 
-# Jobs find this Python and this `rere`, whether an environment is activated or not. A conda
-# environment puts its own Python before it. Threads that wait sleep: where two jobs share the
-# processors, threads that spin cost the other one a hundredfold. torch asks the kernel for huge
-# pages: a training pass of gigabytes has thousands of page faults then, not hundreds of thousands.
+# Jobs find this Python and this `rere`, with or without an activated environment; a conda
+# environment puts its own Python first. Waiting threads sleep: if two jobs share the processors,
+# spinning threads make the other job a hundred times slower. torch asks the kernel for huge pages,
+# so that a training pass of gigabytes has thousands of page faults, not hundreds of thousands.
 os.environ.update(
     PATH=os.path.expandvars(f"{os.path.dirname(sys.executable)}:$PATH"),
     PYTHONPATH=os.path.expandvars(f"{workflow.basedir}:$PYTHONPATH"),
@@ -33,17 +33,17 @@ except InputError as error:
 
 
 def one_of(names):
-    """A pattern for exactly these names; for none of them, one that nothing matches."""
+    """A pattern that matches exactly these names; without names, one that matches nothing."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def methods(*stages):
-    """A pattern for the methods that these stages make."""
+    """A pattern that matches the methods of these stages."""
     return one_of(name for name, method in study.methods.items() if method.stage in stages)
 
 
 def baselines(*models):
-    """A pattern for the baselines with these models."""
+    """A pattern that matches the baselines with these models."""
     options = {name: method.baseline for name, method in study.methods.items() if method.baseline}
     return one_of(name for name, baseline in options.items() if baseline.model in models)
 
@@ -57,12 +57,12 @@ wildcard_constraints:
 
 
 def raw_folder(wildcards):
-    """The user's own folder of raw files, or the one that `fetch` fills."""
+    """The folder of raw files that the config names, or the one that `fetch` writes."""
     return study.datasets[wildcards.dataset].folder or f"results/raw/{wildcards.dataset}"
 
 
 def fetch_flags(wildcards):
-    """Which public data set to fetch, and of Amazon's which category."""
+    """The public data set to fetch and, for Amazon, its category."""
     dataset = study.datasets[wildcards.dataset]
     options = ["--source", dataset.source]
     if "category" in type(dataset).model_fields:
@@ -71,7 +71,7 @@ def fetch_flags(wildcards):
 
 
 def initial_model(wildcards):
-    """The model that a method's training starts from."""
+    """The folder of the model that a method starts from."""
     init = study.methods[wildcards.method].init
     if init is None:
         return f"results/backbones/{wildcards.backbone}"
@@ -80,7 +80,7 @@ def initial_model(wildcards):
 
 
 def factors(wildcards):
-    """What the collaborative reward asks, or d3, of the methods that ask."""
+    """The factors of the baseline that a method needs, for the collaborative reward or d3."""
     method = study.methods[wildcards.method]
     if not method.needs_baseline:
         return []
@@ -90,7 +90,7 @@ def factors(wildcards):
 
 
 def own_rewards(wildcards):
-    """The user's own rewards, where their modules lie beside the results."""
+    """The modules of the user's own rewards that are files in the working folder."""
     names = reward_weights(study.methods[wildcards.method].options.reward)
     modules = [name.partition(":")[0].split(".") for name in names if ":" in name]
     paths = [f"{os.path.join(*module)}.py" for module in modules]
@@ -98,7 +98,7 @@ def own_rewards(wildcards):
 
 
 def decode_flags(wildcards):
-    """The options of a way to recommend, those of the test run, and what it asks."""
+    """The options of a decode method, those of `evaluation`, and the factors it needs."""
     options = flags(study.methods[wildcards.method].options, skip=("algorithm",))
     options += flags(Decoding(**study.evaluation.model_dump(include=set(Decoding.model_fields))))
     path = factors(wildcards)
@@ -106,13 +106,13 @@ def decode_flags(wildcards):
 
 
 def rl_flags(wildcards):
-    """The options of an RL method, and what its rewards ask."""
+    """The options of an RL method, and the factors that its reward needs."""
     options, path = flags(study.methods[wildcards.method].options), factors(wildcards)
     return [*options, "--factors", path] if path else options
 
 
 def corpus(wildcards):
-    """The training text of a tiny backbone's tokenizer; a published model needs none."""
+    """The data that a tiny backbone's tokenizer is trained on; none for a published model."""
     backbone = study.backbones[wildcards.backbone]
     if backbone.source != "tiny":
         return []
@@ -122,7 +122,7 @@ def corpus(wildcards):
 
 
 def backbone_flags(wildcards):
-    """The backbone's options, the corpus as the folder that holds it."""
+    """The backbone's options, with the corpus as a folder."""
     backbone = study.backbones[wildcards.backbone]
     options = flags(backbone, skip=("source", "corpus"))
     if backbone.source == "tiny":
@@ -131,7 +131,7 @@ def backbone_flags(wildcards):
 
 
 def table_flags(wildcards):
-    """The table's run folders, its data folders, and the row that tests compare with."""
+    """The table's run folders, its data folders, and its reference method."""
     table = study.tables[wildcards.table]
     options = ["--runs", *[run.folder for run in study.runs(wildcards.table)]]
     options += ["--data", *[f"results/data/{dataset}" for dataset in table.datasets]]
@@ -161,5 +161,5 @@ def rl_runs(table):
 
 
 def source(*modules):
-    """Modules of `rere` whose edits make a cheap stage run again."""
+    """Modules of `rere` as inputs, so that an edit makes a cheap stage run again."""
     return [f"{workflow.basedir}/rere/{module}" for module in modules]

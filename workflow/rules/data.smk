@@ -1,11 +1,11 @@
 """
-Raw interactions to a catalogue and splits.
+From raw interactions to a catalogue and splits.
 
 OUTPUTS:
 
-    results/raw/{dataset}/      the raw files, where the config names no folder of its own
+    results/raw/{dataset}/      raw files, unless the config names a folder that has them
     results/data/{dataset}/     items, train, valid, test (.parquet), stats.json, audit.json
-    results/tokens/{dataset}/{backbone}.json    on demand: lengths of titles and prompts
+    results/tokens/{dataset}/{backbone}.json    on request: lengths of titles and prompts
 """
 
 

@@ -1,5 +1,5 @@
 """
-Test rows ranked by a trained model, and every method's metrics.
+Rankings of the test rows by trained models, and the metrics of every method.
 
 REQUIRED INPUTS:
 
@@ -51,7 +51,7 @@ rule recommend:
 
 
 rule decode:
-    """Rank the test rows in another way with a model that another method trained"""
+    """Rank the test rows with the model of another method, by BIGRec or D3"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         test="results/data/{dataset}/test.parquet",
@@ -89,7 +89,7 @@ rule decode:
 
 
 rule metrics:
-    """Score a run's predictions"""
+    """Compute the metrics of a run's predictions"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         test="results/data/{dataset}/test.parquet",

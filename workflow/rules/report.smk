@@ -15,7 +15,7 @@ OUTPUTS:
 
 
 rule table:
-    """Gather runs: mean, spread over seeds, interval over users, paired test"""
+    """Gather runs: means, spread over seeds, intervals over users, paired tests"""
     input:
         metrics=lambda wildcards: [
             f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
@@ -74,7 +74,7 @@ rule figure:
 
 
 rule curves:
-    """Draw how a table's RL methods trained, by step and by seconds"""
+    """Draw the training curves of a table's RL methods, by step and by seconds"""
     input:
         logs=lambda wildcards: [f"{folder}/log.jsonl" for folder in rl_runs(wildcards.table)],
         src=source("reporting/curves.py", "reporting/figures.py"),

@@ -1,5 +1,5 @@
 """
-Training of the language model methods.
+Training of language models.
 
 REQUIRED INPUTS:
 
@@ -10,12 +10,12 @@ REQUIRED INPUTS:
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
     model/          weights and tokenizer
-    log.jsonl       one line a step
+    log.jsonl       one line per step
     run.json        versions, commit, options, hashes, seconds, memory
 
-Not declared, since Snakemake deletes the outputs of a job that failed before it runs again:
+Not declared as output, since Snakemake deletes the outputs of a failed job before it runs again:
 
-    checkpoints/    what a killed run goes on from; gone at its end
+    checkpoints/    from which a killed run resumes; deleted at its end
 """
 
 
@@ -58,7 +58,7 @@ rule sft:
 
 
 rule preference:
-    """Train to prefer targets to negatives, random ones or the model's own"""
+    """Train to prefer targets to negatives, sampled at random or by the model"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
@@ -96,7 +96,7 @@ rule preference:
 
 
 rule rl:
-    """Train with ReRe, or what it is compared with: rollouts, rewards, a policy update"""
+    """Train with ReRe or another RL method: rollouts, rewards, policy updates"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
