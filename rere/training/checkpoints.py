@@ -1,9 +1,9 @@
-"""Checkpoints, so that a run killed at any moment goes on as if it had not been.
+"""Checkpoints: a run killed at any moment resumes and ends with the same results.
 
-They lie in checkpoints/ beside a run's outputs, since Snakemake deletes those of a job that failed.
-`checkpoint-{step}` holds all that the rest of the run depends on; it is written aside, brought to
-the disk and renamed, so that a folder of that name is whole. The last one is kept, and that of the
-best validation. A run that ends leaves none.
+They are in checkpoints/, not among the run's outputs, since Snakemake deletes outputs of failed
+jobs. `checkpoint-{step}` holds all state that the rest of the run depends on. It is written under
+another name, flushed to disk and renamed, so a folder with this name is complete. Only the last
+checkpoint and that of the best validation are kept. A finished run leaves none.
 """
 
 import fcntl
@@ -38,20 +38,21 @@ RESULT_NEUTRAL = {
     "checkpoint_seconds",
     "report_to",
 }
-"""Options that say where and how often, not what: a run goes on under other values of theirs."""
+"""Options that do not change results; a run resumes under other values of them."""
 
 
 @contextmanager
 def resumable(
     output: Path, options: Training, seed: int, inputs: Sequence[Path]
 ) -> Iterator["Checkpoints"]:
-    """The checkpoints of the training run in `output`; log.jsonl and run.json when it ends well.
+    """The checkpoints of the training run in `output`, for the body of a `with` statement.
 
-    They go then, and stay when the run fails or is killed. Raises InputError where another
-    process trains in the same folder, and under a launcher of several processes.
+    If the body succeeds, log.jsonl and run.json are written and the checkpoints deleted. They stay
+    if the run fails or is killed. Raises InputError if another process trains in the same folder,
+    or under a launcher of several processes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("a run trains in one process, on one device; start it without a launcher")
+        raise InputError("training takes one process and one device; start it without a launcher")
     folder = output / "checkpoints"
     with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:
@@ -64,9 +65,9 @@ def resumable(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other processes out of it for as long as this one lives.
+    """Make a folder and hold a lock on it. Raises InputError if another process holds the lock.
 
-    The jobs of a killed Snakemake go on; those that take their place must not meet them.
+    Jobs of a killed Snakemake keep running, and must not share the folder with their successors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -74,15 +75,15 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another process is training here; wait for its end, or end it"
+                f"{folder}: another process is training here; wait for it or stop it"
             ) from error
         except OSError:
-            log.warning("%s: cannot be locked here; start no second process on it", folder)
+            log.warning("%s: cannot be locked; start no second process here", folder)
         try:
             yield
         except BaseException:
             if [entry.name for entry in folder.iterdir()] == [".lock"]:
-                # The run never began; it leaves no trace.
+                # The run failed before its first step.
                 shutil.rmtree(folder)
                 with suppress(OSError):
                     folder.parent.rmdir()
@@ -90,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def fingerprint(options: Training, seed: int, run: Run) -> str:
-    """What tells a run from others: its options, seed and the content of its inputs."""
+    """A hash of what determines a run's results: options, seed and the content of its inputs."""
     values = options.model_dump(mode="json", exclude=RESULT_NEUTRAL)
     files = [(Path(name).name, digest) for name, digest in run.inputs_sha256.items()]
     text = json.dumps([values, seed, files], sort_keys=True)
@@ -98,67 +99,69 @@ def fingerprint(options: Training, seed: int, run: Run) -> str:
 
 
 class CheckpointMetadata(BaseModel):
-    """What a checkpoint says of itself, written last."""
+    """The last file written to a checkpoint; it tells whether the others are complete."""
 
     fingerprint: str  # of its run
     step: int
-    best: int | None  # step of the best validation so far, whose weights end the run
-    seconds: float  # of the run up to here
-    resumed: int  # times that the run was killed and went on
+    best: int | None  # step of the best validation so far
+    seconds: float  # of the run up to this step
+    resumed: int  # how many times the run was killed and resumed
     files: dict[str, int]  # name to size in bytes
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, and `log`, its step log so far.
+    """The checkpoints of one run in `folder`, and `log`, the path of its step log.
 
-    `latest` is the one to go on from, None at a run's beginning; the log is as it was then, and
-    `run` counts the seconds up to then. Halves are removed, and the checkpoints of other runs,
-    which is logged.
+    `latest` is the checkpoint to resume from, None for a new run. The log and the seconds of `run`
+    are reset to that checkpoint. Incomplete checkpoints are removed, and those of other runs, with
+    a warning.
     """
 
     def __init__(self, folder: Path, run: Run, fingerprint: str) -> None:
         self.folder, self.run, self.fingerprint = folder, run, fingerprint
         self.log = folder / LOG
         self.saved = time.monotonic()
-        for pattern in (".model.*/", ".run.json.*/"):  # of `replacing`, when it was killed
-            for half in folder.parent.glob(pattern):
-                shutil.rmtree(half)
+        for pattern in (".model.*/", ".run.json.*/"):  # left by `replacing` when it was killed
+            for incomplete in folder.parent.glob(pattern):
+                shutil.rmtree(incomplete)
 
         found = [
             metadata for path in folder.glob("checkpoint-*") if (metadata := read_metadata(path))
         ]
         own = {metadata.step: metadata for metadata in found if metadata.fingerprint == fingerprint}
         if len(own) < len(found):
-            log.warning("%s: of a run with other options, seed or inputs; removed", folder)
-        whole = [step for step, metadata in own.items() if metadata.best in (None, *own)]
-        last = own[max(whole)] if whole else None
-        self.keep(() if last is None else (last.step, last.best))
+            log.warning(
+                "%s: removed checkpoints of a run with other options, seed or inputs", folder
+            )
+        complete = [step for step, metadata in own.items() if metadata.best in (None, *own)]
+        last = own[max(complete)] if complete else None
+        self.keep_only(() if last is None else (last.step, last.best))
         self.log.unlink(missing_ok=True)
         self.latest = None
         if last is not None:
             self.latest = self.path(last.step)
             run.seconds_before, run.resumed = last.seconds, last.resumed + 1
             shutil.copyfile(self.latest / LOG, self.log)
-            log.warning("%s: the run goes on from here", self.latest)
+            log.warning("%s: the run resumes from here", self.latest)
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
         return self.folder / f"checkpoint-{step}"
 
-    def due(self, seconds: float) -> bool:
-        """Whether the last checkpoint, or the beginning, is at least `seconds` ago."""
+    def is_due(self, seconds: float) -> bool:
+        """Whether the last checkpoint, or else the start, was at least `seconds` ago."""
         return time.monotonic() - self.saved >= seconds
 
     @contextmanager
-    def adding(self, step: int, best: int | None) -> Iterator[Path]:
-        """A folder to fill, which becomes the checkpoint of `step` when the block ends well.
+    def write(self, step: int, best: int | None) -> Iterator[Path]:
+        """A folder for the body of a `with` statement to fill; it becomes the checkpoint of `step`.
 
-        Of the older ones that of the step `best` remains.
+        Older checkpoints are removed, except that of step `best`.
         """
-        half = self.folder / f".checkpoint-{step}"
-        half.mkdir()
-        yield half
-        shutil.copyfile(self.log, half / LOG)
+        incomplete = self.folder / f".checkpoint-{step}"
+        incomplete.mkdir()
+        yield incomplete
+        shutil.copyfile(self.log, incomplete / LOG)
         metadata = CheckpointMetadata(
             fingerprint=self.fingerprint,
             step=step,
@@ -166,32 +169,31 @@ class Checkpoints:
             seconds=self.run.seconds,
             resumed=self.run.resumed,
             files={
-                str(path.relative_to(half)): path.stat().st_size
-                for path in half.rglob("*")
+                str(path.relative_to(incomplete)): path.stat().st_size
+                for path in incomplete.rglob("*")
                 if path.is_file()
             },
         )
-        (half / METADATA).write_text(metadata.model_dump_json(), encoding="utf-8")
-        flush(half)
-        half.replace(self.path(step))
+        (incomplete / METADATA).write_text(metadata.model_dump_json(), encoding="utf-8")
+        flush(incomplete)
+        incomplete.replace(self.path(step))
         sync(self.folder)
-        self.keep((step, best))
+        self.keep_only((step, best))
         self.saved = time.monotonic()
 
-    def keep(self, steps: Sequence[int | None]) -> None:
-        """Remove all checkpoints, whole or not, but those of `steps`."""
+    def keep_only(self, steps: Sequence[int | None]) -> None:
+        """Remove all checkpoints, complete or not, except those of `steps`."""
         kept = {self.path(step) for step in steps if step is not None}
         for path in {*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint-*")} - kept:
             shutil.rmtree(path)
 
 
 def read_metadata(path: Path) -> CheckpointMetadata | None:
-    """The metadata of a checkpoint; None of one that is not whole."""
+    """The metadata of a checkpoint, or None if it is incomplete."""
     try:
         metadata = CheckpointMetadata.model_validate_json((path / METADATA).read_bytes())
         sizes = {name: (path / name).stat().st_size for name in metadata.files}
     except (OSError, ValueError):
         return None
-    return (
-        metadata if sizes == metadata.files and path.name == f"checkpoint-{metadata.step}" else None
-    )
+    is_complete = sizes == metadata.files and path.name == f"checkpoint-{metadata.step}"
+    return metadata if is_complete else None

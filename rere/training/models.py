@@ -1,4 +1,4 @@
-"""The model that training starts from, and the one that it leaves behind."""
+"""Load the model that training starts from; save the trained one."""
 
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from rere.tokenization import PromptEncoder
 Model = PreTrainedModel | PeftModel
 
 
-def load(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Model]:
-    """The tokenizer and model that training starts from, the latter with adapters if asked for.
+def load_trainable(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Model]:
+    """The tokenizer and the model in `folder`, with LoRA adapters if the options ask for them.
 
     Raises InputError for an architecture whose candidates cannot share their prompt.
     """
@@ -44,20 +44,20 @@ def load(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Mode
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Have layers keep their inputs alone for the backward pass, and compute the rest again.
+    """Make layers keep only their inputs for the backward pass and recompute the rest.
 
-    transformers' own switch works in training mode only, and RL trains in eval mode. The last layer
-    would be computed again as soon as it is done, and is small (`rere.engine.model.last_layer`).
+    transformers' own option needs training mode; RL trains in eval mode. The last layer is left
+    out: it is small (`rere.engine.model.last_layer`), and its backward pass comes first.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers[:-1]:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def save(model: Model, encoder: PromptEncoder, catalogue: Catalogue, output: Path) -> None:
-    """Write a model folder: safetensors and JSON only, adapters merged into the weights.
+def save_trained(model: Model, encoder: PromptEncoder, catalogue: Catalogue, output: Path) -> None:
+    """Write all that recommending needs to `output`: weights, tokenizer and catalogue.
 
-    It is all that recommending takes: weights, tokenizer and catalogue.
+    Adapters are merged into the weights. The files are safetensors and JSON only.
     """
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()

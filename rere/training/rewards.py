@@ -1,16 +1,15 @@
-"""Rewards of a group of candidates: pure functions of ids, hits and log-probabilities.
+"""Rewards of candidates: pure functions of item ids, hits and log-probabilities.
 
-B prompts, G candidates of each, I items. `hit` (B, G) bool says which candidate has the target's
-title, `log_prob` (B, G) holds the candidates' sequence log-probabilities, -inf in places that hold
-no item of the catalogue: a catalogue smaller than G left them empty, or an unconstrained search
-wrote something else. Such a place has the reward 0, whatever the reward.
+B prompts, G candidates per prompt, I items. `hit` (B, G) bool tells which candidates have the
+target's title. `log_prob` (B, G) holds sequence log-probabilities, -inf for non-items: text of an
+unconstrained rollout that is no title, and empty slots where the catalogue has fewer than G titles.
+The reward of a non-item is always 0.
 
-A study names rewards and their weights. A function of the user's own is named
-`module:function`; it
+A study lists rewards, with weights. `module:function` names your own. The function
 
-    gets         one argument, `Groups`, whose tensors are on the policy's device;
-    returns      a tensor (B, G) of finite floats on that device, the higher the better;
-    is imported by Python, so its module is installed, or lies where the study is run.
+    takes        one argument, `Groups`, whose tensors are on the policy's device;
+    returns      a tensor (B, G) of finite floats on that device, higher is better;
+    is imported  by Python: install its module, or run the study in the module's folder.
 """
 
 import importlib
@@ -31,14 +30,14 @@ from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
 
 
 class Groups(NamedTuple):
-    """The candidates of B prompts, as a reward sees them."""
+    """The candidates of B prompts: the argument of a reward."""
 
-    row_id: Tensor  # (B,) i64, rows of the training split
-    history: list[list[int]]  # B lists of items, oldest first
-    target: Tensor  # (B,) i64, item
-    item: Tensor  # (B, G) i64, the first item of the candidate's title; -1 where it is none
+    row_id: Tensor  # (B,) i64, ids of training rows
+    history: list[list[int]]  # B lists of item ids, oldest first
+    target: Tensor  # (B,) i64, item ids
+    item: Tensor  # (B, G) i64, the first item with the candidate's title; -1 for a non-item
     hit: Tensor  # (B, G) bool, whether the candidate has the target's title
-    log_prob: Tensor  # (B, G) f32, of the whole sequence; -inf where `item` is -1
+    log_prob: Tensor  # (B, G) f32, of the whole sequence; -inf for a non-item
 
 
 Reward = Callable[[Groups], Tensor]
@@ -50,12 +49,12 @@ def rule(hit: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def ranking(hit: Tensor, log_prob: Tensor) -> Tensor:
-    """The better a wrong candidate ranks, the more it costs; (B, G) f32.
+    """A penalty on wrong candidates, larger at better ranks; (B, G) f32.
 
-    With rank k = 1 .. G by falling log-probability, whatever order the candidates came in, the
-    reward is -(1 / log2(k + 1)) / sum_j (1 / log2(j + 1)), the sum over all G ranks; it is 0 for
-    the target, for an empty place, and everywhere in a group without the target (ReRe, arXiv
-    2510.12211, as released: with penalties in such groups training was seen to collapse).
+    A candidate of rank k by descending log-probability gets
+    -(1 / log2(k + 1)) / sum_j (1 / log2(j + 1)), the sum over all G ranks. The reward is 0 for the
+    target, for non-items, and in groups without the target. ReRe, arXiv 2510.12211, as released:
+    penalties in groups without the target made training collapse.
     """
     discount = discounts(log_prob)
     penalty = -discount / discount.sum(-1, keepdim=True)
@@ -63,10 +62,10 @@ def ranking(hit: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def ranking_literal(hit: Tensor, log_prob: Tensor) -> Tensor:
-    """The ranking reward as the paper writes it: a group's penalties add up to -1; (B, G) f32.
+    """The ranking reward as the paper writes it: a group's penalties sum to -1; (B, G) f32.
 
-    As `ranking`, but the sum is over the group's own wrong candidates, and a group without the
-    target is penalised, too (ReRe, arXiv 2510.12211). A group of nothing but the target has 0.
+    Unlike `ranking`, it sums over the group's wrong candidates only, and groups without the target
+    are penalised, too (ReRe, arXiv 2510.12211). The target alone gets 0.
     """
     wrong = ~hit & ~log_prob.isneginf()
     discount = discounts(log_prob) * wrong
@@ -74,7 +73,7 @@ def ranking_literal(hit: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def discounts(log_prob: Tensor) -> Tensor:
-    """1 / log2(rank + 1), the rank from 1 by falling log-probability, ties as they come; (B, G)."""
+    """1 / log2(rank + 1), ranks from 1 by descending log-probability, ties in order; (B, G)."""
     order = log_prob.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(1, log_prob.shape[-1] + 1, device=log_prob.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, ranks)
@@ -82,37 +81,40 @@ def discounts(log_prob: Tensor) -> Tensor:
 
 
 def semantic(item: Tensor, target: Tensor, embeddings: Tensor) -> Tensor:
-    """The cosine of the candidate's title embedding and the target's, in -1 .. 1; (B, G) f32.
+    """Cosine similarity of the candidate's and the target's title embeddings; (B, G) f32.
 
-    item (B, G) and target (B,) i64, embeddings (I, D) f32 (`rere.training.embeddings`). A title
-    whose embedding is 0 is like nothing, itself included. ReRe, arXiv 2510.12211.
+    item (B, G) and target (B,) i64, embeddings (I, D) f32 (`rere.training.embeddings`). The
+    similarity to a zero embedding is 0. ReRe, arXiv 2510.12211.
     """
-    alike = cosine_similarity(embeddings[item.clamp(min=0)], embeddings[target][:, None], dim=-1)
-    return alike.masked_fill(item < 0, 0.0)
+    similarity = cosine_similarity(
+        embeddings[item.clamp(min=0)], embeddings[target][:, None], dim=-1
+    )
+    return similarity.masked_fill(item < 0, 0.0)
 
 
 def collaborative(item: Tensor, state: Tensor, factors: Tensor) -> Tensor:
-    """A sequential model's logit of the candidate after the history, its state . factor; (B, G).
+    """A sequential model's logit of the candidate, dot(state, factor); (B, G).
 
-    item (B, G) i64, state (B, D) f32 of the histories, factors (I, D) f32 of the items, as a
-    trained SASRec has them. On no scale of its own: give it a weight. ReRe, arXiv 2510.12211.
+    item (B, G) i64. state (B, D) f32 of the histories and factors (I, D) f32 of the items are a
+    trained SASRec's. The scale of logits is arbitrary: give this reward a weight. ReRe, arXiv
+    2510.12211.
     """
     logit = (factors[item.clamp(min=0)] * state[:, None]).sum(-1)
     return logit.masked_fill(item < 0, 0.0)
 
 
-REWARDS = {"rule": rule, "ranking": ranking, "ranking_literal": ranking_literal}
-"""The rewards that know no more than hits and log-probabilities."""
+HIT_REWARDS = {"rule": rule, "ranking": ranking, "ranking_literal": ranking_literal}
+"""The rewards that need only hits and log-probabilities."""
 
 
 def make_reward(
     name: str, embeddings: Tensor | None = None, factors: Factors | None = None
 ) -> Reward:
-    """The reward of that name as a function of `Groups`, (B, G) f32.
+    """The reward of that name: a function from `Groups` to (B, G) f32.
 
-    `semantic` needs the items' `embeddings` (I, D), `collaborative` the `factors` of a trained
-    sequential model, both on the policy's device. Raises InputError for a function of the user's
-    that cannot be imported.
+    `semantic` needs the items' `embeddings` (I, D), `collaborative` a trained sequential model's
+    `factors`, both on the policy's device. Raises InputError if `module:function` cannot be
+    imported.
     """
     match name:
         case "semantic":
@@ -121,9 +123,9 @@ def make_reward(
             return lambda groups: collaborative(
                 groups.item, factors.states(groups.row_id), factors.item
             )
-        case _ if name in REWARDS:
-            return lambda groups: REWARDS[name](groups.hit, groups.log_prob)
-    return users_own(name)
+        case _ if name in HIT_REWARDS:
+            return lambda groups: HIT_REWARDS[name](groups.hit, groups.log_prob)
+    return load_own_reward(name)
 
 
 def make_rewards(
@@ -135,14 +137,14 @@ def make_rewards(
 ) -> dict[str, Reward]:
     """The rewards that the options name, on `device`.
 
-    `titles` (I,) are the catalogue's, `data` is the data set's folder, `factors` the file of a
-    sequential baseline that was trained on it. Raises InputError where that, the embedding model
-    or a function of the user's is none.
+    `titles` (I,) are the catalogue's, `data` is the dataset's folder, `factors` the file of a
+    sequential baseline trained on it. Raises InputError if the factors, the embedding model or
+    your own function cannot be loaded.
     """
-    names, embeddings, asked = reward_weights(options.reward), None, None
+    names, embeddings, loaded = reward_weights(options.reward), None, None
     if "collaborative" in names:
         row_ids = read_split(data, "train")["row_id"].to_numpy(writable=True)
-        asked = Factors.load(factors, row_ids, len(titles)).to(device)
+        loaded = Factors.load(factors, row_ids, len(titles)).to(device)
     if "semantic" in names:
         folder = options.embeddings
         embeddings = (
@@ -150,11 +152,11 @@ def make_rewards(
             if folder is None
             else sentence_embeddings(titles, Path(folder), device)
         )
-    return {name: make_reward(name, embeddings, asked) for name in names}
+    return {name: make_reward(name, embeddings, loaded) for name in names}
 
 
-def users_sources(options: RlOptions) -> list[Path]:
-    """The modules of the user's own rewards, as files: what a run is made of, too."""
+def own_reward_files(options: RlOptions) -> list[Path]:
+    """The files of the modules of `module:function` rewards, which are inputs of the run."""
     own = [name for name in reward_weights(options.reward) if ":" in name]
     for name in own:
         import_function(name)
@@ -164,7 +166,7 @@ def users_sources(options: RlOptions) -> list[Path]:
 
 
 def import_function(name: str) -> Callable[[Groups], Any]:
-    """What `module:function` names; raises InputError where there is nothing."""
+    """The function `module:function`; raises InputError if it cannot be imported."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -172,35 +174,39 @@ def import_function(name: str) -> Callable[[Groups], Any]:
         raise InputError(f"reward {name}: cannot be imported ({error})") from error
 
 
-def users_own(name: str) -> Reward:
-    """The function that `module:function` names, its results checked.
+def load_own_reward(name: str) -> Reward:
+    """The function `module:function`, wrapped in a check of its results.
 
-    Raises InputError where there is none, and, of the reward, for a result that is no finite
-    (B, G) tensor of floats. The check waits for the device, once a rollout.
+    Raises InputError if it cannot be imported; the reward raises it for a result that is not a
+    finite (B, G) tensor of floats. The check synchronises with the device once per rollout.
     """
     function = import_function(name)
 
     def checked(groups: Groups) -> Tensor:
         reward, shape = function(groups), tuple(groups.item.shape)
         if not isinstance(reward, Tensor) or not reward.is_floating_point():
-            raise InputError(f"reward {name}: returned {kind(reward)}; return a tensor of floats")
+            raise InputError(
+                f"reward {name}: returned {type_name(reward)}; return a tensor of floats"
+            )
         if reward.shape != shape:
             raise InputError(
-                f"reward {name}: returned shape {tuple(reward.shape)}; a candidate has one "
-                f"reward, {shape}"
+                f"reward {name}: returned shape {tuple(reward.shape)}; return one reward per "
+                f"candidate, {shape}"
             )
         if not reward.isfinite().all():
-            raise InputError(f"reward {name}: returned an infinite or NaN reward; return numbers")
+            raise InputError(
+                f"reward {name}: returned an infinite or NaN reward; return finite numbers"
+            )
         return reward.float().masked_fill(groups.item < 0, 0.0)
 
     return checked
 
 
-def kind(value: Any) -> str:
-    """What a value is, in a word or two."""
+def type_name(value: Any) -> str:
+    """The dtype of a tensor, else the name of the value's type."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def weighted_sum(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Rewards by name, each (B, G), times their weights, added up; (B, G) f32."""
+    """The sum of named rewards (B, G) times their weights; (B, G) f32."""
     return torch.stack([weights[name] * reward for name, reward in rewards.items()]).sum(0)

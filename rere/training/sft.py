@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the model learns to write the target's title after the prompt."""
+"""Supervised fine-tuning: train the model to generate the target's title after the prompt."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import resumable
-from rere.training.models import load, save
+from rere.training.models import load_trainable, save_trained
 from rere.training.trainer import (
     Trainer,
     encode,
@@ -29,14 +29,14 @@ from rere.training.trainer import (
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
-    """Fine-tune the model in the folder `init`; writes model/, log.jsonl and run.json to `output`.
+    """Fine-tune the model in the folder `init`; write model/, log.jsonl and run.json to `output`.
 
-    The loss covers the response alone. The validation split stops the run and chooses the
-    weights; the test split is never read. A run that was killed goes on from its last checkpoint.
+    The loss covers the response only. The validation loss stops the run early and selects the
+    checkpoint; the test split is never read. A killed run resumes from its last checkpoint.
     """
     with resumable(output, options, seed, [init, data]) as checkpoints:
         set_seed(seed)
-        tokenizer, model = load(init, options)
+        tokenizer, model = load_trainable(init, options)
         encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
         responses = encoder.responses()
         catalogue = Catalogue.build(encoder, responses)
@@ -45,8 +45,8 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
             targets = [responses[row["target"]] for row in rows]
             return {
                 "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
-                # The trainer counts these over all passes of a step, but for the first, which no
-                # causal model predicts.
+                # The trainer counts the labels of all passes of a step, without the first of each,
+                # which no causal model predicts.
                 "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
             }
 
@@ -74,11 +74,11 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
             ),
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
-        save(model, encoder, catalogue, output / "model")
+        save_trained(model, encoder, catalogue, output / "model")
 
 
-class SeededByEpoch(LengthGroupedSampler):
-    """An order of rows that is a function of seed and epoch, wherever in it a run goes on."""
+class EpochSeededSampler(LengthGroupedSampler):
+    """Rows in an order that depends on seed and epoch only, wherever a run resumes."""
 
     def __init__(self, seed: int, rows: int, lengths: list[int]) -> None:
         super().__init__(rows, lengths=lengths, generator=torch.Generator())
@@ -89,18 +89,18 @@ class SeededByEpoch(LengthGroupedSampler):
 
 
 class SftTrainer(Trainer):
-    """Cross-entropy of the response tokens, their mean over the step."""
+    """The loss: mean cross-entropy of the response tokens of a step."""
 
     def __init__(self, lengths: list[int], **more: Any) -> None:
         super().__init__(**more)
         self.lengths = lengths
-        # The loss is divided by the tokens of the whole step, however many passes it takes.
+        # Makes the Trainer pass the number of labels of the whole step to compute_loss.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        """Rows of like length share a pass, so that little of it is padding."""
+        """A sampler that batches rows of similar length, which leaves little padding."""
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SeededByEpoch(self.args.seed, rows, self.lengths)
+        return EpochSeededSampler(self.args.seed, rows, self.lengths)
 
     def compute_loss(
         self,

@@ -118,7 +118,7 @@ class Trainer(transformers.Trainer):
             self._save_checkpoint(self.model_wrapped)
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """Save all state that the rest of the run depends on; a run at its end has no rest."""
+        """Save all state that the rest of the run depends on; nothing after the last step."""
         if self.control.should_training_stop:
             return
         state = self.state

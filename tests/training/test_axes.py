@@ -562,5 +562,5 @@ def test_factors_of_other_data_are_refused(tmp_path, init, data):
 
 
 def test_a_method_asks_a_baseline_where_its_reward_does():
-    assert Method(rl=RlOptions(reward=["collaborative"])).asks_baseline
-    assert not Method(rl=RlOptions()).asks_baseline
+    assert Method(rl=RlOptions(reward=["collaborative"])).needs_baseline
+    assert not Method(rl=RlOptions()).needs_baseline

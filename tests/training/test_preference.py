@@ -28,7 +28,7 @@ from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder
-from rere.training.preference import TwiceEach, best_but, preference, random_leaves
+from rere.training.preference import SprecSampler, best_except, preference, random_leaves
 from rere.training.preferences import margins, s_dpo
 
 RECORD = json.loads((Path(__file__).parents[1] / "records" / "trl.json").read_text())
@@ -171,19 +171,19 @@ def test_random_negatives_are_drawn_evenly():
 def test_the_best_but_the_target():
     leaf = torch.tensor([[7, 3, 9, 5], [3, 7, 9, -1], [2, 4, 6, 8]])
     target = torch.tensor([[7], [7], [7]])
-    assert best_but(leaf, target, 2).tolist() == [[3, 9], [3, 9], [2, 4]]
+    assert best_except(leaf, target, 2).tolist() == [[3, 9], [3, 9], [2, 4]]
 
 
 def test_rows_come_twice_an_iteration_and_none_is_left_out():
-    order = list(TwiceEach(num_rows=10, rows_per_turn=6, iterations=5, seed=3))
-    assert len(order) == 60 == len(TwiceEach(10, 6, 5, 3))
+    order = list(SprecSampler(num_rows=10, rows_per_phase=6, iterations=5, seed=3))
+    assert len(order) == 60 == len(SprecSampler(10, 6, 5, 3))
     turns = [order[start : start + 6] for start in range(0, 60, 6)]
     assert turns[::2] == turns[1::2]
     # 30 rows are three times the split.
     once = [row for turn in turns[::2] for row in turn]
     assert [sorted(once[start : start + 10]) for start in (0, 10, 20)] == [[*range(10)]] * 3
-    assert order == list(TwiceEach(10, 6, 5, 3))
-    assert order != list(TwiceEach(10, 6, 5, 4))
+    assert order == list(SprecSampler(10, 6, 5, 3))
+    assert order != list(SprecSampler(10, 6, 5, 4))
 
 
 # ----------------------------------------------------------------------------------------- runs
@@ -326,7 +326,7 @@ def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
     with pytest.raises(InputError, match="has 7 training rows, fewer than batch_size"):
         preference(SHORT, fixed, data, 0, tmp_path / "run")
     data = write_data(tmp_path / "titles", CYCLE[:3], train=rows * 2, valid=rows)
-    with pytest.raises(InputError, match="has 3 titles; a target and its negatives need more"):
+    with pytest.raises(InputError, match="has 3 titles, too few for a target and 3 negatives"):
         preference(SHORT, fixed, data, 0, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -331,7 +331,9 @@ def test_checkpoints_of_another_run_are_removed(other, tmp_path, init, data, int
     caplog.clear()
     sft(options, init, data, seed, tmp_path / "run")
     (message,) = caplog.messages
-    assert message.endswith("checkpoints: removed checkpoints of a run with other options, seed or inputs")
+    assert message.endswith(
+        "checkpoints: removed checkpoints of a run with other options, seed or inputs"
+    )
     sft(options, init, data, seed, tmp_path / "fresh")
     assert_same(tmp_path / "run", tmp_path / "fresh")
 
