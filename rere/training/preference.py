@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, set_seed
 
@@ -38,7 +39,6 @@ from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
 from rere.training.models import load_trainable, save_trained
-from rere.training.preferences import margins, s_dpo
 from rere.training.reference import Reference
 from rere.training.trainer import (
     Trainer,
@@ -143,7 +143,7 @@ class PreferenceTrainer(Trainer):
                     options.beta,
                     leaf[rows] >= 0,
                 )
-                loss = s_dpo(margin).sum() / len(prompts)
+                loss = s_dpo_loss(margin).sum() / len(prompts)
             self.accelerator.backward(loss)
             smallest = margin.detach().amin(-1)  # over the row's negatives
             sums += torch.stack([loss.detach(), smallest.sum(), (smallest > 0).sum()])
@@ -205,6 +205,26 @@ class PreferenceTrainer(Trainer):
 
     def validate(self) -> dict[str, float]:
         return validate_ndcg(self, self.tree, self.options.num_beams)
+
+
+def margins(log_prob: Tensor, reference: Tensor, beta: float, exists: Tensor) -> Tensor:
+    """beta (r_target - r_n) of each negative n, with r = log_prob - reference; (B, N).
+
+    log_prob and reference (B, 1 + N) are sums over a candidate's tokens; exists (B, 1 + N) bool.
+    Infinite for a missing negative, which adds nothing to the loss.
+    """
+    ratio = log_prob - reference
+    return (beta * (ratio[:, :1] - ratio[:, 1:])).masked_fill(~exists[:, 1:], torch.inf)
+
+
+def s_dpo_loss(margin: Tensor) -> Tensor:
+    """-log sigmoid(-log sum_n exp(-margin_n)) of each row: margin (B, N) -> (B,).
+
+    Every row needs a negative. Chen et al. 2024 (arXiv 2406.09215), equation 12. With one negative
+    it is -log sigmoid(margin), the loss of DPO: Rafailov et al. 2023 (arXiv 2305.18290),
+    equation 7.
+    """
+    return -logsigmoid(-(-margin).logsumexp(-1))
 
 
 class SprecSampler(Sampler):

@@ -28,8 +28,14 @@ from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder
-from rere.training.preference import SprecSampler, best_except, preference, random_leaves
-from rere.training.preferences import margins, s_dpo
+from rere.training.preference import (
+    SprecSampler,
+    best_except,
+    margins,
+    preference,
+    random_leaves,
+    s_dpo_loss,
+)
 
 RECORD = json.loads((Path(__file__).parents[1] / "records" / "trl.json").read_text())
 SHORT = PreferenceOptions(
@@ -72,13 +78,13 @@ def test_the_loss_by_hand():
         [[math.log(2), math.log(3), math.inf], [0, 0, 0], [math.log(4), *[99.9] * 2]]
     )
     expected = [math.log(1 + 5 / 6), math.log(4), math.log(1.25)]
-    assert s_dpo(margin).tolist() == pytest.approx(expected, abs=1e-6)
+    assert s_dpo_loss(margin).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_is_no_negative_has_no_gradient():
     log_prob = torch.tensor([[-1.0, -2, 0]], requires_grad=True)
     exists = torch.tensor([[True, True, False]])
-    s_dpo(margins(log_prob, torch.zeros(1, 3), 1.0, exists)).sum().backward()
+    s_dpo_loss(margins(log_prob, torch.zeros(1, 3), 1.0, exists)).sum().backward()
     # One negative and a margin of 1: the derivative is -(1 - sigmoid(1)) by the target's.
     pull = 1 - 1 / (1 + math.exp(-1))
     assert log_prob.grad[0].tolist() == pytest.approx([-pull, pull, 0], abs=1e-6)
@@ -95,7 +101,7 @@ def test_equals_the_papers_formula_on_an_expanded_batch(num_negatives):
     with torch.no_grad():
         held = sum_by_candidate(token_log_probs(reference, packed), packed)
     own = sum_by_candidate(token_log_probs(policy, packed), packed)
-    actual = s_dpo(margins(own, held, 0.3, torch.ones(own.shape, dtype=torch.bool))).sum()
+    actual = s_dpo_loss(margins(own, held, 0.3, torch.ones(own.shape, dtype=torch.bool))).sum()
     weights = list(policy.parameters())
     actual_gradient = torch.autograd.grad(actual, weights)
 
@@ -127,7 +133,7 @@ def test_equals_trl():
         held = sum_by_candidate(token_log_probs(reference, packed), packed)
     own = sum_by_candidate(token_log_probs(policy, packed), packed)
     exists = torch.ones(own.shape, dtype=torch.bool)
-    loss = s_dpo(margins(own, held, RECORD["beta"], exists)).mean()
+    loss = s_dpo_loss(margins(own, held, RECORD["beta"], exists)).mean()
     loss.backward()
     assert loss.item() == pytest.approx(RECORD["loss"], rel=1e-6)
     norms = {name: weight.grad.norm().item() for name, weight in policy.named_parameters()}
