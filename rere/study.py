@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rere.config.backbones import TinyBackbone
 from rere.config.baselines import Sequential
-from rere.config.benchmarks import Measured
+from rere.config.benchmarks import BenchmarkedModel, SpeedBenchmark
 from rere.config.run import NO_BACKBONE
 from rere.config.study import STAGES, Study
 from rere.errors import InputError, remedy, unknown
@@ -70,26 +70,23 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if init == name:
             yield f"{where}: {' starts from '.join([*ancestors, name])}"
     for name, table in study.tables.items():
-        for key in ("speed", "search"):
-            if name in getattr(study, key):
-                yield f"tables.{name}: {key} has a table of that name; choose another name"
+        if name in study.benchmarks:
+            yield f"tables.{name}: a benchmark has that name; choose another name"
         for axis in ("datasets", "backbones", "methods"):
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
                     yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
         if table.reference is not None and table.reference not in table.methods:
             yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
-    for name, speed in study.speed.items():
-        if speed.dataset not in study.datasets:
-            yield f"speed.{name}.dataset: {unknown(speed.dataset, study.datasets)}"
-        for model in speed.models:
-            yield from find_wrong_model(study, model, f"speed.{name}.models")
-    for name, search in study.search.items():
-        if name in study.speed:
-            yield f"search.{name}: speed has a table of that name; choose another name"
-        if search.dataset not in study.datasets:
-            yield f"search.{name}.dataset: {unknown(search.dataset, study.datasets)}"
-        yield from find_wrong_model(study, search, f"search.{name}")
+    for name, benchmark in study.benchmarks.items():
+        where = f"benchmarks.{name}"
+        if benchmark.dataset not in study.datasets:
+            yield f"{where}.dataset: {unknown(benchmark.dataset, study.datasets)}"
+        if isinstance(benchmark, SpeedBenchmark):
+            for model in benchmark.models:
+                yield from find_wrong_model(study, model, f"{where}.models")
+        else:
+            yield from find_wrong_model(study, benchmark, where)
 
 
 def find_wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
@@ -109,8 +106,8 @@ def find_wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Ite
         yield f"{where}: {name} has no reward or alpha that needs it; leave it out"
 
 
-def find_wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]:
-    """Yield a line for each name of a measured model that is not defined or has no model."""
+def find_wrong_model(study: Study, model: BenchmarkedModel, where: str) -> Iterator[str]:
+    """Yield a line for each name of a benchmarked model that is not defined or has no model."""
     for axis in ("backbone", "method"):
         value, names = getattr(model, axis), getattr(study, f"{axis}s")
         if value is None:
@@ -119,7 +116,7 @@ def find_wrong_model(study: Study, model: Measured, where: str) -> Iterator[str]
             yield f"{where}.{axis}: {unknown(value, names)}"
         elif axis == "method" and not names[value].trains_model:
             stage = names[value].stage
-            yield f"{where}.{axis}: {value} is a {stage}, which trains no model to measure"
+            yield f"{where}.{axis}: {value} is a {stage}, which trains no model to benchmark"
 
 
 def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:

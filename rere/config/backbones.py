@@ -8,7 +8,7 @@ from rere.config.options import Options
 
 
 class Tiny(Options):
-    """A small Qwen2 with random weights, and a tokenizer trained on one data set's text."""
+    """Make a small Qwen2 with random weights and a tokenizer trained on a data set's text."""
 
     source: Literal["tiny"] = "tiny"
     vocab_size: int = Field(
@@ -30,19 +30,17 @@ class Tiny(Options):
 
 
 class Pretrained(Options):
-    """A published model and its tokenizer. Code that comes with a model is never run."""
+    """Store a published model and its tokenizer. Code that comes with a model is never run."""
 
     source: Literal["pretrained"] = "pretrained"
     model: str = Field(
-        min_length=1,
-        description="Hugging Face id, such as Qwen/Qwen2-0.5B, or local folder.",
+        min_length=1, description="Hugging Face id, such as Qwen/Qwen2-0.5B, or local folder."
     )
     revision: str | None = Field(
         None, description="Commit, branch or tag of a Hugging Face id. None: the newest."
     )
     gguf_file: str | None = Field(
-        None,
-        description="GGUF file of `model` with weights and tokenizer; stored dequantised.",
+        None, description="GGUF file of `model` with weights and tokenizer; stored dequantised."
     )
 
 

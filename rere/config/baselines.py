@@ -57,14 +57,14 @@ class Sequential(Options):
 
 
 class Gru4rec(Sequential):
-    """Recurrent sequential recommendation (Hidasi et al., ICLR 2016)."""
+    """Train a recurrent network and rank with it (Hidasi et al., ICLR 2016)."""
 
     model: Literal["gru4rec"] = "gru4rec"
     num_layers: int = Field(1, ge=1, description="Number of GRU layers.")
 
 
 class Caser(Sequential):
-    """Convolutional sequential recommendation (Tang & Wang, WSDM 2018)."""
+    """Train a convolutional network and rank with it (Tang & Wang, WSDM 2018)."""
 
     model: Literal["caser"] = "caser"
     window: int = Field(5, ge=1, description="Latest items of the history that are read (L).")
@@ -75,7 +75,7 @@ class Caser(Sequential):
 
 
 class Sasrec(Sequential):
-    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
+    """Train a self-attentive network and rank with it (Kang & McAuley, ICDM 2018)."""
 
     model: Literal["sasrec"] = "sasrec"
     num_layers: int = Field(2, ge=1, description="Number of self-attention blocks.")

@@ -14,10 +14,7 @@ class Bigrec(Options):
 
 
 class D3(Options):
-    """Beam search in which forced tokens have no cost (arXiv 2406.14900).
-
-    A sequential baseline may contribute to the scores.
-    """
+    """Search with forced tokens at no cost, perhaps with a baseline (arXiv 2406.14900)."""
 
     algorithm: Literal["d3"] = "d3"
     alpha: float = Field(

@@ -57,7 +57,7 @@ class BeamSearch(Precision):
 
 
 class Recommend(Inference, BeamSearch, Evaluation):
-    """Constrained beam search for the test rows."""
+    """Rank the catalogue for the test rows by constrained beam search."""
 
 
 class Decoding(Inference, Evaluation):

@@ -25,8 +25,8 @@ RENAMED = {
     "rollout: common": "iid",
     "rollout: dynamic": "oversample",
     "rollout: dynamic_with_target": "oversample_with_target",
-    "speed": "benchmarks",
-    "search": "benchmarks",
+    "speed": "it under benchmarks",
+    "search": "it under benchmarks",
 }
 """New names of renamed keys, and new values of renamed values (`key: value`)."""
 
@@ -61,7 +61,8 @@ def new_name(key: Any, fields: Collection[str], value: Any = None) -> str | None
     """Return the new name of a key, or of its value, if it was renamed; else None."""
     if key in fields:
         return RENAMED.get(f"{key}: {value}")
-    return new if (new := RENAMED.get(key)) in fields else None
+    new = RENAMED.get(key, "")
+    return new if new.removeprefix("it under ") in fields else None
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:

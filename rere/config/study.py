@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline
-from rere.config.benchmarks import Candidates, Speed
+from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import Recommend
@@ -119,8 +119,7 @@ class Study(Options):
         Recommend(), description="How test rows are ranked, the same for every method."
     )
     tables: dict[Name, Table] = Field(description="Tables by name.")
-    speed: dict[Name, Speed] = Field({}, description="Tables of measurements by name.")
-    search: dict[Name, Candidates] = Field({}, description="Tables of candidates by name.")
+    benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
 
     def seed_of(self, method: str, seed: int) -> int:
         """Return the method's own seed, or `seed` if it has none."""

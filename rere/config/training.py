@@ -122,7 +122,7 @@ class Training(Options):
 
 
 class SftOptions(Training):
-    """Supervised fine-tuning: minimise the cross-entropy of the target's title."""
+    """Fine-tune a language model: minimise the cross-entropy of targets' titles."""
 
     learning_rate: float = Field(3e-4, gt=0, description=LEARNING_RATE)
     batch_size: int = Field(128, ge=1, description="Training rows per step.")
@@ -146,9 +146,7 @@ class SftOptions(Training):
 
 
 class PreferenceOptions(Training):
-    """Preference optimisation: make the target's title likelier, relative to other titles, than
-    it is under the initial model.
-    """
+    """Train a language model to prefer targets' titles to others: DPO, S-DPO or SPRec."""
 
     algorithm: Literal["dpo", "s_dpo", "sprec"] = Field(
         "s_dpo",
@@ -224,7 +222,7 @@ class PreferenceOptions(Training):
 
 
 class RlOptions(Training):
-    """Reinforcement learning: rollout, reward, advantage and objective; the defaults are ReRe's."""
+    """Train a language model by reinforcement learning; the defaults are ReRe's."""
 
     learning_rate: float = Field(1e-5, gt=0, description=LEARNING_RATE)
     max_grad_norm: float = Field(
@@ -239,9 +237,7 @@ class RlOptions(Training):
         "not results. If equal to `prompts`, the update can reuse the rollout's prompt states.",
     )
     group_size: int = Field(
-        16,
-        ge=2,
-        description="Candidates per prompt (G), and beams of the validation's search.",
+        16, ge=2, description="Candidates per prompt (G), and beams of the validation's search."
     )
     rollout: RolloutStrategy = Field(
         "beam",
@@ -314,11 +310,7 @@ class RlOptions(Training):
     beta: float = Field(
         1e-3, ge=0, description="Weight of the KL penalty to the reference model; 0: no penalty."
     )
-    kl: Literal["k1", "k2", "k3"] = Field(
-        "k3",
-        description="Estimator of the KL (Schulman 2020). k1 needs `beta` 0: the mean of its "
-        "gradient is 0.",
-    )
+    kl: Literal["k2", "k3"] = Field("k3", description="Estimator of the KL (Schulman 2020).")
     sync_interval: int | None = Field(
         None,
         ge=1,
@@ -394,8 +386,6 @@ class RlOptions(Training):
 
     @model_validator(mode="after")
     def check_reference(self):
-        if self.beta > 0 and self.kl == "k1":
-            raise ValueError("kl: k1 has a gradient with mean 0; write k2 or k3, or beta: 0.0")
         if self.sync_interval is not None and self.beta == 0:
             raise ValueError("sync_interval updates the reference, which needs beta above 0")
         if self.sync_interval is not None and self.lora_rank is not None:

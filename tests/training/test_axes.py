@@ -26,7 +26,7 @@ from rere.config.backbones import Tiny
 from rere.config.study import Method
 from rere.config.training import RlOptions, RolloutStrategy, SftOptions, reward_weights
 from rere.data.factors import Factors
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
@@ -511,7 +511,7 @@ def test_a_reward_that_is_none_ends_in_one_line(reward, message, tmp_path, init,
             {"rollout": "unconstrained", "scoring": "catalogue"},
             "rollout: unconstrained needs scoring: vocabulary",
         ),
-        ({"beta": 0.1, "kl": "k1"}, "kl: k1 has a gradient with mean 0; write k2 or k3, or beta"),
+        ({"kl": "k1"}, "kl\n  Input should be 'k2' or 'k3'"),
         (
             {"objective": "released_token_mean", "clip": [0.2, 0.2]},
             "objective: released_token_mean does not clip; leave clip out",

@@ -54,6 +54,7 @@ wildcard_constraints:
     method=one_of(study.methods),
     seed=r"\d+",
     table=one_of(study.tables),
+    benchmark=one_of(study.benchmarks),
 
 
 def raw_folder(wildcards):
@@ -140,19 +141,30 @@ def table_flags(wildcards):
     return options
 
 
-def measured_data(wildcards):
-    """The folder of the data set that a table of measurements searches."""
-    return f"results/data/{study.speed[wildcards.speed].dataset}"
+def benchmarks(*measures):
+    """A pattern for the benchmarks of these kinds."""
+    return one_of(name for name, each in study.benchmarks.items() if each.measures in measures)
 
 
-def speed_flags(wildcards):
-    """How a table's measurements are made; what is measured stands in the rules."""
-    return flags(study.speed[wildcards.speed], skip=("dataset", "models"))
+def benchmark_data(wildcards):
+    """The catalogue and splits that a benchmark reads."""
+    folder = f"results/data/{study.benchmarks[wildcards.benchmark].dataset}"
+    return [f"{folder}/{name}.parquet" for name in ("items", "train", "test")]
 
 
-def searched_data(wildcards):
-    """The folder of the data set that a table of candidates searches."""
-    return f"results/data/{study.search[wildcards.search].dataset}"
+def benchmark_flags(wildcards):
+    """A benchmark's options, its data folder, and of rollouts the name of the model."""
+    benchmark = study.benchmarks[wildcards.benchmark]
+    options = flags(benchmark, skip=("measures", "dataset", "models", "backbone", "method"))
+    if benchmark.measures == "rollouts":
+        options += ["--name", benchmark.name]
+    return [*options, "--data", f"results/data/{benchmark.dataset}"]
+
+
+def benchmark_curves(wildcards):
+    """The table that a benchmark's figure shows."""
+    suffix = ".curves.csv" if study.benchmarks[wildcards.benchmark].measures == "speed" else ".csv"
+    return f"results/tables/{wildcards.benchmark}{suffix}"
 
 
 def rl_runs(table):
