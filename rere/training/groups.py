@@ -15,6 +15,7 @@ from rere.config.training import RlOptions, reward_weights
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
+from rere.engine.model.caches import PromptCache
 from rere.engine.search.leaf_tokens import token_ids
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
@@ -95,7 +96,11 @@ class Rollouts:
 
     @torch.no_grad()
     def __call__(
-        self, policy: PreTrainedModel, inputs: dict[str, Any], step: int
+        self,
+        policy: PreTrainedModel,
+        inputs: dict[str, Any],
+        step: int,
+        prompt_cache: PromptCache | None = None,
     ) -> RewardedGroups:
         """The rewarded groups of a step's prompts; they do not depend on `rows_per_pass`."""
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
@@ -112,6 +117,7 @@ class Rollouts:
                 options.scoring,
                 options.temperature,
                 target_leaf[rows],
+                prompt_cache,
             )
             for rows in slices(len(prompts), options.rows_per_pass)
         ]

@@ -11,8 +11,8 @@ from rere.backbones import load_model
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.model.activation_reuse import uses_half_precision
+from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import recompute_prompts
-from rere.engine.model.prompt_cache import KeptPrompts
 from rere.training.models import Model
 
 FOLDER = "reference"
@@ -31,22 +31,24 @@ class Reference:
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def log_probs(
-        self, policy: Model, packed: PackedBatch, prompts: KeptPrompts | None = None
+        self, policy: Model, packed: PackedBatch, prompt_cache: PromptCache | None = None
     ) -> Tensor:
         """Log-probabilities of the candidates' tokens under the reference, (B, N).
 
-        `prompts` are those that the policy has kept. In half precision the reference computes
-        them in a separate pass, as the policy did: else rounding would give equal models a KL.
+        In half precision the reference computes the prompts of the policy's `prompt_cache` in a
+        separate pass, as the policy did: else rounding would give equal models a KL.
         """
         if self.model is not None:
-            return self._log_probs(self.model, packed, prompts)
+            return self._log_probs(self.model, packed, prompt_cache)
         with policy.disable_adapter():
-            return self._log_probs(policy, packed, prompts)
+            return self._log_probs(policy, packed, prompt_cache)
 
     @torch.no_grad()
-    def _log_probs(self, model: Model, packed: PackedBatch, prompts: KeptPrompts | None) -> Tensor:
-        apart = prompts is not None and uses_half_precision(model)
-        own = recompute_prompts(model, prompts) if apart else None
+    def _log_probs(
+        self, model: Model, packed: PackedBatch, prompt_cache: PromptCache | None
+    ) -> Tensor:
+        is_separate = prompt_cache is not None and uses_half_precision(model)
+        own = recompute_prompts(model, prompt_cache) if is_separate else None
         return token_log_probs(model, packed, self.temperature, own)
 
     @torch.no_grad()

@@ -9,7 +9,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from transformers.trainer_callback import ExportableState
 
 from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
-from rere.data.splits import read_items
+from rere.data.dataset import read_items
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
-from rere.engine.model.prompt_cache import KeptPrompts
+from rere.engine.model.caches import PromptCache
 from rere.engine.search.noise import row_seeds
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder
@@ -31,7 +30,7 @@ from rere.training.advantages import ADVANTAGES, has_zero_advantage
 from rere.training.checkpoints import resumable
 from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
 from rere.training.models import load_trainable, save_trained
-from rere.training.objectives import KL, OBJECTIVES
+from rere.training.objectives import KL, OBJECTIVES, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
 from rere.training.trainer import (
@@ -109,7 +108,7 @@ class UpdatePass:
     """Some groups of a step, for one forward and backward pass; the first update fills it in."""
 
     rows: list[int]
-    prompts: KeptPrompts | None = None  # if the search has computed them for the first update
+    prompt_cache: PromptCache | None = None  # of the rollout, for the first update
     packed: PackedBatch | None = None
     reference: Tensor | None = None  # (B, N), log-probabilities under the reference, for the KL
     old: Tensor | None = None  # (B, N), under the policy that rolled out; None in the first update
@@ -121,8 +120,9 @@ class RlTrainer(Trainer):
     def __init__(self, rollouts: Rollouts, **more: Any) -> None:
         super().__init__(**more)
         self.rollouts, options = rollouts, self.options
-        clip = {} if options.clip is None else {"clip": tuple(options.clip)}
-        self.objective = partial(OBJECTIVES[options.objective].loss, **clip)
+        self.objective = OBJECTIVES[options.objective]
+        if options.clip is not None:
+            self.objective = self.objective._replace(clip=tuple(options.clip))
         if options.collapse_steps is not None:
             self.add_callback(CollapseStop(options.collapse_steps))
         self.reference = None
@@ -146,9 +146,8 @@ class RlTrainer(Trainer):
             self.reference.sync(self.language_model, options.sync_mix)
 
         # Roll out and reward; dynamic sampling replaces some groups.
-        if self.keeps(len(inputs["prompts"])):
-            inputs["prompts"] = KeptPrompts(inputs["prompts"])
-        initial = self.roll_out(inputs)
+        prompt_cache = PromptCache() if self.shares_prompt_pass(len(inputs["prompts"])) else None
+        initial = self.roll_out(inputs, prompt_cache)
         groups, extra_prompts = dynamic_sampling(
             initial, self.extra_batches(inputs["row_id"]), self.is_zero_advantage
         )
@@ -159,8 +158,8 @@ class RlTrainer(Trainer):
         # Objective: a mean over the whole step, summed over passes. The Trainer takes the
         # optimiser step of the last update.
         length = self.rollouts.num_scored(groups)
-        count = OBJECTIVES[options.objective].count(length, self.rollouts.max_scored).clamp(min=1)
-        passes = self.plan_passes(groups.prompts, has_zero_advantage(advantage).tolist())
+        count = self.objective.count(length, self.rollouts.max_scored).clamp(min=1)
+        passes = self.plan_passes(has_zero_advantage(advantage).tolist(), prompt_cache)
         beta = options.beta
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
@@ -203,18 +202,24 @@ class RlTrainer(Trainer):
                 if beta > 0:
                     with self.autocast():
                         each.reference = self.reference.log_probs(
-                            self.model, each.packed, each.prompts
+                            self.model, each.packed, each.prompt_cache
                         )
             with self.autocast():
                 log_prob, entropy = token_scores(  # (B, N)
-                    model, each.packed, options.temperature, each.prompts
+                    model, each.packed, options.temperature, each.prompt_cache
                 )
                 kl = KL[options.kl](log_prob, each.reference) if beta > 0 else None
-                loss = self.objective(
-                    log_prob, advantage[each.rows], kl, beta, each.packed, count, each.old
+                loss = policy_loss(
+                    self.objective,
+                    log_prob,
+                    each.old,
+                    advantage[each.rows],
+                    None if kl is None else beta * kl,
+                    each.packed,
+                    count,
                 )
             self.accelerator.backward(loss)
-            each.prompts = None  # valid for one backward pass and the current weights only
+            each.prompt_cache = None  # valid for one backward pass and the current weights only
             if each.old is None and options.updates > 1:
                 each.old = log_prob.detach()
             kl_sum = entropy.new_zeros(()) if kl is None else kl.detach().sum()
@@ -222,8 +227,10 @@ class RlTrainer(Trainer):
             sums += torch.stack([loss.detach(), kl_sum, entropy.sum(), tokens])
         return sums
 
-    def plan_passes(self, prompts: list[list[int]], is_zero: list[bool]) -> list[UpdatePass]:
-        """Split the groups into the passes of an update; one pass if its prompts are kept.
+    def plan_passes(
+        self, is_zero: list[bool], prompt_cache: PromptCache | None = None
+    ) -> list[UpdatePass]:
+        """Split the groups into the passes of an update; one pass if there is a prompt cache.
 
         Groups that may be skipped have passes of their own, so skipping them does not change the
         arithmetic of the others.
@@ -236,9 +243,10 @@ class RlTrainer(Trainer):
             if options.skip_zero_advantage != "never":
                 blocks.pop()
         size = options.rows_per_pass
-        kept = prompts if isinstance(prompts, KeptPrompts) else None
         return [
-            UpdatePass(block[rows], kept) for block in blocks for rows in slices(len(block), size)
+            UpdatePass(block[rows], prompt_cache)
+            for block in blocks
+            for rows in slices(len(block), size)
         ]
 
     @property
@@ -246,8 +254,8 @@ class RlTrainer(Trainer):
         """Whether zero-advantage groups share passes with others, since none is skipped."""
         return self.options.beta > 0 and self.options.skip_zero_advantage != "approximate"
 
-    def keeps(self, num_prompts: int) -> bool:
-        """Whether prompts are computed once, for both the search and the first update.
+    def shares_prompt_pass(self, num_prompts: int) -> bool:
+        """Whether prompts are computed once, for both the rollout and the first update.
 
         Not if that kept activations of several passes or of groups that are replaced or skipped.
         """
@@ -261,9 +269,11 @@ class RlTrainer(Trainer):
         self.optimizer.step()
         model.zero_grad()
 
-    def roll_out(self, inputs: dict[str, Any]) -> RewardedGroups:
+    def roll_out(
+        self, inputs: dict[str, Any], prompt_cache: PromptCache | None = None
+    ) -> RewardedGroups:
         with self.autocast():
-            return self.rollouts(self.language_model, inputs, self.state.global_step)
+            return self.rollouts(self.language_model, inputs, self.state.global_step, prompt_cache)
 
     def extra_batches(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
         """Yield up to `dynamic_sampling` batches of groups of other prompts, rolled out lazily.

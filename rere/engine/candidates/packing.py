@@ -74,7 +74,7 @@ class PackedBatch:
     num_candidates: int  # G
 
     @property
-    def columns(self) -> UnpaddedTokens:
+    def tokens(self) -> UnpaddedTokens:
         return UnpaddedTokens(self.is_token, self.num_tokens, self.logits_to_keep, self.num_logits)
 
     @property

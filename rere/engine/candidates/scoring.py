@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.engine.candidates.packing import AllowedTokens, PackedBatch
+from rere.engine.model.caches import PromptCache
 from rere.engine.model.forward import forward_logits
-from rere.engine.model.prompt_cache import KeptPrompts
 from rere.engine.model.softmax import LogSoftmaxAt, entropy, scale_by_temperature
 
 
@@ -29,25 +29,25 @@ def token_log_probs(
     model: PreTrainedModel,
     packed: PackedBatch,
     temperature: float = 1.0,
-    prompts: KeptPrompts | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Tensor:
     """log p(token | prompt, earlier tokens) of each candidate token at a temperature, (B, N) f32.
 
     Normalised over the whole vocabulary, or over the tokens that `packed` allows. The model may be
-    wrapped for several devices or carry adapters. `prompts` are those of `packed` if a search has
-    kept what the model computed for them, with its present weights and without dropout.
+    wrapped for several devices or carry adapters. A filled `prompt_cache` holds the prompts of
+    `packed`, computed with the model's current weights and without dropout.
     """
-    return gather_log_probs(logits_at_places(model, packed, prompts), packed, temperature)
+    return gather_log_probs(logits_of_candidates(model, packed, prompt_cache), packed, temperature)
 
 
 def token_scores(
     model: PreTrainedModel,
     packed: PackedBatch,
     temperature: float = 1.0,
-    prompts: KeptPrompts | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> TokenScores:
     """The log-probabilities of `token_log_probs`, and the entropies of their distributions."""
-    logits = logits_at_places(model, packed, prompts)
+    logits = logits_of_candidates(model, packed, prompt_cache)
     return TokenScores(
         gather_log_probs(logits, packed, temperature), gather_entropies(logits, packed, temperature)
     )
@@ -59,26 +59,26 @@ def sum_by_candidate(values: Tensor, packed: PackedBatch) -> Tensor:
     return sums.scatter_add(1, packed.candidate, values)[:, :-1]
 
 
-def logits_at_places(
-    model: PreTrainedModel, packed: PackedBatch, prompts: KeptPrompts | None
+def logits_of_candidates(
+    model: PreTrainedModel, packed: PackedBatch, prompt_cache: PromptCache | None
 ) -> Tensor:
-    """(R, V), computed with the prompts or behind those that were kept."""
-    first, columns = 0, packed.columns
-    cache, recalling = {"use_cache": False}, nullcontext()
-    if prompts is not None and prompts.cache is not None:
-        first, num_tokens = packed.num_prompt_columns, packed.num_tokens - prompts.num_before
-        columns = columns._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
-        cache = {"past_key_values": prompts.behind()}
-        if prompts.recall is not None:
-            recalling = prompts.recall.recalling(packed.tree_place, columns)
-    with recalling:
+    """Logits (R, V), computed with the prompts, or behind those of a filled cache."""
+    first, tokens = 0, packed.tokens
+    cache, replay = {"use_cache": False}, nullcontext()
+    if prompt_cache is not None and prompt_cache.is_filled:
+        first, num_tokens = packed.num_prompt_columns, packed.num_tokens - prompt_cache.num_reused
+        tokens = tokens._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
+        cache = {"past_key_values": prompt_cache.without_last_tokens()}
+        if prompt_cache.activations is not None:
+            replay = prompt_cache.activations.replay(packed.tree_place, tokens)
+    with replay:
         return forward_logits(
             model,
             packed.input_ids[:, first:],
             packed.position_ids[:, first:],
             packed.visible[:, first:],
             packed.position_ids,
-            columns,
+            tokens,
             **cache,
         )
 

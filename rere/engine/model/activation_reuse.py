@@ -23,7 +23,7 @@ from rere.engine.model.linear_layers import gradients, instead, is_plain
 from rere.engine.model.unpadding import UnpaddedTokens
 
 
-class Recall:
+class RecordedActivations:
     """What linear layers gave of the tokens of passes without padding."""
 
     def __init__(self, layers: list[nn.Linear], rows: Tensor, num_places: int) -> None:
@@ -36,7 +36,7 @@ class Recall:
         self.rows = self.rows[rows]
 
     @contextmanager
-    def recording(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
+    def record(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
         """Keep the results of a pass over the tokens `place` (B, Q) i64 of the rows that go on."""
         given: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in self.results}
         hooks = [
@@ -57,7 +57,7 @@ class Recall:
                 del self.results[layer]
 
     @contextmanager
-    def recalling(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
+    def replay(self, place: Tensor, tokens: UnpaddedTokens) -> Iterator[None]:
         """For a pass over tokens `place` (B, Q) i64, -1 for others; that forgets all results.
 
         Tokens that were not fed are computed.
@@ -73,7 +73,7 @@ class Recall:
         is_new = torch.ones_like(wanted, dtype=torch.bool)
         is_new[torch.cat([at for at, _ in sources])] = False
         new = is_new.nonzero()[:, 0]
-        with instead({layer: partial(recalled, layer, results, sources, new) for layer in results}):
+        with instead({layer: partial(replayed, layer, results, sources, new) for layer in results}):
             yield
 
     def _numbers(self, row: Tensor, place: Tensor) -> Tensor:
@@ -81,7 +81,9 @@ class Recall:
         return torch.where(place < 0, -1, row[:, None] * self.num_places + place)
 
 
-def recall_of(model: PreTrainedModel, num_rows: int, num_places: int) -> Recall | None:
+def start_recording(
+    model: PreTrainedModel, num_rows: int, num_places: int
+) -> RecordedActivations | None:
     """To keep what a model's linear layers give of a tree's tokens, of `num_places`, by row.
 
     None where rounding is coarse.
@@ -89,7 +91,7 @@ def recall_of(model: PreTrainedModel, num_rows: int, num_places: int) -> Recall 
     if uses_half_precision(model):
         return None
     layers = [layer for layer in model.get_decoder().modules() if is_plain(layer)]
-    return Recall(layers, torch.arange(num_rows, device=model.device), num_places)
+    return RecordedActivations(layers, torch.arange(num_rows, device=model.device), num_places)
 
 
 def uses_half_precision(model: PreTrainedModel) -> bool:
@@ -109,7 +111,7 @@ def found(fed: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return is_there, order[at[is_there]]
 
 
-def recalled(
+def replayed(
     layer: nn.Linear,
     results: dict[nn.Linear, list[Tensor]],
     sources: list[tuple[Tensor, Tensor]],
@@ -120,14 +122,14 @@ def recalled(
 
     Of those `new` (N,) it computes it; `sources` say where the others' is, pass by pass.
     """
-    num_recalled = sum(len(at) for at, _ in sources)
-    if states.shape[:-1].numel() != num_recalled + len(new):  # the last layer may leave some out
+    num_replayed = sum(len(at) for at, _ in sources)
+    if states.shape[:-1].numel() != num_replayed + len(new):  # the last layer may leave some out
         return linear(states, layer.weight, layer.bias)
     given = results.pop(layer)
-    return RecalledLinear.apply(states, layer.weight, layer.bias, given, sources, new)
+    return ReplayedLinear.apply(states, layer.weight, layer.bias, given, sources, new)
 
 
-class RecalledLinear(torch.autograd.Function):
+class ReplayedLinear(torch.autograd.Function):
     """A linear layer whose result is there, but for some tokens."""
 
     @staticmethod

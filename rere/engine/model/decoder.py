@@ -1,9 +1,10 @@
-"""A prompt computed once, and tokens that hang from it as a tree.
+"""Decoders that compute prompts once and candidate tokens as a tree behind them.
 
-`SharedPromptDecoder` feeds new tokens as further query positions of one sequence a row; a mask says
-which cached tokens each of them follows, so nothing is ever copied or reordered in the cache.
-`FullSequenceDecoder` gives the same logits from a whole sequence of its own for every token. It serves
-architectures whose attention a mask cannot steer, and is what `SharedPromptDecoder` is checked against.
+`SharedPromptDecoder` feeds new tokens as further query positions of one sequence per row. A mask
+says which cached tokens each of them follows, so that nothing is copied or reordered in the cache.
+`FullSequenceDecoder` computes every token from a whole sequence of its own. It serves
+architectures whose attention does not follow such a mask, and is the reference that
+`SharedPromptDecoder` is checked against.
 
 B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, N of them with logits,
 V vocabulary.
@@ -19,13 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from rere.engine.model.attention import GROUPED, attention_implementation, in_rows
+from rere.engine.model.attention import GROUPED, attention_implementation
+from rere.engine.model.caches import DifferentiableCache, GrowingLayer, PromptCache
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.masks import causal, layer_windows
-from rere.engine.model.padding import left_pad, token_positions, right_pad
-from rere.engine.model.prompt_cache import KeptPrompts, PromptCache
+from rere.engine.model.padding import left_pad, right_pad, token_positions
 from rere.engine.model.unpadding import UnpaddedTokens
 from rere.errors import InputError
 
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode for a while: no dropout, and no checkpointing, which would drop the cache.
+    """Switch to eval mode: no dropout, and no gradient checkpointing, which would drop the cache.
 
-    Heads that share keys are attended to without copies of them (`rere.engine.model.attention`).
+    Attention to shared heads makes no copies meanwhile (`rere.engine.model.attention`).
     """
     training = model.training
     model.eval()
@@ -47,85 +47,100 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def decoder(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: int
+def make_decoder(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    prompt_cache: PromptCache | None = None,
 ) -> "SharedPromptDecoder | FullSequenceDecoder":
-    """A decoder for prompts that up to `longest` tokens follow, exact for any causal model.
+    """A decoder for prompts with up to `max_new_tokens` behind them, exact for any causal model.
 
-    Raises InputError where they do not fit the model's positions.
+    Raises InputError where they exceed the model's positions.
     """
-    check_positions(model, prompts, longest)
-    return (
-        SharedPromptDecoder(model, prompts)
-        if supports_shared_prompt(model)
-        else FullSequenceDecoder(model, prompts)
-    )
+    check_positions(model, prompts, max_new_tokens)
+    if supports_shared_prompt(model):
+        return SharedPromptDecoder(model, prompts, prompt_cache)
+    return FullSequenceDecoder(model, prompts)
 
 
-def check_positions(model: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: int) -> None:
-    """Raises InputError where prompts that `longest` tokens follow exceed the model's positions."""
+def check_positions(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Raise InputError where prompts and `max_new_tokens` exceed the model's positions."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompt_length = max(map(len, prompts))
-    # The end of sequence is predicted, never fed.
-    if limit is not None and prompt_length + longest - 1 > limit:
+    # The last token is predicted, never fed.
+    if limit is not None and prompt_length + max_new_tokens - 1 > limit:
         raise InputError(
-            f"a prompt of {prompt_length} tokens and titles of up to {longest} exceed the model's "
-            f"{limit} positions; shorten the histories or take another model"
+            f"a prompt of {prompt_length} tokens and titles of up to {max_new_tokens} exceed the "
+            f"model's {limit} positions; shorten the histories or take another model"
         )
 
 
-def recompute_prompts(model: PreTrainedModel, prompts: KeptPrompts) -> KeptPrompts:
-    """Prompts that a search has kept as another model computes them, in the same arithmetic."""
-    again = KeptPrompts(prompts)
-    if prompts.cache is not None:
+def recompute_prompts(model: PreTrainedModel, prompt_cache: PromptCache) -> PromptCache:
+    """The prompts of a cache as another model computes them, by the same operations."""
+    own = PromptCache()
+    if prompt_cache.is_filled:
         with eval_mode(model):
-            SharedPromptDecoder(model, again).prefill(prompts.opening, prompts.keep)
-    return again
+            decoder = SharedPromptDecoder(model, prompt_cache.prompts, own)
+            decoder.prefill(prompt_cache.opening, prompt_cache.logits_to_keep)
+    return own
 
 
 class SharedPromptDecoder:
-    """The prompts of a batch in a cache, and what was fed behind them."""
+    """A batch's prompts in a key-value cache, and the tokens fed behind them.
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self.model, self.prompts = model, prompts
+    With a `prompt_cache`, the prompts are computed with gradient and kept there.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
+        self.model, self.prompts, self.prompt_cache = model, prompts, prompt_cache
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
 
-    def prefill(self, opening: Tensor, keep: int) -> Tensor:
-        """Compute the prompts, all with `opening` (X,) behind them.
+    def prefill(self, opening: Tensor, logits_to_keep: int) -> Tensor:
+        """Compute the prompts, with the tokens `opening` (X,) behind each.
 
-        Returns the logits after the last `keep` tokens of each, (B keep, V), without gradient.
+        Returns the logits after the last `logits_to_keep` tokens of each row,
+        (B logits_to_keep, V), without gradient.
         """
         ids, is_token = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
         ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
         self.is_token = pad(is_token, (0, len(opening)), value=True)
         self.position = ids[:, :0]
-        visible = causal(self.is_token)
+        visible, position = causal(self.is_token), token_positions(self.is_token)
         num_tokens = sum(map(len, self.prompts)) + len(ids) * len(opening)
-        tokens = UnpaddedTokens(self.is_token, num_tokens, keep, len(ids) * keep)
-        position, kept = token_positions(self.is_token), self.prompts
-        if not isinstance(kept, KeptPrompts):
+        tokens = UnpaddedTokens(
+            self.is_token, num_tokens, logits_to_keep, len(ids) * logits_to_keep
+        )
+        if self.prompt_cache is None:
             return self._forward(ids, position, visible, tokens, self.cache)
-        kept.cache, kept.opening, kept.keep = PromptCache(), opening, keep
+        kept = self.prompt_cache
+        kept.states, kept.prompts = DifferentiableCache(), self.prompts
+        kept.opening, kept.logits_to_keep = opening, logits_to_keep
         with torch.enable_grad():
-            logits = self._forward(ids, position, visible, tokens, kept.cache)
-        for number, layer in enumerate(kept.cache.layers):
+            logits = self._forward(ids, position, visible, tokens, kept.states)
+        for number, layer in enumerate(kept.states.layers):
             self.cache.update(layer.keys.detach(), layer.values.detach(), number)
         return logits.detach()
 
     def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, tokens: UnpaddedTokens) -> Tensor:
-        """Feed tokens (B, Q), those in `tokens`, `depth` (B, Q) tokens behind the prompt.
+        """Feed the ids (B, Q) of `tokens`, which lie `depth` (B, Q) tokens behind the prompt.
 
         `visible` (B, Q, S + Q) says which of the tokens fed before and now each one follows,
-        itself included, in the order of its path. Returns the logits that `tokens` asks for,
-        (N, V).
+        itself included, in the order of its path. Returns the logits that `tokens` needs, (N, V).
         """
         prompt = self.is_token[:, None, :].expand(-1, ids.shape[1], -1)
         visible = torch.cat([prompt, visible], dim=-1)
         return self._forward(ids, self.prompt_length + depth, visible, tokens, self.cache)
 
     def keep(self, kept: Tensor) -> None:
-        """Forget what was fed but the tokens `kept` (B, N), in their order."""
+        """Drop all fed tokens but `kept` (B, N), in that order."""
         start = self.is_token.shape[1]
         fed = self.position[:, start:].gather(1, kept)
         self.position = torch.cat([self.position[:, :start], fed], dim=1)
@@ -133,7 +148,7 @@ class SharedPromptDecoder:
             layer.keep(start, kept)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with the rows `rows` (N,) alone."""
+        """Drop all rows but `rows` (N,)."""
         self.is_token, self.position = self.is_token[rows], self.position[rows]
         self.prompt_length = self.prompt_length[rows]
         self.cache.batch_select_indices(rows)
@@ -147,64 +162,25 @@ class SharedPromptDecoder:
         )
 
 
-class GrowingLayer(DynamicLayer):
-    """A cache layer with room to spare, so that a pass writes its own tokens alone.
-
-    transformers' own copies all of the cache to make it longer, at every pass. A sliding window
-    is the mask's affair: what is old to one path may be near to another.
-    """
-
-    length = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
-        key_states, value_states = in_rows(key_states), in_rows(value_states)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        end = self.length + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys, self.values = (self._grown(x, end) for x in (self.keys, self.values))
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def keep(self, start: int, kept: Tensor) -> None:
-        """Keep what lies before `start`, and behind it the tokens `kept` (B, N) alone."""
-        self.length = start + kept.shape[1]
-        at = (start + kept)[:, None, :, None]
-        for states in (self.keys, self.values):
-            index = at.expand(-1, states.shape[1], -1, states.shape[-1])
-            states[:, :, start : self.length] = states.gather(2, index)
-
-    def _grown(self, states: Tensor, end: int) -> Tensor:
-        batch, heads, _, width = states.shape
-        grown = states.new_empty(batch, heads, end + end // 2, width)
-        grown[:, :, : self.length] = states[:, :, : self.length]
-        return grown
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
 class FullSequenceDecoder:
-    """The interface of SharedPromptDecoder, every token computed from a whole sequence of its own.
+    """The interface of SharedPromptDecoder, each token computed from a whole sequence of its own.
 
-    No cache, no mask, no positions: padding on the right changes nothing in a causal model.
+    It needs no cache, mask or positions: a causal model does not see padding on the right.
     """
 
     MAX_LOGITS = 2**27
-    """Logits that a pass makes at most: they are of every position."""
+    """Logits per forward pass at most; a pass computes those of every position."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model
         self.prompt = right_pad([list(p) for p in prompts], 0).to(model.device)  # (B, L)
         self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
 
-    def prefill(self, opening: Tensor, keep: int) -> Tensor:
+    def prefill(self, opening: Tensor, logits_to_keep: int) -> Tensor:
         self.fed = opening.expand(len(self.prompt), -1)
         self.num_opening = len(opening)
-        after = torch.arange(1 + len(opening) - keep, 1 + len(opening), device=opening.device)
+        first = 1 + len(opening) - logits_to_keep
+        after = torch.arange(first, 1 + len(opening), device=opening.device)
         seen = torch.arange(len(opening), device=opening.device) < after[:, None]
         return self._logits(seen.expand(len(self.prompt), -1, -1)).flatten(0, 1)
 
@@ -228,18 +204,20 @@ class FullSequenceDecoder:
         path = visible.int().argsort(dim=-1, descending=True, stable=True)[..., : count.max()]
         path = self.fed[:, None, :].expand(-1, num_paths, -1).gather(2, path)
         prompt = self.prompt[:, None, :].expand(-1, num_paths, -1)
-        place = torch.arange(prompt.shape[-1] + path.shape[-1], device=path.device)
+        # Move each path to the end of its prompt, before the prompt's padding.
+        column = torch.arange(prompt.shape[-1] + path.shape[-1], device=path.device)
         length = self.prompt_length[:, :, None]
-        source = torch.where(place < length, place, prompt.shape[-1] + place - length)
-        source = source.clamp(max=len(place) - 1).expand(-1, num_paths, -1)
+        source = torch.where(column < length, column, prompt.shape[-1] + column - length)
+        source = source.clamp(max=len(column) - 1).expand(-1, num_paths, -1)
         ids = torch.cat([prompt, path], dim=-1).gather(2, source).flatten(0, 1)
         last = (length + count - 1).flatten()
 
         vocab_size = self.model.config.get_text_config().vocab_size
         num_at_once = max(1, self.MAX_LOGITS // (ids.shape[1] * vocab_size))
+        chunks = zip(ids.split(num_at_once), last.split(num_at_once), strict=True)
         logits = [
-            self.model(input_ids=some, use_cache=False).logits[range(len(some)), end]
-            for some, end in zip(ids.split(num_at_once), last.split(num_at_once), strict=True)
+            self.model(input_ids=chunk, use_cache=False).logits[range(len(chunk)), end]
+            for chunk, end in chunks
         ]
         return torch.cat(logits).view(num_rows, num_paths, -1)
 
@@ -248,23 +226,23 @@ _supports_shared_prompt: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDicti
 
 
 def supports_shared_prompt(model: PreTrainedModel) -> bool:
-    """Whether SharedPromptDecoder is exact for a model: tried once, and logged where it is not."""
+    """Whether SharedPromptDecoder is exact for a model; tried once, with a warning if it is not."""
     if model not in _supports_shared_prompt:
         _supports_shared_prompt[model] = follows_attention_mask(model)
         if not _supports_shared_prompt[model]:
             log.warning(
                 "%s: its attention does not follow a mask by position; every candidate is "
-                "computed with its whole prompt, exactly but slowly",
+                "computed with its whole prompt, which is exact but slow",
                 type(model).__name__,
             )
     return _supports_shared_prompt[model]
 
 
 def follows_attention_mask(model: PreTrainedModel) -> bool:
-    """Compare SharedPromptDecoder with FullSequenceDecoder on a small tree behind two prompts."""
+    """Whether both decoders agree on a small tree behind two prompts."""
     config = model.config.get_text_config()
-    # Distances that no position from outside reaches (ALiBi, a recurrence); windows that no mask
-    # does: chunks, and GPT-Neo's local layers, which a small tree would not show.
+    # Position ids do not reach every kind of distance (ALiBi, recurrences), nor masks every kind of
+    # window: chunks, and GPT-Neo's local layers, which a small tree would not reveal.
     if (
         "position_ids" not in inspect.signature(model.forward).parameters
         or not layer_windows(config).keys() <= {"full_attention", "sliding_attention"}
@@ -273,19 +251,19 @@ def follows_attention_mask(model: PreTrainedModel) -> bool:
     ):
         return False
 
-    def logits(made: SharedPromptDecoder | FullSequenceDecoder) -> Tensor:
-        """After the prompt, after 32 children of it, and after a child of the first of these."""
+    def logits(decoder: SharedPromptDecoder | FullSequenceDecoder) -> Tensor:
+        """After the prompt, after 32 children of it, and after a child of the first child."""
         ids = torch.arange(32, device=model.device).expand(2, -1) % 2
         itself = torch.eye(32, dtype=torch.bool, device=model.device).expand(2, -1, -1)
         path = torch.arange(33, device=model.device) % 32 == 0
-        first = made.prefill(ids[0, :0], keep=1)
+        first = decoder.prefill(ids[0, :0], logits_to_keep=1)
         all_of = UnpaddedTokens(
             torch.ones_like(ids, dtype=torch.bool), ids.numel(), 32, ids.numel()
         )
-        second = made.feed(ids, torch.zeros_like(ids), itself, all_of)
-        # The child is of the first row alone.
+        second = decoder.feed(ids, torch.zeros_like(ids), itself, all_of)
+        # Only the first row has a child.
         one = UnpaddedTokens(torch.tensor([[True], [False]], device=ids.device), 1, 1, 1)
-        third = made.feed(ids[:, 1:2], torch.ones_like(ids[:, :1]), path.expand(2, 1, -1), one)
+        third = decoder.feed(ids[:, 1:2], torch.ones_like(ids[:, :1]), path.expand(2, 1, -1), one)
         return torch.cat([first, second, third]).double()
 
     prompts = [[0, 1, 2], [1]]
@@ -296,8 +274,8 @@ def follows_attention_mask(model: PreTrainedModel) -> bool:
         return False
     finite = expected.isfinite()  # a model may rule tokens out
     actual, expected = actual[finite], expected[finite]
-    # Right and wrong are orders of magnitude apart, in the norm; single logits are not in bfloat16.
-    # Some models take softmax in float32 always.
+    # Right and wrong differ by orders of magnitude in the norm, but not in single bfloat16 logits.
+    # Some models always compute the softmax in float32.
     eps = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
     spread = (expected - expected.mean()).norm()
     return bool((actual - expected).norm() <= eps ** (1 / 3) * spread)

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer, SearchScoring
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
@@ -50,6 +51,7 @@ def beam_search(
     length_penalty: float = 0.0,
     temperature: float = 1.0,
     auxiliary: AuxiliaryScorer | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
@@ -62,7 +64,15 @@ def beam_search(
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     rows = torch.arange(len(prompts), device=model.device)
     with eval_mode(model):
-        scorer = PathScorer(model, tree, prompts, scoring, temperature, auxiliary=auxiliary)
+        scorer = PathScorer(
+            model,
+            tree,
+            prompts,
+            scoring,
+            temperature,
+            auxiliary=auxiliary,
+            prompt_cache=prompt_cache,
+        )
         beams, known, num_steps = scorer.start()
         found, results = (empty_beams(beams.score, num_beams) for _ in range(2))
         while True:

@@ -28,9 +28,9 @@ from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
 from rere.config.options import Scoring
-from rere.engine.model.activation_reuse import recall_of
-from rere.engine.model.decoder import decoder
-from rere.engine.model.prompt_cache import KeptPrompts
+from rere.engine.model.activation_reuse import start_recording
+from rere.engine.model.caches import PromptCache
+from rere.engine.model.decoder import make_decoder
 from rere.engine.model.softmax import logsumexp_of_rows, upcast
 from rere.engine.model.unpadding import UnpaddedTokens
 from rere.engine.search.layout import (
@@ -73,6 +73,7 @@ class PathScorer:
         temperature: float = 1.0,
         whole_edges: bool = False,
         auxiliary: AuxiliaryScorer | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         check_temperature(temperature)
         if auxiliary is not None and scoring == "vocabulary":
@@ -80,10 +81,11 @@ class PathScorer:
         self.tree, self.by_decision = tree, scoring != "vocabulary"
         self.normalised = scoring == "catalogue"
         self.temperature, self.auxiliary = temperature, auxiliary
-        self.decoder = decoder(model, prompts, tree.longest)
-        self.recall = None
-        if isinstance(prompts, KeptPrompts) and scoring == "vocabulary":
-            self.recall = prompts.recall = recall_of(model, len(prompts), len(tree.token))
+        self.decoder = make_decoder(model, prompts, tree.longest, prompt_cache)
+        self.activations = None
+        if prompt_cache is not None and scoring == "vocabulary":
+            self.activations = start_recording(model, len(prompts), len(tree.token))
+            prompt_cache.activations = self.activations
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass = full_pass(model)
@@ -166,8 +168,8 @@ class PathScorer:
     def select(self, rows: Tensor) -> None:
         """Keep only the rows `rows` (N,)."""
         self.decoder.select(rows)
-        if self.recall is not None:
-            self.recall.select(rows)
+        if self.activations is not None:
+            self.activations.select(rows)
         if self.auxiliary is not None:
             self.auxiliary = self.auxiliary._replace(
                 node_log_probs=self.auxiliary.node_log_probs[rows]
@@ -201,11 +203,11 @@ class PathScorer:
         keep, num_logits = ids.shape[1], plan.num_tokens
         if self.by_decision:
             keep, num_logits = plan.num_feeding, plan.num_ends
-        columns = UnpaddedTokens(layout.is_token, plan.num_tokens, keep, num_logits)
-        recording = self.recall and self.recall.recording(tree_place, columns)
+        tokens = UnpaddedTokens(layout.is_token, plan.num_tokens, keep, num_logits)
+        recording = self.activations and self.activations.record(tree_place, tokens)
         with recording or nullcontext():
-            logits = upcast(self.decoder.feed(ids, depth, visible, columns))
-        logits_index = columns.logits_index  # (B, keep)
+            logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
+        logits_index = tokens.logits_index  # (B, keep)
         last_index = logits_index.gather(1, layout.last - (ids.shape[1] - keep))
 
         node, num_fed = paths.node.gather(1, feeding), paths.num_fed.gather(1, feeding)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.catalogue import PrefixTree
+from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.noise import gumbel, uniform
 from rere.engine.search.path_scorer import PathScorer
@@ -56,6 +57,7 @@ def sample_candidates(
     num_samples: int,
     seeds: Tensor,
     temperature: float = 1.0,
+    prompt_cache: PromptCache | None = None,
 ) -> Samples:
     """`num_samples` independent samples per prompt, with replacement.
 
@@ -64,7 +66,9 @@ def sample_candidates(
     """
     check_num_samples(num_samples)
     with eval_mode(model):
-        scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
+        scorer = PathScorer(
+            model, tree, prompts, "catalogue", temperature, prompt_cache=prompt_cache
+        )
         paths, known, _ = scorer.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
         parent, score = node, paths.score.expand(node.shape)
@@ -145,6 +149,7 @@ def stochastic_beam_search(
     num_beams: int,
     seeds: Tensor,
     temperature: float = 1.0,
+    prompt_cache: PromptCache | None = None,
 ) -> PerturbedSamples:
     """`num_beams` samples per prompt without replacement, by the Gumbel-top-k trick.
 
@@ -155,7 +160,9 @@ def stochastic_beam_search(
     check_num_samples(num_beams)
     with eval_mode(model):
         # The score of one more beam is the threshold.
-        scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
+        scorer = PathScorer(
+            model, tree, prompts, "catalogue", temperature, prompt_cache=prompt_cache
+        )
         start, known, _ = scorer.start()
         noise = gumbel(seeds, start.node).to(start.score.dtype)
         beams = StochasticBeams(start.node, start.score, noise, start.parent)

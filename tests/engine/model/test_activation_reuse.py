@@ -4,20 +4,19 @@ import copy
 
 import pytest
 import torch
-from engine.candidates.test_scoring import (
+from packed_batches import (
     LEAVES,
     PROMPTS,
     QWEN2,
     TREE,
-    adapted,
-    alone,
     assert_gradients_equal,
-    gradients,
-    model,
-    rounding,
-    weighted,
+    assert_passes_equal,
+    gradient_tolerance,
+    gradients_of,
+    search_and_pack,
+    weighted_sum,
+    with_adapters,
 )
-from engine.model.test_prompt_cache import assert_passes_equal
 from tiny_models import precise
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,43 +25,32 @@ from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.model import activation_reuse as recall
-from rere.engine.model.activation_reuse import Recall, RecalledLinear, recall_of
-from rere.engine.model.prompt_cache import KeptPrompts
+from rere.engine.model.activation_reuse import RecordedActivations, ReplayedLinear, start_recording
 from rere.engine.model.unpadding import UnpaddedTokens
-from rere.engine.search.beam import beam_search
-
-__all__ = ["alone", "model"]  # fixtures
-
-
-def searched(model, tree=TREE, prompts=PROMPTS, num_beams=4):
-    """The prompts, kept by a search, and what it found."""
-    prompts = KeptPrompts(prompts)
-    leaf = beam_search(model, tree, prompts, num_beams).leaf
-    return prompts, pack_leaves(prompts, leaf, tree, "vocabulary")
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """How many tokens each recalling layer had, and how many of them it computed."""
-    numbers, forward = [], RecalledLinear.forward
+    numbers, forward = [], ReplayedLinear.forward
 
     def counting(ctx, *inputs):
         numbers.append((inputs[0].shape[:-1].numel(), len(inputs[-1])))
         return forward(ctx, *inputs)
 
-    monkeypatch.setattr(RecalledLinear, "forward", counting)
+    monkeypatch.setattr(ReplayedLinear, "forward", counting)
     return numbers
 
 
 def test_a_pass_that_recalls_is_the_same(model):
-    prompts, packed = searched(model)
-    assert_passes_equal(model, packed, prompts, rounding(model))
+    prompts, packed = search_and_pack(model)
+    assert_passes_equal(model, packed, prompts, gradient_tolerance(model))
 
 
 def test_with_adapters(model):
-    model = adapted(model)
-    prompts, packed = searched(model.get_base_model())
-    assert_passes_equal(model, packed, prompts, rounding(model))
+    model = with_adapters(model)
+    prompts, packed = search_and_pack(model.get_base_model())
+    assert_passes_equal(model, packed, prompts, gradient_tolerance(model))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -75,14 +63,14 @@ def test_rows_that_end_early_and_tokens_that_are_forgotten(seed, computed):
 
     titles = sorted({(*title, 1) for title in some(60, 12)})
     tree = PrefixTree.build([list(title) for title in titles])
-    prompts, packed = searched(QWEN2, tree, some(6, 9), 5)
-    assert_passes_equal(QWEN2, packed, prompts, rounding(QWEN2))
+    prompts, packed = search_and_pack(QWEN2, tree, some(6, 9), 5)
+    assert_passes_equal(QWEN2, packed, prompts, gradient_tolerance(QWEN2))
     assert {unknown for _, unknown in computed} == {6}  # the prompts' last tokens
 
 
 def test_every_linear_layer_recalls_what_was_fed(computed):
-    prompts, packed = searched(QWEN2)
-    token_log_probs(QWEN2, packed, prompts=prompts)
+    prompts, packed = search_and_pack(QWEN2)
+    token_log_probs(QWEN2, packed, prompt_cache=prompts)
     layers = [x for x in QWEN2.get_decoder().modules() if isinstance(x, nn.Linear)]
     num_nodes = packed.num_tokens - prompts.num_before
     # The prompts' last tokens, and what all items begin with, were computed with the prompts.
@@ -90,21 +78,21 @@ def test_every_linear_layer_recalls_what_was_fed(computed):
 
 
 def test_what_was_not_fed_is_computed(computed):
-    prompts, packed = searched(QWEN2, num_beams=1)
+    prompts, packed = search_and_pack(QWEN2, num_beams=1)
     num_found = packed.num_tokens
     packed = pack_leaves(PROMPTS, LEAVES, TREE, "vocabulary")
     assert packed.num_tokens > num_found
-    assert_passes_equal(QWEN2, packed, prompts, rounding(QWEN2))
+    assert_passes_equal(QWEN2, packed, prompts, gradient_tolerance(QWEN2))
     assert all(unknown > len(PROMPTS) for _, unknown in computed)
 
 
 def test_results_serve_once_and_layers_are_themselves_again(computed):
     model = copy.deepcopy(QWEN2)
-    prompts, packed = searched(model)
-    first = token_log_probs(model, packed, prompts=prompts)
-    assert computed and not prompts.recall.results
+    prompts, packed = search_and_pack(model)
+    first = token_log_probs(model, packed, prompt_cache=prompts)
+    assert computed and not prompts.activations.results
     computed.clear()
-    second = token_log_probs(model, packed, prompts=prompts)
+    second = token_log_probs(model, packed, prompt_cache=prompts)
     assert not computed
     torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
     assert all("forward" not in vars(module) for module in model.modules())
@@ -113,7 +101,7 @@ def test_results_serve_once_and_layers_are_themselves_again(computed):
 
 def test_layers_that_do_not_give_one_result_a_token_compute():
     once, twice, some, never = (nn.Linear(3, 3) for _ in range(4))
-    kept = Recall([once, twice, some, never], torch.tensor([0, 2]), num_places=10)
+    kept = RecordedActivations([once, twice, some, never], torch.tensor([0, 2]), num_places=10)
     real = torch.tensor([[True, True], [True, False]])
     place = torch.tensor([[4, 7], [2, 0]])
     with kept.recording(place, UnpaddedTokens(real, 3, 2, 3)):
@@ -129,10 +117,10 @@ def test_tokens_are_found_by_number():
 
 
 def test_nothing_is_recalled_in_half_precision():
-    assert recall_of(copy.deepcopy(QWEN2).bfloat16(), 1, 9) is None
+    assert start_recording(copy.deepcopy(QWEN2).bfloat16(), 1, 9) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert recall_of(QWEN2, 1, 9) is None
-    assert recall_of(precise("qwen2").float(), 1, 9).results
+        assert start_recording(QWEN2, 1, 9) is None
+    assert start_recording(precise("qwen2").float(), 1, 9).results
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -146,7 +134,7 @@ def test_the_layer_has_the_gradient_of_a_linear_one(with_bias):
         (torch.tensor([1]), torch.tensor([0])),
     ]
     inputs = states, layer.weight, layer.bias, given, sources, torch.tensor([2])
-    actual = RecalledLinear.apply(*inputs)
+    actual = ReplayedLinear.apply(*inputs)
     torch.testing.assert_close(actual, expected)
     weights = torch.randn_like(expected)
     for one, other in zip(
@@ -157,13 +145,13 @@ def test_the_layer_has_the_gradient_of_a_linear_one(with_bias):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("with_adapters", [False, True])
-def test_a_distributed_model_recalls(alone, with_adapters, computed):
-    model = adapted(QWEN2) if with_adapters else precise("qwen2")
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_a_distributed_model_recalls(process_group, has_adapters, computed):
+    model = with_adapters(QWEN2) if has_adapters else precise("qwen2")
     wrapped = DistributedDataParallel(model)
-    prompts, packed = searched(model.get_base_model() if with_adapters else model)
-    expected = gradients(model, weighted(token_log_probs(model, packed)))
-    weighted(token_log_probs(wrapped, packed, prompts=prompts)).backward()
+    prompts, packed = search_and_pack(model.get_base_model() if has_adapters else model)
+    expected = gradients_of(model, weighted_sum(token_log_probs(model, packed)))
+    weighted_sum(token_log_probs(wrapped, packed, prompt_cache=prompts)).backward()
     assert computed
     actual = {name: w.grad for name, w in model.named_parameters() if w.requires_grad}
     assert_gradients_equal(actual, expected, 1e-9)

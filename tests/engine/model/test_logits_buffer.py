@@ -4,22 +4,19 @@ import copy
 
 import pytest
 import torch
-from engine.candidates.test_scoring import (
+from packed_batches import (
     QWEN2,
-    adapted,
     assert_gradients_equal,
-    gradients,
-    model,
-    packed_in,
-    weighted,
+    gradients_of,
+    pack_for,
+    weighted_sum,
+    with_adapters,
 )
 from torch import nn
 
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.model import logits_buffer as room
 from rere.engine.model.logits_buffer import LinearInRoom, Room
-
-__all__ = ["model"]  # a fixture
 
 
 @pytest.fixture
@@ -51,29 +48,29 @@ def test_small_blocks_are_the_allocators():
 
 
 def test_a_pass_is_the_same(model, every_size, monkeypatch):
-    packed = packed_in("vocabulary")
+    packed = pack_for("vocabulary")
     actual = token_log_probs(model, packed)
     assert len(every_size.memory) > 0
-    found = gradients(model, weighted(actual))
+    found = gradients_of(model, weighted_sum(actual))
     monkeypatch.setattr(room, "LARGE", 2**60)
     expected = token_log_probs(model, packed)
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
-    assert_gradients_equal(found, gradients(model, weighted(expected)), 1e-9)
+    assert_gradients_equal(found, gradients_of(model, weighted_sum(expected)), 1e-9)
 
 
 def test_passes_that_wait_for_their_gradient_keep_their_logits(every_size):
-    packed = packed_in("vocabulary")
-    expected = gradients(QWEN2, weighted(token_log_probs(QWEN2, packed)))
-    first, second = (weighted(token_log_probs(QWEN2, packed)) for _ in range(2))
+    packed = pack_for("vocabulary")
+    expected = gradients_of(QWEN2, weighted_sum(token_log_probs(QWEN2, packed)))
+    first, second = (weighted_sum(token_log_probs(QWEN2, packed)) for _ in range(2))
     with torch.no_grad():
         token_log_probs(QWEN2, packed, temperature=3.0)
-    assert_gradients_equal(gradients(QWEN2, first), expected, 1e-12)
-    assert_gradients_equal(gradients(QWEN2, second), expected, 1e-12)
+    assert_gradients_equal(gradients_of(QWEN2, first), expected, 1e-12)
+    assert_gradients_equal(gradients_of(QWEN2, second), expected, 1e-12)
 
 
 def test_with_adapters_the_output_layer_has_no_gradient(every_size):
-    model, packed = adapted(QWEN2), packed_in("vocabulary")
-    found = gradients(model, weighted(token_log_probs(model, packed)))
+    model, packed = with_adapters(QWEN2), pack_for("vocabulary")
+    found = gradients_of(model, weighted_sum(token_log_probs(model, packed)))
     assert found and all("lora" in name for name in found) and len(every_size.memory) > 0
 
 
@@ -87,5 +84,5 @@ def test_the_layer_is_linear(every_size, with_bias):
 
 def test_the_layer_is_itself_again(every_size):
     model = copy.deepcopy(QWEN2)
-    token_log_probs(model, packed_in("vocabulary"))
+    token_log_probs(model, pack_for("vocabulary"))
     assert "forward" not in vars(model.get_output_embeddings())

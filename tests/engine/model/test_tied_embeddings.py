@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from engine.candidates.test_scoring import rounding
-from engine.model.test_activation_reuse import searched
-from engine.model.test_prompt_cache import assert_passes_equal
+from packed_batches import assert_passes_equal, gradient_tolerance, search_and_pack
 from tiny_models import precise
 from torch.testing import assert_close
 
@@ -64,9 +62,9 @@ def test_embeddings_alone_give_a_sparse_one():
 
 def test_of_kept_prompts_they_are_the_dense_ones(any_size):
     model = precise("qwen2", tie_word_embeddings=True)
-    prompts, packed = searched(model)
-    assert_passes_equal(model, packed, prompts, rounding(model))
-    prompts, packed = searched(model)
+    prompts, packed = search_and_pack(model)
+    assert_passes_equal(model, packed, prompts, gradient_tolerance(model))
+    prompts, packed = search_and_pack(model)
     token_log_probs(model, packed, prompts=prompts).sum().backward()
     assert not model.get_input_embeddings().weight.grad.is_sparse
 

@@ -1,11 +1,11 @@
-"""How many rows a search takes: an estimate that must grow with all that takes memory."""
+"""The batch size of a search, and the memory estimate that it follows from."""
 
 import pytest
 import torch
 from tiny_models import FAMILIES, causal_lm
 
 from rere.catalogue import PrefixTree
-from rere.engine.search import batch_size as batching
+from rere.engine.search import batch_size
 from rere.engine.search.batch_size import count_fed_tokens, max_batch_size, search_bytes
 
 TREE = PrefixTree.build(
@@ -19,8 +19,8 @@ def estimate(family="qwen2", tree=TREE, rows=4, prompt=50, beams=5, scoring="cat
     return search_bytes(model, tree, rows, prompt, beams, scoring)
 
 
-def fitting(monkeypatch, memory, model=None, **more):
-    monkeypatch.setattr(batching, "memory", lambda device: memory)
+def choose_rows(monkeypatch, memory, model=None, **more):
+    monkeypatch.setattr(batch_size, "memory", lambda device: memory)
     arguments = {"prompt_length": 50, "num_beams": 5, "scoring": "catalogue", **more}
     return max_batch_size(model or causal_lm("qwen2", 100), TREE, **arguments)
 
@@ -39,15 +39,15 @@ def fitting(monkeypatch, memory, model=None, **more):
     ],
     ids=str,
 )
-def test_more_takes_more(scoring, more):
+def test_the_estimate_grows_with_every_size(scoring, more):
     assert estimate(scoring=scoring, **more) > estimate(scoring=scoring)
 
 
-def test_all_logits_take_more_than_those_of_beams():
+def test_vocabulary_scoring_takes_more_than_catalogue_scoring():
     assert estimate(scoring="vocabulary") > estimate(scoring="catalogue")
 
 
-def test_half_the_precision_takes_less():
+def test_half_precision_takes_less():
     model = causal_lm("qwen2", 100)
     arguments = (TREE, 4, 50, 5, "catalogue")
     assert search_bytes(model.bfloat16(), *arguments) < estimate()
@@ -55,12 +55,12 @@ def test_half_the_precision_takes_less():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_architecture_has_an_estimate(family):
-    # At least the keys and values of the prompts, of two layers in float32.
+    # More than the keys and values of the prompts in two layers in float32.
     assert estimate(family) > 4 * 50 * 2 * 2 * 4
 
 
 def test_count_fed_tokens_by_hand():
-    # Inner edges hold 9, 2 and 3 4 4; leaves' 5 0, 7 6 0, 0 and ten times n 3 0.
+    # Edges into inner nodes hold 9, 2 and 3 4 4; those into leaves 5 0, 7 6 0, 0 and 10 x n 3 0.
     assert count_fed_tokens(TREE, 100, "catalogue", 1000) == (5, 5)
     assert count_fed_tokens(TREE, 1, "catalogue", 1) == (5, 3)
     assert count_fed_tokens(TREE, 100, "vocabulary", 1000) == (41, 41)
@@ -69,30 +69,30 @@ def test_count_fed_tokens_by_hand():
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_a_single_title_fits(monkeypatch, scoring):
+def test_a_catalogue_of_one_title(monkeypatch, scoring):
     tree = PrefixTree.build([[5, 6, 0]])
-    monkeypatch.setattr(batching, "memory", lambda device: 1 << 30)
+    monkeypatch.setattr(batch_size, "memory", lambda device: 1 << 30)
     assert max_batch_size(causal_lm("qwen2", 100), tree, 50, 5, scoring) == 32
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_more_memory_never_means_fewer_rows(monkeypatch, scoring):
-    sizes = [fitting(monkeypatch, 1 << power, scoring=scoring) for power in range(10, 40)]
+    sizes = [choose_rows(monkeypatch, 1 << power, scoring=scoring) for power in range(10, 40)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {1, 2, 4, 8, 16, 32}
 
 
-def test_what_is_chosen_fits(monkeypatch):
+def test_the_choice_fits_and_twice_as_many_rows_do_not(monkeypatch):
     for power in range(18, 24):
-        rows = fitting(monkeypatch, 1 << power)
+        rows = choose_rows(monkeypatch, 1 << power)
         assert rows == 1 or estimate(rows=rows) <= (1 << power) / 2
         assert rows == 32 or estimate(rows=2 * rows) > (1 << power) / 2
 
 
-def test_no_memory_is_one_row(monkeypatch):
-    assert fitting(monkeypatch, 0) == 1
+def test_at_least_one_row_is_chosen(monkeypatch):
+    assert choose_rows(monkeypatch, 0) == 1
 
 
-def test_the_memory_of_this_machine_is_enough_for_a_tiny_model():
-    assert batching.memory(torch.device("cpu")) > 1 << 28
+def test_this_machine_has_enough_memory_for_a_tiny_model():
+    assert batch_size.memory(torch.device("cpu")) > 1 << 28
     assert max_batch_size(causal_lm("qwen2", 100), TREE, 50, 5, "catalogue") == 32

@@ -1,4 +1,4 @@
-"""Random numbers from seeds and counters."""
+"""Random numbers as a function of seeds and counters."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def test_the_published_sequence_of_splitmix64():
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_numbers_are_distributed_as_they_should(step):
+def test_numbers_have_their_distributions(step):
     seeds = row_seeds(0, step, [7])
     assert kstest(uniform(seeds, COUNTER)[0], "uniform").pvalue > 1e-3
     assert kstest(gumbel(seeds, COUNTER)[0], gumbel_r.cdf).pvalue > 1e-3
 
 
-def test_rows_steps_and_runs_have_numbers_of_their_own():
+def test_rows_steps_and_runs_have_independent_numbers():
     seeds = {
         row_seeds(*of)[0].item() for of in [(0, 0, [1]), (0, 1, [0]), (1, 0, [0]), (0, 0, [0])]
     }
@@ -34,12 +34,12 @@ def test_rows_steps_and_runs_have_numbers_of_their_own():
     assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.03
 
 
-def test_a_number_depends_on_nothing_but_row_and_counter():
+def test_a_number_depends_only_on_row_and_counter():
     alone = uniform(row_seeds(3, 5, [9]), COUNTER[:, 100:110])
     assert torch.equal(uniform(row_seeds(3, 5, [4, 9]), COUNTER.expand(2, -1))[1:, 100:110], alone)
 
 
-def test_the_ends_stay_finite(monkeypatch):
+def test_extreme_bits_give_finite_numbers(monkeypatch):
     for bits in (0, -1):
         monkeypatch.setattr(
             "rere.engine.search.noise.mix", lambda *_, bits=bits: torch.tensor([[bits]])
