@@ -44,7 +44,7 @@ def logits(decoder, seed=0):
     visible, depth = paths(len(PROMPTS), 30, seed)
     ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(seed))
     parts = [
-        decoder.prefill(OPENING, keep=3),
+        decoder.prefill(OPENING, logits_to_keep=3),
         decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], all_of(20, 20)),
         decoder.feed(ids[:, 20:], depth[:, 20:], visible[:, 20:], all_of(10, 4)),
     ]
@@ -58,7 +58,7 @@ def test_forgetting_what_nothing_follows_changes_no_logit(family, make):
     decoder = make(precise(family), PROMPTS)
     visible, depth = paths(len(PROMPTS), 30, seed=0)
     ids = torch.randint(VOCAB_SIZE, depth.shape, generator=torch.Generator().manual_seed(0))
-    decoder.prefill(OPENING, keep=3)
+    decoder.prefill(OPENING, logits_to_keep=3)
     decoder.feed(ids[:, :20], depth[:, :20], visible[:, :20, :20], all_of(20, 20))
     before, new = visible[:, 20:, :20], visible[:, 20:, 20:]
     followed = before.any(1)
@@ -116,7 +116,7 @@ def test_plain_is_the_models_own_forward(family):
     model = precise(family)
     ids = torch.tensor([[2, 3, 22, 6, 10]])
     expected = model(input_ids=ids).logits[0, -3:]
-    actual = FullSequenceDecoder(model, PROMPTS).prefill(OPENING, keep=3)[-3:]
+    actual = FullSequenceDecoder(model, PROMPTS).prefill(OPENING, logits_to_keep=3)[-3:]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 

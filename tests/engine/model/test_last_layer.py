@@ -46,7 +46,7 @@ def model():
 
 def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     opening = torch.tensor([6, 10])
-    SharedPromptDecoder(model, PROMPTS).prefill(opening, keep=3)
+    SharedPromptDecoder(model, PROMPTS).prefill(opening, logits_to_keep=3)
     packed = pack(PROMPTS, [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
     token_log_probs(model, packed).sum().backward()
     *others, last = seen

@@ -25,7 +25,7 @@ TREE = PrefixTree.build(
     [[3, 4, 1], [3, 4, 6, 7, 1], [3, 12, 13, 14, 15, 1], [3, 12, 13, 14, 16, 1], [3, 9, 1], [10, 1]]
 )
 REAL = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 1]], dtype=torch.bool)
-SOME = UnpaddedTokens(REAL, num_tokens=8, keep=2, num_logits=4)
+SOME = UnpaddedTokens(REAL, num_tokens=8, logits_to_keep=2, num_logits=4)
 
 
 @pytest.fixture(params=["all at once", "in parts"])
@@ -44,13 +44,13 @@ def with_padding(monkeypatch):
 def test_columns_by_hand():
     # Row by row, 0 to 4, 5 to 9 and 10 to 14; those of the last two columns are behind the others.
     assert SOME.index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
-    assert SOME.place[0, 0] == 0
-    assert SOME.place[1, 0] == 1
-    assert SOME.place[2].tolist() == [2, 3]
+    assert SOME.logits_index[0, 0] == 0
+    assert SOME.logits_index[1, 0] == 1
+    assert SOME.logits_index[2].tolist() == [2, 3]
     logits = torch.arange(6.0).view(3, 2, 1)
-    assert SOME.of_kept(logits)[:, 0].tolist() == [0, 2, 4, 5]
+    assert SOME.drop_padding(logits)[:, 0].tolist() == [0, 2, 4, 5]
     whole = UnpaddedTokens(torch.ones_like(REAL), 15, 2, 6)
-    assert whole.of_kept(logits)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert whole.drop_padding(logits)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def test_a_pass_without_padding_changes_no_logit(family, rows):
 
     def logits(decoder):
         parts = [
-            decoder.prefill(torch.tensor([6]), keep=1),
+            decoder.prefill(torch.tensor([6]), logits_to_keep=1),
             decoder.feed(ids, depth, visible, SOME),
             decoder.feed(ids[:, :1], 1 + REAL.sum(-1, keepdim=True), behind, one),
         ]
