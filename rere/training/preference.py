@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, set_seed
 
 from rere.catalogue import Catalogue, PrefixTree
 from rere.config.training import PreferenceOptions
-from rere.data.splits import read_items
+from rere.data.dataset import read_items
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rere.config.training import RlOptions, reward_weights
+from rere.data.dataset import read_split
 from rere.data.factors import Factors
-from rere.data.splits import read_split
 from rere.errors import InputError
 from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
 

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rere.catalogue import Catalogue
 from rere.config.training import SftOptions
-from rere.data.splits import read_items
+from rere.data.dataset import read_items
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.tokenization import PromptEncoder

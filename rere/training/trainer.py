@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.progress import progress
 from rere.provenance import peak_memory

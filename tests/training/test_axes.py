@@ -25,8 +25,8 @@ from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.study import Method
 from rere.config.training import RlOptions, RolloutStrategy, SftOptions, reward_weights
-from rere.data.factors import Factors
 from rere.data.dataset import read_split
+from rere.data.factors import Factors
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.errors import InputError

@@ -16,8 +16,8 @@ from transformers import TrainerState
 
 from rere.backbones import load_model
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
+from rere.data.dataset import read_split
 from rere.data.factors import Factors
-from rere.data.splits import read_split
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import TokenScores, sum_by_candidate, token_scores
 from rere.engine.search.leaf_tokens import token_ids

@@ -22,7 +22,7 @@ from rere.backbones import load_model, load_tokenizer
 from rere.benchmarks.plain import training as plain
 from rere.catalogue import PrefixTree
 from rere.config.training import PreferenceOptions
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search

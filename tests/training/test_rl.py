@@ -18,7 +18,7 @@ from rere import tokenization
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
@@ -95,13 +95,13 @@ def test_the_first_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
     A step in one pass recalls what its search computed. Finely rounded, since at this rate of
     learning what is rounded otherwise in the first step is 2e-4 of a norm in the sixth.
     """
-    load = loop.load
+    load = loop.load_trainable
 
     def load_as(*given):
         tokenizer, model = load(*given)
         return tokenizer, model.to(dtype)
 
-    monkeypatch.setattr(loop, "load", load_as)
+    monkeypatch.setattr(loop, "load_trainable", load_as)
     changes = {"learning_rate": 1e-2, "beta": 1.0, "steps": 10, "rows_per_pass": rows_per_pass}
     options = SHORT.model_copy(update=changes)
     rl(options, write_fixed_model(tmp_path / "init"), data, 0, tmp_path)

@@ -21,7 +21,7 @@ from rere.backbones import backbone, load_model, load_tokenizer
 from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.training import SftOptions
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder
