@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rere.config.backbones import Pretrained, Tiny
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 from rere.errors import InputError
 from rere.files import replacing
 from rere.tokenization import choose_instruction, prompt_text, response_text

@@ -49,9 +49,9 @@ class Audit(Options):
     data: list[Path] = Field(min_length=1, description="Folders that `rere preprocess` wrote.")
 
     def run(self) -> None:
-        from rere.data.audit import table
+        from rere.data.audit import audit_table
 
-        print(table(self.data))
+        print(audit_table(self.data))
 
 
 class TokenLengths(Options):
@@ -244,75 +244,76 @@ class Curves(Options):
         curves(self.runs, self.output)
 
 
-class Speed(config.benchmarks.Measurement):
-    """Measure search, training and preprocessing: time, memory, results, beside plain versions."""
+class BenchmarkSpeed(config.benchmarks.SpeedOptions):
+    """Time search, training and preprocessing against plain implementations."""
 
     models: list[DirectoryPath] = Field(min_length=1, description="Folders of the models.")
-    names: list[str] = Field(description="What the table calls each of them.")
-    test_rows: list[int] = Field(description="Test rows that each of them is timed on.")
+    names: list[str] = Field(description="Their names in the table, one each.")
+    test_rows: list[int] = Field(description="Numbers of test rows to time, one each.")
     data: Data
-    output: Path = Field(description="The .csv to write; .md lies beside it.")
+    output: Path = Field(description="The .csv to write, with an .md beside it.")
 
     @model_validator(mode="after")
-    def one_each(self):
+    def check_numbers(self):
         if not len(self.models) == len(self.names) == len(self.test_rows):
             raise ValueError("give as many --names and --test-rows as --models")
         return self
 
     def run(self) -> None:
-        from rere.benchmarks.speed.table import speed
+        from rere.benchmarks.speed.table import benchmark_speed
 
-        speed(self, self.models, self.names, self.test_rows, self.data, self.output)
+        benchmark_speed(self, self.models, self.names, self.test_rows, self.data, self.output)
 
 
-class SpeedCurves(config.benchmarks.Measurement):
-    """Time the search against titles, beams and prompt length, preprocessing against reviews."""
+class BenchmarkSpeedCurves(config.benchmarks.SpeedOptions):
+    """Time searches by catalogue size, beams and prompt length, preprocessing by reviews."""
 
-    model: DirectoryPath = Field(description="Folder of the model and its tokenizer.")
+    model: Model
     data: Data
     output: Path = Field(description="The .csv to write.")
 
     def run(self) -> None:
-        from rere.benchmarks.speed.curves import speed_curves
+        from rere.benchmarks.speed.curves import benchmark_speed_curves
 
-        speed_curves(self, self.model, self.data, self.output)
+        benchmark_speed_curves(self, self.model, self.data, self.output)
 
 
-class SpeedFigure(Options):
-    """Draw the time of the search and of preprocessing as curves."""
+class BenchmarkSpeedFigure(Options):
+    """Draw the times of searches and preprocessing as curves."""
 
-    curves: Path = Field(description="The .csv that `rere speed-curves` wrote.")
+    table: Path = Field(description="The .csv that `rere benchmark speed-curves` wrote.")
     output: Figures
 
     def run(self) -> None:
-        from rere.benchmarks.speed.figure import figure
+        from rere.benchmarks.figures import draw_speed
 
-        figure(self.curves, self.output)
+        draw_speed(self.table, self.output)
 
 
-class Search(config.benchmarks.Candidates):
-    """Measure the ways to get candidates, and what beam search misses of the true top 10."""
+class BenchmarkRollouts(config.benchmarks.RolloutOptions):
+    """Measure what each rollout strategy finds and costs, and what beam search misses."""
 
-    model: DirectoryPath = Field(description="Folder of the trained model and its tokenizer.")
+    model: Model
+    name: str = Field(description="The model's name in the table.")
     data: Data
-    output: Path = Field(description="The .csv to write; the .md lies beside it.")
+    output: Path = Field(description="The .csv to write, with an .md beside it.")
 
     def run(self) -> None:
-        from rere.benchmarks.rollouts.table import search
+        from rere.benchmarks.rollouts import benchmark_rollouts
 
-        search(self, self.model, self.data, self.output)
+        benchmark_rollouts(self, self.name, self.model, self.data, self.output)
 
 
-class SearchFigure(Options):
-    """Draw distinct candidates and hits against group size, and the error of beam search."""
+class BenchmarkRolloutsFigure(Options):
+    """Draw distinct items and hits by group size, and what beam search misses by beams."""
 
-    table: Path = Field(description="The .csv that `rere search` wrote.")
+    table: Path = Field(description="The .csv that `rere benchmark rollouts` wrote.")
     output: Figures
 
     def run(self) -> None:
-        from rere.benchmarks.rollouts.figure import figure
+        from rere.benchmarks.figures import draw_rollouts
 
-        figure(self.table, self.output)
+        draw_rollouts(self.table, self.output)
 
 
 class Schema(Options):
@@ -361,10 +362,10 @@ STAGES: dict[str, type[BaseModel]] = {
     "table": Table,
     "figure": Figure,
     "curves": Curves,
-    "speed": Speed,
-    "speed-curves": SpeedCurves,
-    "speed-figure": SpeedFigure,
-    "search": Search,
-    "search-figure": SearchFigure,
+    "benchmark speed": BenchmarkSpeed,
+    "benchmark speed-curves": BenchmarkSpeedCurves,
+    "benchmark speed-figure": BenchmarkSpeedFigure,
+    "benchmark rollouts": BenchmarkRollouts,
+    "benchmark rollouts-figure": BenchmarkRolloutsFigure,
     "schema": Schema,
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rere.backbones import load_tokenizer
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 from rere.files import write_json
 from rere.tokenization import MAX_PROMPT_TOKENS, PromptEncoder
 

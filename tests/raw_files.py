@@ -1,6 +1,6 @@
-"""Raw files in the schema of every source, of any size, clean or with broken lines.
+"""Write raw files as each source has them, of any size, with broken lines if asked.
 
-An event is (user, item, UTC seconds); titles map items to titles, None for one without.
+An event is (user, item, UTC seconds). Titles map items to titles, or None.
 """
 
 import csv
@@ -28,7 +28,7 @@ OPTIONS: dict[str, Rules] = {
     "yelp": Yelp(start=None, end=None, title="name"),
     "table": OwnTables(),
 }
-"""A source's options with no window of time."""
+"""Options of each source, without a window of time."""
 
 BROKEN = (
     '{"user_id": "u", "reviewerID": "u", "asin": "i"',  # cut short
@@ -38,23 +38,25 @@ BROKEN = (
     '{"asin": "i"}{"asin": "j"}',
     '{"asin": "", "parent_asin": " ", "business_id": null}',
 )
-"""Lines that hold neither an event nor a title of any JSON source."""
+"""Lines without an event or a title, for all JSON sources."""
 
 
-def world(events: int, users: int, items: int, seed: int = 0) -> tuple[Events, Titles]:
+def random_events(events: int, users: int, items: int, seed: int = 0) -> tuple[Events, Titles]:
     """Random events and titles: skewed, with repeats, ties, odd ids, escapes and missing titles."""
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     user_ids = [f'U"{n}\\' if n % 50 == 1 else f"U{n}" for n in range(users)]
     item_ids = [f"B{n:05d}" for n in range(items)]
-    found = []
-    while len(found) < events:
-        user, item = draw.choice(user_ids), item_ids[int(items * draw.random() ** 2)]
-        found.append((user, item, 1_500_000_000 + 3600 * draw.randrange(events)))
-        if draw.random() < 0.05:
-            found.append(found[-1])  # the same review twice, as Amazon has them
+    made = []
+    while len(made) < events:
+        user, item = generator.choice(user_ids), item_ids[int(items * generator.random() ** 2)]
+        made.append((user, item, 1_500_000_000 + 3600 * generator.randrange(events)))
+        if generator.random() < 0.05:
+            made.append(made[-1])  # the same review twice, as in Amazon's files
     adjectives = ("Plain", "Café", "R&B", '12"', "日本", "Tom's", "1984", "<b>", "🎲")
-    titles = {item: f"{draw.choice(adjectives)} thing {n // 2}" for n, item in enumerate(item_ids)}
-    return found[:events], titles | {item_ids[n]: None for n in range(7, items, 40)}
+    titles = {
+        item: f"{generator.choice(adjectives)} thing {n // 2}" for n, item in enumerate(item_ids)
+    }
+    return made[:events], titles | {item_ids[n]: None for n in range(7, items, 40)}
 
 
 def write(
@@ -66,17 +68,17 @@ def write(
     compress: bool = False,
     **more: Any,
 ) -> tuple[int, int]:
-    """Write events and titles as `source` has them; how many broken lines each file got.
+    """Write events and titles as `source` has them; return the number of broken lines per file.
 
-    `broken` is the share of broken lines put in between the others; `more` goes to the writer.
+    `broken` is the fraction of broken lines among the others; `more` goes to the writer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = []
     for name, lines in WRITERS[source](events, titles, **more).items():
-        draw, out = random.Random(name), []
+        generator, out = random.Random(name), []
         for line in lines:
-            while draw.random() < broken / (1 + broken):
-                out.append(draw.choice(BROKEN))
+            while generator.random() < broken / (1 + broken):
+                out.append(generator.choice(BROKEN))
             out.append(line)
         counts.append(len(out) - len(lines))
         encoding = "latin-1" if name in ("u.item", "movies.dat") else "utf-8"
@@ -89,7 +91,7 @@ def write(
 
 
 def amazon_2018(events: Events, titles: Titles, python: bool = False) -> dict[str, list[str]]:
-    """Reviews and metadata as JSON, or the metadata as Python writes dictionaries (2014)."""
+    """Reviews and metadata as JSON, or metadata as Python dictionaries (2014)."""
     reviews = [
         {
             **{"overall": 5.0, "verified": True, "reviewTime": "10 3, 2016", "reviewerID": user},
@@ -110,7 +112,7 @@ def amazon_2018(events: Events, titles: Titles, python: bool = False) -> dict[st
 
 
 def amazon_2023(events: Events, titles: Titles) -> dict[str, list[str]]:
-    """Milliseconds, and a parent for each item's variants."""
+    """Timestamps are in milliseconds; items are parents of variants."""
     reviews = [
         {
             **{"rating": 5.0, "title": "x", "text": "y\n", "images": [], "asin": f"{item}-v"},
@@ -131,7 +133,7 @@ def amazon_2023(events: Events, titles: Titles) -> dict[str, list[str]]:
 def yelp(
     events: Events, titles: Titles, places: dict[str, tuple[str, str, str]] | None = None
 ) -> dict[str, list[str]]:
-    """Dates as text; `places` has the address, city and state of businesses."""
+    """Dates are text; `places` has the address, city and state of businesses."""
     reviews = [
         {
             **{"review_id": f"r{n}", "user_id": user, "business_id": item, "stars": 4.0},
@@ -151,7 +153,7 @@ def yelp(
 
 
 def write_yelp_tar(folder: Path, events: Events, titles: Titles, compress: bool) -> Path:
-    """Yelp's files in the tar they are published in, behind its agreement."""
+    """Write Yelp's files in a tar, as published, after the user agreement."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "yelp_dataset.tar"
     with tarfile.open(path, "w:gz" if compress else "w") as archive:
@@ -200,7 +202,7 @@ def table(events: Events, titles: Titles) -> dict[str, list[str]]:
 
 
 def rows(header: list[str], records: list) -> list[str]:
-    """Lines of a CSV file."""
+    """Return the lines of a CSV file."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *records])
     return out.getvalue().splitlines()

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
 from rere.config.backbones import Pretrained, Tiny
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
 

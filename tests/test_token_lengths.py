@@ -3,7 +3,7 @@ import json
 import polars as pl
 from tiny_models import TITLES, tokenizer
 
-from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.token_lengths import summary, token_lengths
 from rere.tokenization import PromptEncoder
 

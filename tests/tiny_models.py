@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.tokenization import INSTRUCTIONS, prompt_text, response_text
 
 TITLES = [

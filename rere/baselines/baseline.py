@@ -6,7 +6,7 @@ from rere.baselines.item_knn import item_knn
 from rere.baselines.trivial import popularity, repeat_last
 from rere.config.baselines import ItemKnn, Popularity, RepeatLast, Sequential
 from rere.config.evaluation import Evaluation
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 

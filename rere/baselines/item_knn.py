@@ -21,7 +21,7 @@ def item_knn(
 
     Each distinct item of a history adds its similarity to its `neighbours` most similar items, not
     to itself. Ties, mostly between items with a sum of 0, go to the more popular item, then to the
-    lower item_id. `items` and the splits are those of `rere.data.splits`. Returns ranked items and
+    lower item_id. `items` and the splits are those of `rere.data.dataset`. Returns ranked items and
     their scores, one list per row, best first.
     """
     similarities = keep_nearest(cosines(baskets(train, len(items), target=True)), neighbours)

@@ -44,7 +44,7 @@ def fit(
 ) -> Network:
     """A model trained on the rows of `train`, with the weights of its best epoch on `valid`.
 
-    Both have the columns `history` and `target` of `rere.data.splits`. `log` gets one JSON line
+    Both have the columns `history` and `target` of `rere.data.dataset`. `log` gets one JSON line
     per epoch. `seed` determines initial weights, the order of rows and dropout: on a CPU the same
     seed and number of threads give the same model, bit for bit. Raises InputError if the loss
     becomes infinite or NaN.

@@ -9,7 +9,7 @@ def popularity(
 ) -> tuple[list[list[int]], list[list[float]]]:
     """The `length` items that are most often training targets, the same for each of `rows`.
 
-    `items` is the catalogue of `rere.data.splits`. An item's score is its count; ties go to the
+    `items` is the catalogue of `rere.data.dataset`. An item's score is its count; ties go to the
     lower item_id. Returns ranked items and their scores, one list per row, best first.
     """
     ranked, counts = most_popular(items, length)

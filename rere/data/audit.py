@@ -1,6 +1,6 @@
-"""What of a data set's test rows is easy, strange or known from training, in numbers.
+"""Measure which test rows of a data set are easy, unusual or known from training.
 
-audit.json    one number a key, null where the splits do not tell
+audit.json    one number per key, null where the splits do not have what it needs
 """
 
 import json
@@ -18,11 +18,11 @@ DAY = 86_400
 def audit(
     items: pl.DataFrame, splits: dict[str, pl.DataFrame], core: int | None
 ) -> dict[str, int | float | None]:
-    """Numbers of non-empty splits, as JSON.
+    """Return the numbers of audit.json for non-empty splits.
 
-    `splits` may have `previous`, the timestamp of each history's last event. Without it, or
-    without timestamps, or without the `core` of the events, what needs them is None. A row's
-    `target` is its item to predict; `train` knows an item that is a target or in a history there.
+    `splits` may have `previous`, the timestamp of each history's last event. Numbers that need it,
+    timestamps, or the `core` of the events are None without. A row's `target` is the item to
+    predict. An item is known if it is a target or in a history of `train`.
     """
     train, valid, test = splits["train"], splits["valid"], splits["test"]
     history, target = pl.col("history"), pl.col("target")
@@ -35,56 +35,57 @@ def audit(
             test, history.list.last() == target
         ),
         "share_of_test_targets_in_their_history": share(test, history.list.contains(target)),
-        "share_of_test_targets_in_the_second_of_their_last_item": apart(test, 1),
-        "share_of_test_targets_on_the_day_of_their_last_item": apart(test, DAY),
+        "share_of_test_targets_in_the_second_of_their_last_item": share_in_same_unit(test, 1),
+        "share_of_test_targets_on_the_day_of_their_last_item": share_in_same_unit(test, DAY),
         "share_of_test_targets_that_train_does_not_know": share(test, ~target.is_in(known)),
         "share_of_test_targets_whose_title_others_have": share(test, target.is_in(shared)),
-        "share_of_test_rows_with_a_history_of_train_or_valid_and_another_target": contradicted(
-            test, pl.concat([train, valid])
+        "share_of_test_rows_with_a_history_of_train_or_valid_and_another_target": (
+            share_contradicted(test, pl.concat([train, valid]))
         ),
-        "share_of_valid_rows_with_a_history_of_train_and_another_target": contradicted(
+        "share_of_valid_rows_with_a_history_of_train_and_another_target": share_contradicted(
             valid, train
         ),
         "share_of_test_rows_of_users_in_train": share(test, pl.col("user_id").is_in(users)),
         "valid_and_test_targets_of_users_in_train": later["user_id"].is_in(users).sum(),
-        "train_targets_after_the_first_valid_target": after(train, valid),
-        "train_targets_after_the_first_test_target": after(train, test),
-        **foreseen(train, core),
+        "train_targets_after_the_first_valid_target": num_after_first(train, valid),
+        "train_targets_after_the_first_test_target": num_after_first(train, test),
+        **shares_outside_train_core(train, core),
     }
 
 
 def share(rows: pl.DataFrame, condition: pl.Expr) -> float:
-    """The share of the rows for which a condition holds."""
+    """Return the fraction of the rows for which a condition holds."""
     return rows.select(condition.mean()).item()
 
 
-def apart(rows: pl.DataFrame, unit: int) -> float | None:
-    """The share of targets in the same unit of time (seconds) as the event before them."""
+def share_in_same_unit(rows: pl.DataFrame, unit: int) -> float | None:
+    """Return the fraction of targets in the same `unit` of time (seconds) as the event before."""
     if "previous" not in rows.columns:
         return None
     return share(rows, pl.col("timestamp") // unit == pl.col("previous") // unit)
 
 
-def contradicted(rows: pl.DataFrame, earlier: pl.DataFrame) -> float:
-    """The share of rows whose very history is also an earlier row's, with another target."""
+def share_contradicted(rows: pl.DataFrame, earlier: pl.DataFrame) -> float:
+    """Return the fraction of rows whose history an earlier row has with another target."""
     targets = earlier.group_by("history").agg(
-        kinds=pl.col("target").n_unique(), one=pl.col("target").first()
+        num_targets=pl.col("target").n_unique(), first_target=pl.col("target").first()
     )
     joined = rows.join(targets, on="history", how="left", maintain_order="left")
-    differs = (pl.col("kinds") > 1) | (pl.col("one") != pl.col("target"))
+    differs = (pl.col("num_targets") > 1) | (pl.col("first_target") != pl.col("target"))
     return share(joined, differs.fill_null(False))
 
 
-def after(rows: pl.DataFrame, others: pl.DataFrame) -> int | None:
-    """How many of the rows happened later than the first of others; None without timestamps."""
+def num_after_first(rows: pl.DataFrame, others: pl.DataFrame) -> int | None:
+    """Return the number of rows later than the first of `others`; None without timestamps."""
     first = others["timestamp"].min()
     return None if first is None else (rows["timestamp"] > first).sum()
 
 
-def foreseen(train: pl.DataFrame, core: int | None) -> dict[str, float | None]:
-    """What the core of all events keeps of train that the core of train's events would drop.
+def shares_outside_train_core(train: pl.DataFrame, core: int | None) -> dict[str, float | None]:
+    """Return the fractions of train's users, items and rows that its own k-core would drop.
 
-    Train's events are its targets and, of each user, the first item.
+    They are in train because the k-core of all events uses later ones. Train's events are its
+    targets and the first item of each user.
     """
     names = ("users", "items", "rows")
     keys = [f"share_of_train_{name}_that_the_core_of_train_lacks" for name in names]
@@ -108,15 +109,18 @@ def foreseen(train: pl.DataFrame, core: int | None) -> dict[str, float | None]:
     return dict(zip(keys, shares, strict=True))
 
 
-def table(folders: Sequence[Path]) -> str:
-    """The audits of data sets as a table: a row a number, a column a data set.
+def audit_table(folders: Sequence[Path]) -> str:
+    """Return the audits of data sets as a text table: one row per number, one column per data set.
 
-    Raises InputError where a folder holds no audit.
+    Raises InputError if a folder has no audit.
     """
-    audits = [read(folder) for folder in folders]
+    audits = [read_audit(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     widths = [max(10, len(name)) for name in names]
-    rows = [("", names), *((key, [shown(each.get(key)) for each in audits]) for key in audits[0])]
+    rows = [
+        ("", names),
+        *((key, [format_number(each.get(key)) for each in audits]) for key in audits[0]),
+    ]
     first = max(len(key) for key, _ in rows)
     lines = [
         "  ".join([f"{key.replace('_', ' '):{first}}", *map(str.rjust, cells, widths)])
@@ -125,8 +129,8 @@ def table(folders: Sequence[Path]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def read(folder: Path) -> dict[str, int | float | None]:
-    """The audit.json of a folder that `rere preprocess` wrote."""
+def read_audit(folder: Path) -> dict[str, int | float | None]:
+    """Return the audit.json of a folder that `rere preprocess` wrote."""
     path = folder / "audit.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -136,8 +140,8 @@ def read(folder: Path) -> dict[str, int | float | None]:
         raise InputError(f"{path}: not JSON ({error}); run `rere preprocess` again") from None
 
 
-def shown(number: int | float | None) -> str:
-    """A number of an audit as the table has it: shares with four digits, `-` for not known."""
+def format_number(number: int | float | None) -> str:
+    """Return a number as the table shows it: fractions with four decimals, None as `-`."""
     if number is None:
         return "-"
     return f"{number:.4f}" if isinstance(number, float) else str(number)

@@ -1,4 +1,4 @@
-"""Large files over HTTP: what has arrived stays, and is gone on from."""
+"""Download large files over HTTP, and resume interrupted downloads."""
 
 import time
 from http.client import HTTPException
@@ -10,8 +10,8 @@ from rere.errors import InputError
 from rere.files import sha256
 from rere.progress import progress
 
-TRIES = 5
-"""In a row without a byte, the first included."""
+MAX_TRIES = 5
+"""In a row without receiving a byte."""
 
 PAUSE = 2.0
 """Seconds before the second try, doubled for each further one."""
@@ -23,18 +23,18 @@ BLOCK = 1 << 20
 
 
 def download(url: str, path: Path) -> None:
-    """Download `url` to `path`, which exists once all of it is there.
+    """Download `url` to `path`, which exists once the download is complete.
 
-    What has arrived is kept in `path` with `.part`, for the next try and the next call; the server
-    is asked for the rest if its file is still the same, for all of it otherwise. Raises InputError
-    if the server has no such file or cannot be reached.
+    Received bytes are kept in `path` with `.part` added, and the next try or call asks for the
+    rest; if the server's file has changed, for all of it. Raises InputError if the server has no
+    such file or cannot be reached.
     """
     part = path.with_name(f"{path.name}.part")
     failures = 0
     while not path.exists():
         before = part.stat().st_size if part.exists() else 0
         try:
-            if transfer(url, part):
+            if download_rest(url, part):
                 part.replace(path)
                 part.with_name(f"{part.name}.version").unlink(missing_ok=True)
         except HTTPError as error:
@@ -45,50 +45,50 @@ def download(url: str, path: Path) -> None:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         else:
             reason = "the connection ended early"
-        arrived = part.exists() and part.stat().st_size > before
-        failures = 0 if arrived else failures + 1
-        if failures == TRIES:
+        has_grown = part.exists() and part.stat().st_size > before
+        failures = 0 if has_grown else failures + 1
+        if failures == MAX_TRIES:
             raise InputError(
-                f"{url}: {reason}, {TRIES} times in a row; check the network and fetch it again, "
-                f"which goes on from {part}"
+                f"{url}: {reason}, {MAX_TRIES} times in a row; check the network and fetch it "
+                f"again, which resumes from {part}"
             )
         if failures and not path.exists():
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def transfer(url: str, part: Path) -> bool:
-    """Append the rest of `url` to `part`; whether that is all of it."""
+def download_rest(url: str, part: Path) -> bool:
+    """Append the rest of `url` to `part`; return whether it is complete then."""
     version = part.with_name(f"{part.name}.version")
-    have = part.stat().st_size if part.exists() and version.exists() else 0
+    size = part.stat().st_size if part.exists() and version.exists() else 0
     headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version.read_text()}
+    if size:
+        headers |= {"Range": f"bytes={size}-", "If-Range": version.read_text()}
     with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        have = have if answer.status == 206 else 0
+        size = size if answer.status == 206 else 0
         tag = answer.headers["ETag"] or answer.headers["Last-Modified"]
         if tag is None or tag.startswith("W/"):
-            version.unlink(missing_ok=True)  # nothing to tell a changed file by: start again
+            version.unlink(missing_ok=True)  # a changed file would go unnoticed: do not resume
         else:
             version.write_text(tag)
         length = answer.headers["Content-Length"]
-        total = None if length is None else have + int(length)
+        total = None if length is None else size + int(length)
         megabytes = None if total is None else total // 1_000_000
         with (
-            part.open("ab" if have else "wb") as file,
+            part.open("ab" if size else "wb") as file,
             progress(megabytes, part.stem, unit="MB") as bar,
         ):
             while block := answer.read(BLOCK):
                 file.write(block)
-                have += len(block)
-                bar.update(have // 1_000_000 - bar.n)
-    return total is None or have == total
+                size += len(block)
+                bar.update(size // 1_000_000 - bar.n)
+    return total is None or size == total
 
 
-def check(files: list[Path], record: Path) -> None:
-    """Compare files with the sha256 that `record` has of them; it gets those it has not.
+def check_sha256(files: list[Path], record: Path) -> None:
+    """Compare files with their sha256 in `record`, and add those that it lacks.
 
-    `record` has the lines of `sha256sum`. Raises InputError where a file is another one than it
-    was when it was first fetched; that file is removed.
+    `record` has the lines of `sha256sum`. Raises InputError if a file differs from the first one
+    fetched, and removes it.
     """
     known = {}
     if record.exists():
@@ -100,8 +100,8 @@ def check(files: list[Path], record: Path) -> None:
         if known.setdefault(path.name, found) != found:
             path.unlink()
             raise InputError(
-                f"{path.name}: has sha256 {found}, not the {known[path.name]} of {record}; if its "
-                "publisher changed it, take its line out of there, else fetch it again"
+                f"{path.name}: has sha256 {found}, not the {known[path.name]} of {record}; if the "
+                "publisher changed it, remove its line there, else fetch it again"
             )
     lines = [f"{digest}  {name}\n" for name, digest in known.items()]
     record.write_text("".join(lines), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The factors contract: what a trained sequential baseline leaves for others that ask it.
+"""The factors files: scores of a trained sequential baseline, for other methods to use.
 
 factors.safetensors         row_id i64 (rows of the training split, ascending),
                             state f32 (rows, D), item f32 (items, D): for the collaborative reward
-factors.test.safetensors    the same of the test rows that it ranks: for D3
+factors.test.safetensors    the same for the ranked test rows: for D3
 
-The model's logit of an item after a row's history is the product of the two, so that whoever reads
-the file needs no model. R rows, I items.
+The model's logit of an item after a row's history is the dot product of state and item, so readers
+need no model. R rows, I items.
 """
 
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ from rere.errors import InputError
 from rere.files import replacing
 
 FACTORS, TEST_FACTORS = "factors.safetensors", "factors.test.safetensors"
-"""The files' names in the folder of a baseline's run."""
+"""File names in the run folder of a baseline."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """States of a split's histories, and the items' vectors that they multiply."""
+    """States of a split's histories, and vectors of the items."""
 
     row_id: Tensor  # (R,) i64, ascending
     state: Tensor  # (R, D) f32
     item: Tensor  # (I, D) f32
 
     def to(self, device: torch.device | str) -> Self:
-        """The same factors with their tensors on `device`."""
+        """Return the factors on `device`."""
         return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
 
     def states(self, row_id: Tensor) -> Tensor:
-        """The states of rows: (B,) i64 -> (B, D)."""
+        """Return the states of rows: (B,) i64 -> (B, D)."""
         return self.state[torch.searchsorted(self.row_id, row_id)]
 
     def save(self, path: Path) -> None:
@@ -48,14 +48,16 @@ class Factors:
 
     @classmethod
     def load(cls, path: Path, row_ids: np.ndarray, num_items: int) -> Self:
-        """The factors in a file, for the rows `row_ids` of a catalogue of `num_items`.
+        """Read factors for the rows `row_ids` and a catalogue of `num_items`.
 
-        Raises InputError if it is malformed, or was made of other data.
+        Raises InputError if the file is malformed, or was made from other data.
         """
         try:
             factors = cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
-            raise InputError(f"{path}: not the factors of a baseline ({error})") from error
+            raise InputError(
+                f"{path}: not the factors of a baseline ({error}); train it again"
+            ) from error
         row_id, state, item = vars(factors).values()
         if not (
             [row_id.dtype, state.dtype, item.dtype] == [torch.int64, torch.float32, torch.float32]
@@ -67,5 +69,7 @@ class Factors:
         ):
             raise InputError(f"{path}: not the factors of a baseline; train it again")
         if len(item) != num_items or not row_id.equal(torch.from_numpy(np.sort(row_ids))):
-            raise InputError(f"{path}: made of another data set or split; train the baseline again")
+            raise InputError(
+                f"{path}: made from another data set or split; train the baseline again"
+            )
         return factors

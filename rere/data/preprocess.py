@@ -1,4 +1,4 @@
-"""Raw events to the catalogue and the splits that every other stage reads."""
+"""Make the catalogue and splits that all other stages read from raw events."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,72 +10,72 @@ import polars as pl
 from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules, Splits, Yelp
 from rere.config.options import Options
 from rere.data.audit import audit
-from rere.data.filtering import choose
-from rere.data.numbering import codes, number, with_counts
+from rere.data.dataset import SPLIT_SCHEMA, ProcessedData
+from rere.data.filtering import filter_events
+from rere.data.ids import add_target_counts, assign_codes, assign_ids
 from rere.data.readers.amazon import read_amazon
+from rere.data.readers.events import RawData
 from rere.data.readers.movielens import read_movielens
-from rere.data.readers.own_tables import read_tables
-from rere.data.readers.records import Raw
-from rere.data.readers.splits import read_ready_made
+from rere.data.readers.own_tables import read_own_tables
+from rere.data.readers.ready_made_splits import read_ready_made_splits
 from rere.data.readers.yelp import read_yelp
-from rere.data.splits import SPLIT_SCHEMA, Made
-from rere.data.splitting import chronological_split, leave_one_out, samples
-from rere.data.statistics import describe
-from rere.data.titles import clean
+from rere.data.splitting import chronological_split, leave_one_out_split, make_samples
+from rere.data.statistics import dataset_statistics
+from rere.data.titles import clean_titles
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 
-LEAST_SAMPLES = 10
-"""With fewer, an 8:1:1 split may leave a part without a row."""
+MIN_SAMPLES = 10
+"""An 8:1:1 split of fewer may have an empty part."""
 
 PATHS = {"folder", "raw", "output"}
+"""Options that stats.json leaves out."""
 
 
 def preprocess(options: Options, raw: Path, output: Path) -> None:
-    """Write items, train, valid and test (.parquet), stats.json and audit.json into `output`.
+    """Write items, train, valid and test (.parquet), stats.json and audit.json to `output`.
 
-    `options` are those of a source of `rere.config`, `raw` the folder with its files. Raises
-    InputError for malformed raw files, and when too few events are left for three splits.
+    `options` are of one of `rere.config.data.SOURCES`, `raw` is the folder with its files. Raises
+    InputError for malformed raw files, and if too few events are left for three splits.
     """
     if output.resolve() in (raw.resolve(), *raw.resolve().parents):
         raise InputError(f"{output}: would replace the raw files in {raw}; choose another folder")
-    made, checksums = make(options, raw)
-    items = with_counts(made.items, made.splits["train"])
+    processed, checksums = process(options, raw)
+    items = add_target_counts(processed.items, processed.splits["train"])
     stats = {
         "options": options.model_dump(mode="json", exclude=PATHS),
         "raw_sha256": checksums,
-        **made.stats,
-        "users": pl.concat(frame["user_id"] for frame in made.splits.values()).n_unique(),
-        **describe(items, made.splits),
+        **processed.stats,
+        "users": pl.concat(frame["user_id"] for frame in processed.splits.values()).n_unique(),
+        **dataset_statistics(items, processed.splits),
     }
     with replacing(output) as temporary:
         temporary.mkdir()
         items.write_parquet(temporary / "items.parquet")
-        for split, frame in made.splits.items():
+        for split, frame in processed.splits.items():
             frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
-        write_json(temporary / "audit.json", audit(items, made.splits, made.core))
+        write_json(temporary / "audit.json", audit(items, processed.splits, processed.core))
 
 
-def make(options: Options, raw: Path) -> tuple[Made, dict[str, str]]:
-    """A catalogue and its splits, and the sha256 of each file that they were made from."""
+def process(options: Options, raw: Path) -> tuple[ProcessedData, dict[str, str]]:
+    """Return the catalogue and splits, and the sha256 of each source file by its name."""
     if isinstance(options, Splits):
-        made = read_ready_made(raw)
-        return made, hashed(made.files)
-    found = read(options, raw)
-    # The rules leave a core idle, which large files take seconds of.
-    with ThreadPoolExecutor(1) as aside:
-        checksums = aside.submit(hashed, found.files)
-        return from_events(options, found), checksums.result()
+        processed = read_ready_made_splits(raw)
+        return processed, sha256_by_name(processed.source_files)
+    raw_data = read_raw(options, raw)
+    # Hash in another thread: it takes seconds for large files, and processing leaves a core idle.
+    with ThreadPoolExecutor(1) as thread:
+        checksums = thread.submit(sha256_by_name, raw_data.files)
+        return process_events(options, raw_data), checksums.result()
 
 
-def hashed(files: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of files, by their names."""
+def sha256_by_name(files: Iterable[Path]) -> dict[str, str]:
     return {path.name: sha256(path) for path in files}
 
 
-def read(options: Rules, raw: Path) -> Raw:
-    """The events and titles in a folder of raw files, as its source lays them out."""
+def read_raw(options: Rules, raw: Path) -> RawData:
+    """Return the events and titles in a folder of raw files."""
     match options:
         case MovieLens():
             return read_movielens(options, raw)
@@ -84,75 +84,78 @@ def read(options: Rules, raw: Path) -> Raw:
         case Yelp():
             return read_yelp(options, raw)
         case OwnTables():
-            return read_tables(options, raw)
+            return read_own_tables(options, raw)
     raise TypeError(f"no reader for {type(options).__name__}")
 
 
-def from_events(rules: Rules, raw: Raw) -> Made:
-    """Splits of raw events; they depend on neither the order of the raw rows nor the time zone.
+def process_events(rules: Rules, raw: RawData) -> ProcessedData:
+    """Return the catalogue and splits of raw events; the stats count each dropped event and title.
 
-    What became of every event and item is counted in the stats.
+    They depend on neither the order of the raw rows nor the time zone.
     """
-    numbers, names = codes(raw.events["item"])
-    listed = raw.titles.join(names.to_frame("item"), on="item", how="semi", maintain_order="left")
-    titles = clean(listed, rules.max_title_words)
-    events, untitled = with_titles(raw.events.with_columns(item=numbers), names, titles)
+    codes, raw_ids = assign_codes(raw.events["item"])
+    used = raw.titles.join(raw_ids.to_frame("item"), on="item", how="semi", maintain_order="left")
+    titles = clean_titles(used, rules.max_title_words)
+    events, untitled = drop_untitled(raw.events.with_columns(item=codes), raw_ids, titles)
     if events.is_empty():
         raise InputError(
             f"{raw.files[-1]}: has a title for none of the {len(raw.events)} events of "
             f"{raw.files[0].name}; is it of the same items?"
         )
-    kept, users, start, gone = choose(events, rules)
-    numbered, items = number(kept, users, titles)
-    rows = samples(numbered, rules.max_history)
-    splits = leave_one_out(rows) if rules.split == "leave_one_out" else chronological_split(rows)
-    if len(rows) < LEAST_SAMPLES or any(frame.is_empty() for frame in splits.values()):
+    kept, users, start, dropped = filter_events(events, rules)
+    dropped = untitled | dropped
+    with_ids, items = assign_ids(kept, users, titles)
+    rows = make_samples(with_ids, rules.max_history)
+    split = leave_one_out_split if rules.split == "leave_one_out" else chronological_split
+    splits = split(rows)
+    if len(rows) < MIN_SAMPLES or any(frame.is_empty() for frame in splits.values()):
         raise InputError(
             f"core: {rules.core} leaves {len(rows)} samples of {len(raw.events)} events in "
-            f"{raw.files[0].parent}, and three splits need {LEAST_SAMPLES}; choose a smaller core "
-            f"or add events ({told(untitled | gone)})"
+            f"{raw.files[0].parent}, and three splits need {MIN_SAMPLES}; choose a smaller core "
+            f"or add events ({format_dropped(dropped)})"
         )
     stats = {
-        "lines": raw.unreadable,
+        "lines": raw.line_counts,
         "window": {"start": iso(start), "end": iso(rules.end)},
         "titles_read": len(raw.titles),
         "titles_dropped": {
-            "of an item without events": len(raw.titles) - len(listed),
-            "of an item listed again": len(listed) - len(titles),
-            **{f"of an item {fault}": n for fault, n in counts(titles["fault"]).items()},
+            "of an item without events": len(raw.titles) - len(used),
+            "of an item listed again": len(used) - len(titles),
+            **{f"of an item {fault}": n for fault, n in count_values(titles["fault"]).items()},
         },
         "interactions_read": len(raw.events),
-        "interactions_dropped": untitled | gone,
+        "interactions_dropped": dropped,
         "interactions_kept": len(kept),
     }
-    return Made(raw.files, items, splits, stats, rules.core)
+    return ProcessedData(raw.files, items, splits, stats, rules.core)
 
 
-def with_titles(
-    events: pl.DataFrame, names: pl.Series, titles: pl.DataFrame
+def drop_untitled(
+    events: pl.DataFrame, raw_ids: pl.Series, titles: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The events of items with a title that will do, items as rows of `titles`; what went.
+    """Return the events of items with a usable title, and counts of the others by reason.
 
-    The items of `events` are numbers, of which `names` has the raw ids.
+    The items of `events` are codes, whose raw ids are `raw_ids`; those returned are row numbers of
+    `titles`.
     """
     rows = titles.select("item", "fault").with_row_index("row")
-    found = names.to_frame("item").join(rows, on="item", how="left", maintain_order="left")
+    joined = raw_ids.to_frame("item").join(rows, on="item", how="left", maintain_order="left")
     fault = pl.when(pl.col("row").is_null()).then(pl.lit("not listed")).otherwise("fault")
-    found = found.select("row", fault=fault)
-    of_events = found[events["item"]]
-    gone = {f"of an item {fault}": count for fault, count in counts(of_events["fault"]).items()}
+    of_events = joined.select("row", fault=fault)[events["item"]]
+    faults = count_values(of_events["fault"])
     titled = events.with_columns(item=of_events["row"]).filter(of_events["fault"].is_null())
-    return titled, gone
+    return titled, {f"of an item {fault}": count for fault, count in faults.items()}
 
 
-def counts(faults: pl.Series) -> dict[str, int]:
-    """How often each fault occurs."""
-    return dict(faults.drop_nulls().value_counts().sort(faults.name).rows())
+def count_values(values: pl.Series) -> dict[str, int]:
+    """Return how often each value that is not null occurs."""
+    return dict(values.drop_nulls().value_counts().sort(values.name).rows())
 
 
-def told(gone: dict[str, int]) -> str:
-    """What went, in words."""
-    return "dropped: " + (", ".join(f"{n} {why}" for why, n in gone.items() if n) or "none")
+def format_dropped(dropped: dict[str, int]) -> str:
+    """Return counts of dropped events as text."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    return f"dropped: {counts or 'none'}"
 
 
 def iso(day: date | None) -> str | None:

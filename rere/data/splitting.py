@@ -1,25 +1,26 @@
-"""Events to samples, samples to splits, by time alone."""
+"""Make samples from events, and splits from samples, by time only."""
 
 import numpy as np
 import polars as pl
 
-from rere.data.splits import SPLIT_SCHEMA, SPLITS
+from rere.data.dataset import SPLIT_SCHEMA, SPLITS
 
 
-def samples(events: pl.DataFrame, max_history: int) -> pl.DataFrame:
-    """One row for each event of a user but the first, in the order of time.
+def make_samples(events: pl.DataFrame, max_history: int) -> pl.DataFrame:
+    """Return one row per event of a user except the first, in time order.
 
-    Rows have the split schema, and `previous`: the timestamp of their history's last event.
+    A row's target is that event, its history the up to `max_history` events before it, oldest
+    first. Rows have the columns of SPLIT_SCHEMA, and `previous`: the timestamp of their history's
+    last event.
 
     `events` (user_id, item_id, timestamp) may come in any order. A user's events are ordered by
-    (timestamp, `shuffle_key`); a sample's target is an event, its history the `max_history`
-    events before it at most, oldest first. Repeats of an item stay, in histories and as targets.
-    Samples are ordered by (timestamp, user_id, place in the user's sequence), which row_id counts.
+    (timestamp, `shuffle_key`). Repeats of an item are kept, in histories and as targets. Rows are
+    ordered by (timestamp, user_id, position in the user's sequence), and numbered by row_id.
     """
     keyed = events.with_columns(key=shuffle_key(events["user_id"], events["item_id"]))
-    in_order = keyed.sort("user_id", "timestamp", "key")
-    in_order = in_order.with_columns(position=pl.int_range(pl.len()).over("user_id"))
-    windows = in_order.rolling("position", period=f"{max_history + 1}i", group_by="user_id").agg(
+    ordered = keyed.sort("user_id", "timestamp", "key")
+    ordered = ordered.with_columns(position=pl.int_range(pl.len()).over("user_id"))
+    windows = ordered.rolling("position", period=f"{max_history + 1}i", group_by="user_id").agg(
         history=pl.col("item_id").head(pl.len() - 1),
         target=pl.col("item_id").last(),
         timestamp=pl.col("timestamp").last(),
@@ -31,11 +32,11 @@ def samples(events: pl.DataFrame, max_history: int) -> pl.DataFrame:
 
 
 def shuffle_key(users: pl.Series, items: pl.Series) -> np.ndarray:
-    """A fixed pseudo-random number for each (user, item), (events,) u64: it orders ties in time.
+    """Return a fixed pseudo-random key of each (user, item), (events,) u64, to order ties in time.
 
-    Many logs stamp several events of a user with one second. Any order that all users share, such
-    as by item id, would tell a model which item comes next (on MovieLens-100K half of the targets
-    tie with the item before them); this one differs from user to user and from nothing else.
+    Many logs give several events of a user the same second. An order that all users share, such
+    as by item id, would let a model infer the next item (on MovieLens-100K half of the targets
+    tie with the item before them). This order differs between users and depends on nothing else.
     The mixing is the finaliser of SplitMix64 (Steele et al. 2014).
     """
     key = users.to_numpy().astype(np.uint64) << np.uint64(32) | items.to_numpy().astype(np.uint64)
@@ -45,7 +46,7 @@ def shuffle_key(users: pl.Series, items: pl.Series) -> np.ndarray:
 
 
 def chronological_split(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """n ordered rows as train [0, 8n // 10), valid [8n // 10, 9n // 10) and test [9n // 10, n)."""
+    """Return n ordered rows as train [0, 8n // 10), valid [8n // 10, 9n // 10), test [.., n)."""
     count = len(rows)
     bounds = (0, 8 * count // 10, 9 * count // 10, count)
     return {
@@ -54,15 +55,15 @@ def chronological_split(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
     }
 
 
-def leave_one_out(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """Each user's last row for test, the one before it for valid, all earlier ones for train.
+def leave_one_out_split(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Return each user's last row as test, the one before it as valid, and all others as train.
 
-    `rows` are in the order of time, and stay so.
+    `rows` are in time order, and stay in it.
     """
-    after = pl.int_range(pl.len() - 1, -1, -1).over("user_id")  # later rows of the same user
-    place = rows.select(after.alias("after"))["after"]
+    num_later = pl.int_range(pl.len() - 1, -1, -1).over("user_id")  # later rows of the same user
+    later = rows.select(later=num_later)["later"]
     return {
-        "train": rows.filter(place > 1),
-        "valid": rows.filter(place == 1),
-        "test": rows.filter(place == 0),
+        "train": rows.filter(later > 1),
+        "valid": rows.filter(later == 1),
+        "test": rows.filter(later == 0),
     }

@@ -1,4 +1,4 @@
-"""What a preprocessed data set looks like, in numbers."""
+"""Statistics of a preprocessed data set."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 
-def describe(items: pl.DataFrame, splits: dict[str, pl.DataFrame]) -> dict[str, Any]:
-    """Numbers of a catalogue and its non-empty splits, as JSON."""
+def dataset_statistics(items: pl.DataFrame, splits: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """Return statistics of a catalogue and its non-empty splits, as JSON values."""
     rows, test = pl.concat(splits.values()), splits["test"]
     history, target = pl.col("history"), pl.col("target")
     return {
@@ -22,22 +22,22 @@ def describe(items: pl.DataFrame, splits: dict[str, pl.DataFrame]) -> dict[str, 
         "share_of_test_targets_equal_to_their_last_item": test.select(
             (history.list.last() == target).mean()
         ).item(),
-        "splits": {split: span(frame) for split, frame in splits.items()},
+        "splits": {split: split_statistics(frame) for split, frame in splits.items()},
     }
 
 
-def span(rows: pl.DataFrame) -> dict[str, Any]:
-    """How many rows, and when (UTC) the first and last of their targets happened, if known."""
+def split_statistics(rows: pl.DataFrame) -> dict[str, Any]:
+    """Return the number of rows, and the times (UTC) of the first and last target, if known."""
     first, last = rows["timestamp"].min(), rows["timestamp"].max()
     return {
         "rows": len(rows),
         "first_timestamp": first,
         "last_timestamp": last,
-        "first_date": date(first),
-        "last_date": date(last),
+        "first_date": utc_day(first),
+        "last_date": utc_day(last),
     }
 
 
-def date(timestamp: int | None) -> str | None:
-    """The day of UTC seconds."""
+def utc_day(timestamp: int | None) -> str | None:
+    """Return the UTC day of a timestamp in seconds, as YYYY-MM-DD."""
     return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC).date().isoformat()

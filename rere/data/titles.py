@@ -1,23 +1,23 @@
-"""Titles as a model is to read and write them, and which items have none."""
+"""Clean titles for a model to read and write, and reject unusable ones."""
 
 import html
 from collections.abc import Callable
 
 import polars as pl
 
-LONGEST_TITLE = 1000
-"""Characters; no title is longer, and a prompt could not hold it."""
+MAX_TITLE_LENGTH = 1000
+"""Characters; a prompt could not hold a longer title."""
 
 
-def clean(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
-    """One row an item: item, title, and `fault`, why its title will not do, null where it does.
+def clean_titles(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
+    """Return one row per item: item, title, and `fault`, why the title is rejected, or null.
 
-    `titles` are what a reader found: item, title or null, perhaps a suffix. Titles lose HTML's
-    escapes, control characters, line ends and tabs, spaces that double, and a pair of quotes
-    around the whole. As in the paper, one that is absent, holds `<span id`, has one character or
-    fewer, or more than `max_words` words, will not do; nor will one over LONGEST_TITLE. The
-    suffix comes after what is so judged. Where an item is listed more than once, the title that
-    will do and comes first by code point counts.
+    `titles` are a reader's: item, title or null, perhaps a suffix. Titles lose HTML escapes,
+    control characters, line ends and tabs, double spaces, and a pair of quotes around the whole.
+    As in the paper, a title is rejected if it is absent, contains `<span id`, or has at most one
+    character or more than `max_words` words; here also with more than MAX_TITLE_LENGTH characters.
+    The suffix is added after these checks. If an item is listed more than once, its first title by
+    code point that is not rejected is kept.
     """
     title = pl.col("title")
     words = title.str.count_matches(" ", literal=True) + 1
@@ -28,40 +28,44 @@ def clean(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
         f"with a title of more than {max_words} words": words > max_words
         if max_words is not None
         else pl.lit(False),
-        f"with a title of more than {LONGEST_TITLE} characters": title.str.len_chars()
-        > LONGEST_TITLE,
+        f"with a title of more than {MAX_TITLE_LENGTH} characters": title.str.len_chars()
+        > MAX_TITLE_LENGTH,
     }
     fault = pl.coalesce(pl.when(found).then(pl.lit(name)) for name, found in faults.items())
-    titles = titles.with_columns(plain(titles["title"])).with_columns(fault=fault)
+    titles = titles.with_columns(normalise_text(titles["title"])).with_columns(fault=fault)
     if "suffix" in titles.columns:
-        suffix = (" " + plain(titles["suffix"])).replace(" ", "")
+        suffix = (" " + normalise_text(titles["suffix"])).replace(" ", "")
         titles = titles.with_columns(title + suffix).drop("suffix")
-    again = titles["item"].is_duplicated()
-    first = titles.filter(again).sort("item", pl.col("fault").is_not_null(), "title", "fault")
-    return pl.concat([titles.filter(~again), first.unique("item", keep="first")])
+    is_repeated = titles["item"].is_duplicated()
+    repeated = titles.filter(is_repeated)
+    repeated = repeated.sort("item", pl.col("fault").is_not_null(), "title", "fault")
+    return pl.concat([titles.filter(~is_repeated), repeated.unique("item", keep="first")])
 
 
-def plain(texts: pl.Series) -> pl.Series:
-    """Texts without escapes, control characters, runs of white space and quotes around them."""
-    texts = unquoted(texts.fill_null(""))  # before `&quot;` becomes one more quote
-    return mended(texts, texts.str.contains("&", literal=True), unescaped)
+def normalise_text(texts: pl.Series) -> pl.Series:
+    """Return texts without HTML escapes, control characters, extra white space and quotes."""
+    # Quotes around a text are removed before `&quot;` can add another one.
+    texts = strip_quotes(texts.fill_null(""))
+    return apply_where(texts, texts.str.contains("&", literal=True), unescape_html)
 
 
-def unescaped(texts: pl.Series) -> pl.Series:
-    return unquoted(pl.Series([html.unescape(text) for text in texts], dtype=pl.String))
+def unescape_html(texts: pl.Series) -> pl.Series:
+    return strip_quotes(pl.Series([html.unescape(text) for text in texts], dtype=pl.String))
 
 
-def unquoted(texts: pl.Series) -> pl.Series:
-    """Texts on one line, without a pair of quotes around what has no quote in it."""
-    texts = mended(texts, texts.str.contains(r"[\p{Cc}\s&&[^ ]]|  "), on_one_line)
+def strip_quotes(texts: pl.Series) -> pl.Series:
+    """Return texts on one line, without a pair of quotes around a text that has no other."""
+    texts = apply_where(texts, texts.str.contains(r"[\p{Cc}\s&&[^ ]]|  "), collapse_whitespace)
     texts = texts.str.strip_chars(" ").str.replace(r'^"([^"]*)"$', "$1")
     return texts.str.strip_chars(" ")
 
 
-def on_one_line(texts: pl.Series) -> pl.Series:
+def collapse_whitespace(texts: pl.Series) -> pl.Series:
     return texts.str.replace_all(r"[\p{Cc}\s]+", " ")
 
 
-def mended(texts: pl.Series, some: pl.Series, mend: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """Texts with those mended that `some` says, which is cheaper to tell than to mend all."""
-    return texts.scatter(some.arg_true(), mend(texts.filter(some)))
+def apply_where(
+    texts: pl.Series, condition: pl.Series, function: Callable[[pl.Series], pl.Series]
+) -> pl.Series:
+    """Return texts with `function` applied where the condition holds, which saves time."""
+    return texts.scatter(condition.arg_true(), function(texts.filter(condition)))

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 from rere.evaluation.significance import bootstrap_interval

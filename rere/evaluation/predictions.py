@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.data.splits import read
+from rere.data.dataset import read_parquet
 from rere.errors import InputError
 from rere.files import replacing
 
@@ -62,7 +62,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; train and evaluate the method first")
-    frame = read(path, PREDICTIONS_SCHEMA)
+    frame = read_parquet(path, PREDICTIONS_SCHEMA)
     if frame.is_empty():
         raise InputError(f"{path}: has no rows")
     if fault := first_fault(frame):

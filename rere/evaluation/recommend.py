@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
 from rere.config.evaluation import BeamSearch, Decoding, Precision, Recommend
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.engine.search.path_scorer import SearchScoring

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from rere.config.run import Run
-from rere.data.splits import read_items
+from rere.data.dataset import read_items
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics
 from rere.study import parse

@@ -12,8 +12,8 @@ import torch
 from rere.baselines.baseline import baseline
 from rere.config.baselines import Caser, Gru4rec, ItemKnn, Popularity, RepeatLast, Sasrec
 from rere.config.evaluation import Evaluation
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.data.factors import FACTORS, TEST_FACTORS, Factors
-from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 

@@ -1,19 +1,22 @@
+"""The benchmark of preprocessing: both sides make the same splits of synthetic reviews."""
+
 import gzip
 import json
 from datetime import date
 
 import pytest
 
-from rere.config.data import Amazon2018
-from rere.data.preprocess import from_events, read
-from rere.data.splits import SPLIT_SCHEMA
-from rere.benchmarks.plain import data as plain_data
-from rere.benchmarks.speed import preprocessing
+from rere.benchmarks.plain import data as plain
 from rere.benchmarks.reviews import Size, write_reviews
+from rere.benchmarks.speed import preprocessing
+from rere.config.data import Amazon2018
+from rere.data.dataset import SPLIT_SCHEMA
+from rere.data.preprocess import process_events, read_raw
 
 
-def inline(function, *arguments):
-    return function(*arguments)
+@pytest.fixture
+def no_processes(run_inline, monkeypatch):
+    monkeypatch.setattr(preprocessing, "run_in_process", run_inline)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -21,10 +24,8 @@ def test_both_sides_make_the_same_splits(seed, tmp_path):
     unpacked = write_reviews(tmp_path, "Toys", Size(20_000, 4000), seed)
     assert unpacked == sum(len(gzip.decompress(p.read_bytes())) for p in tmp_path.iterdir())
     options = Amazon2018(category="Toys", min_items=150, start=date(2017, 10, 1))
-    made = from_events(options, read(options, tmp_path))
-    events, titles = plain_data.read(tmp_path, "Toys")
-    rules = (options.start, options.end, options.min_items, options.max_title_words)
-    names, splits = plain_data.split(events, titles, *rules, options.core, options.max_history)
+    made = process_events(options, read_raw(options, tmp_path))
+    names, splits = plain.split(*plain.read(tmp_path, "Toys"), options)
     assert made.items["title"].to_list() == names
     assert [frame.select(*SPLIT_SCHEMA).rows() for frame in made.splits.values()] == splits
     # The window moved, and every rule had something to do.
@@ -35,43 +36,41 @@ def test_both_sides_make_the_same_splits(seed, tmp_path):
     assert len(splits[2]) > 100
 
 
-def test_the_rows_of_the_table(monkeypatch):
-    monkeypatch.setattr(preprocessing, "in_new_process", inline)
-    found = list(preprocessing.rows(Size(20_000, 4000), seed=0))
-    for row, step in zip(found, ("from gzip", "from parsed rows"), strict=True):
+def test_the_rows_of_the_table(no_processes):
+    found = list(preprocessing.benchmark_preprocessing(Size(20_000, 4000), seed=0))
+    for row, part in zip(found, ("from gzip", "from parsed rows"), strict=True):
         assert row["setting"].startswith("20000 reviews, 4000 metadata rows, ")
-        assert row["setting"].split(", ")[3] == step
+        assert row["setting"].split(", ")[3] == part
         assert row["equal"]
         assert row["ratio"] == row["theirs_seconds"] / row["ours_seconds"]
         assert (row["what"], row["against"]) == ("preprocessing", "plain Python")
     assert found[0]["peak_mb_ours"] is not None and found[1]["peak_mb_ours"] is None
 
 
-def test_splits_that_differ_are_told(monkeypatch):
-    monkeypatch.setattr(preprocessing, "in_new_process", inline)
-    split = plain_data.split
+def test_other_splits_are_not_equal(no_processes, monkeypatch):
+    split = plain.split
 
-    def altered(*arguments):
+    def split_differently(*arguments):
         titles, splits = split(*arguments)
         return titles, [*splits[:2], splits[2][:-1]]
 
-    monkeypatch.setattr(plain_data, "split", altered)
-    assert [row["equal"] for row in preprocessing.rows(Size(1000, 300), seed=0)] == [False, False]
+    monkeypatch.setattr(plain, "split", split_differently)
+    rows = preprocessing.benchmark_preprocessing(Size(1000, 300), seed=0)
+    assert [row["equal"] for row in rows] == [False, False]
 
 
-def test_growth_ends_where_it_takes_too_long(monkeypatch):
-    monkeypatch.setattr(preprocessing, "in_new_process", inline)
+def test_a_curve_ends_when_preprocessing_takes_too_long(no_processes, monkeypatch):
     took = {"preprocessing": {1000: 1.0, 2000: 3.0, 3000: 9.0}, "plain Python": {1000: 4.0}}
     sizes = []
 
-    def of(side):
-        return lambda raw: preprocessing.Took(took[side][sizes[-1].reviews], 7.0)
+    def stage(side):
+        return lambda raw: preprocessing.Cost(took[side][sizes[-1].reviews], 7.0)
 
-    monkeypatch.setattr(preprocessing, "STAGES", {side: of(side) for side in took})
+    monkeypatch.setattr(preprocessing, "STAGES", {side: stage(side) for side in took})
     monkeypatch.setattr(
         preprocessing, "write_reviews", lambda *arguments: sizes.append(arguments[2])
     )
-    assert list(preprocessing.growth([1000, 2000, 3000, 4000], limit=3.0, seed=0)) == [
+    assert list(preprocessing.time_by_reviews([1000, 2000, 3000, 4000], limit=3.0, seed=0)) == [
         (1000, "reviews", "preprocessing", 1.0, 7.0),
         (1000, "reviews", "plain Python", 4.0, 7.0),
         (2000, "reviews", "preprocessing", 3.0, 7.0),
@@ -81,15 +80,15 @@ def test_growth_ends_where_it_takes_too_long(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_stages_in_processes_of_their_own():
-    (_, *ours), (_, *theirs) = preprocessing.growth([50_000], limit=60, seed=0)
+def test_the_stages_in_fresh_processes():
+    (_, *ours), (_, *theirs) = preprocessing.time_by_reviews([50_000], limit=60, seed=0)
     assert (ours[1], theirs[1]) == ("preprocessing", "plain Python")
     for seconds, peak_mb in (ours[2:], theirs[2:]):
         assert 0 < seconds < 60
         assert peak_mb > 1
 
 
-def test_the_files_are_amazons(tmp_path):
+def test_the_files_are_laid_out_like_amazons(tmp_path):
     write_reviews(tmp_path, "Toys", Size(500, 300), 0)
     with gzip.open(tmp_path / "Toys_5.json.gz", "rt") as file:
         reviews = [json.loads(line) for line in file]

@@ -1,9 +1,11 @@
+"""The numbers of audit.json, by hand."""
+
 import polars as pl
 import pytest
 
-from rere.data.audit import audit, table
-from rere.data.splits import SPLIT_SCHEMA
-from rere.data.splitting import chronological_split, leave_one_out, samples
+from rere.data.audit import audit, audit_table
+from rere.data.dataset import SPLIT_SCHEMA
+from rere.data.splitting import chronological_split, leave_one_out_split, make_samples
 from rere.errors import InputError
 
 ITEMS = pl.DataFrame({"item_id": [0, 1, 2, 3, 4], "title": ["A", "B", "B", "C", "D"]})
@@ -41,7 +43,7 @@ def test_audit_by_hand():
         # Train knows items 0 and 1; targets are 0, 4, 2, 3.
         "share_of_test_targets_that_train_does_not_know": 0.75,
         "share_of_test_targets_whose_title_others_have": 0.25,
-        # [0, 1] goes on with 0 and 3 before; [0] with 1 twice and 3.
+        # Earlier targets after [0, 1] are 0 and 3; after [0] they are 1 twice and 3.
         "share_of_test_rows_with_a_history_of_train_or_valid_and_another_target": 0.5,
         # [0, 1] with 3, train: 0. [0] with 3, train: 1.
         "share_of_valid_rows_with_a_history_of_train_and_another_target": 1.0,
@@ -49,17 +51,17 @@ def test_audit_by_hand():
         "valid_and_test_targets_of_users_in_train": 3,
         "train_targets_after_the_first_valid_target": 0,
         "train_targets_after_the_first_test_target": 0,
-        # Train's events: user 0 has 0, 1, 0, user 1 has 0, 1: all of it has two events.
+        # Train's events: user 0 has 0, 1, 0, user 1 has 0, 1; each user and item has two.
         "share_of_train_users_that_the_core_of_train_lacks": 0.0,
         "share_of_train_items_that_the_core_of_train_lacks": 0.0,
         "share_of_train_rows_that_the_core_of_train_lacks": 0.0,
     }
-    # With three, item 1 goes, then user 1, then item 0: nothing is left.
+    # With three, item 1 is dropped, then user 1, then item 0: nothing is left.
     found = audit(ITEMS, SPLITS, core=3)
     assert [value for key, value in found.items() if "core" in key] == [1.0, 1.0, 1.0]
 
 
-def test_what_ready_made_splits_do_not_tell_is_null():
+def test_numbers_without_timestamps_or_core_are_null():
     bare = {
         name: frame.drop("previous").with_columns(timestamp=pl.lit(None, pl.Int64))
         for name, frame in SPLITS.items()
@@ -74,25 +76,27 @@ def test_what_ready_made_splits_do_not_tell_is_null():
     }
 
 
-def test_leave_one_out_shows_its_leak():
-    # Users 0 and 1 walk through items 0 .. 4, user 1 a hundred seconds later.
+def test_leave_one_out_trains_on_the_future():
+    # Users 0 and 1 see items 0 .. 4 in turn, user 1 a hundred seconds later.
     events = [(user, item, 100 * user + 10 * item) for user in (0, 1) for item in range(5)]
     names = ("user_id", "item_id", "timestamp")
-    rows = samples(pl.DataFrame(events, schema=dict.fromkeys(names, pl.Int64), orient="row"), 10)
-    left, cut = leave_one_out(rows), chronological_split(rows)
+    rows = make_samples(
+        pl.DataFrame(events, schema=dict.fromkeys(names, pl.Int64), orient="row"), 10
+    )
+    left, cut = leave_one_out_split(rows), chronological_split(rows)
     assert [frame["target"].to_list() for frame in left.values()] == [[1, 2, 1, 2], [3, 3], [4, 4]]
-    # User 0's test target happens at 40, both of user 1's train targets after it.
+    # User 0's test target is at 40, before both train targets of user 1.
     key = "train_targets_after_the_first_test_target"
     assert audit(ITEMS, left, 1)[key] == 2
     assert audit(ITEMS, cut, 1)[key] == 0
 
 
-def test_the_table(tmp_path):
+def test_audit_table(tmp_path):
     for name in ("a", "longer-name"):
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "audit.json").write_text('{"test_rows": 12, "share_of_x": 0.12345}')
     (tmp_path / "longer-name" / "audit.json").write_text('{"test_rows": 3, "share_of_x": null}')
-    assert table([tmp_path / "a", tmp_path / "longer-name"]).splitlines() == [
+    assert audit_table([tmp_path / "a", tmp_path / "longer-name"]).splitlines() == [
         "                     a  longer-name",
         "test rows           12            3",
         "share of x      0.1235            -",
@@ -100,10 +104,10 @@ def test_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_a_folder_without_an_audit(tmp_path, content):
+def test_a_folder_without_an_audit_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "audit.json").write_text(content)
     with pytest.raises(
         InputError, match=r"audit\.json: (no such file|not JSON).*`rere preprocess`"
     ):
-        table([tmp_path])
+        audit_table([tmp_path])

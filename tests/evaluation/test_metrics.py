@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
-from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import (
     ITEM_METRICS,
@@ -61,7 +61,7 @@ def save(folder, items, test):
 
 
 def falling(ranked):
-    return [[-float(place) for place in range(len(row))] for row in ranked]
+    return [[-float(rank) for rank in range(len(row))] for row in ranked]
 
 
 def as_rows(ranked, targets):

@@ -11,7 +11,7 @@ from tiny_models import causal_lm, tokenizer, write_data, write_fixed_model
 from rere.backbones import load_model
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch, Recommend
-from rere.data.splits import read_split
+from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
 from rere.evaluation import recommend as module

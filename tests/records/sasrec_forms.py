@@ -18,7 +18,7 @@ from rere.baselines import sequential
 from rere.baselines.network import initialise
 from rere.baselines.sasrec import SasrecModel, visible_keys
 from rere.config.baselines import Sasrec
-from rere.data.splits import read_items, read_split
+from rere.data.dataset import read_items, read_split
 
 OPTIONS = Sasrec(learning_rate=1e-3, batch_size=512, epochs=20, patience=3)
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from rere.config.run import NO_BACKBONE, Run
-from rere.data.splits import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, metrics
 from rere.evaluation.predictions import write_predictions
@@ -51,7 +51,7 @@ def make_run(root: Path, run: Run, rows: slice = slice(None)) -> Path:
         if rng.random() < SKILL[run.method]:
             others.insert(int(rng.integers(10)), target)
         ranked.append(others)
-    scores = [[-float(place) for place in range(len(row))] for row in ranked]
+    scores = [[-float(rank) for rank in range(len(row))] for row in ranked]
     write_predictions(folder / "predictions.parquet", test, ranked, scores)
     metrics(folder / "predictions.parquet", data, run, folder / "metrics.json")
     return folder

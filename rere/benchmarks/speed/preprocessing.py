@@ -1,11 +1,9 @@
-"""The data stage beside plain Python under the same rules, on reviews as Amazon lays them out."""
+"""Preprocessing against plain Python under the same rules, on synthetic Amazon reviews."""
 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -13,102 +11,87 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 
-from rere.config.data import Amazon2018
-from rere.data.preprocess import from_events, preprocess, read
-from rere.data.splits import SPLIT_SCHEMA
-from rere.benchmarks.plain import data as plain_data
-from rere.benchmarks.timing import compared, peak_memory
+from rere.benchmarks.plain import data as plain
 from rere.benchmarks.reviews import Size, write_reviews
+from rere.benchmarks.table import compare
+from rere.benchmarks.timing import EMPTY, peak_memory, run_in_process
+from rere.config.data import Amazon2018
+from rere.data.dataset import SPLIT_SCHEMA
+from rere.data.preprocess import preprocess, process_events, read_raw
 
 PREPROCESSING = "preprocessing"
 PLAIN = "plain Python"
-GROWTH = "reviews"
+REVIEWS = "reviews"
 """The panel of the curves."""
 CATEGORY = "Toys_and_Games"
-CPU = torch.device("cpu")
+RULES = Amazon2018(category=CATEGORY, start=date(2016, 10, 1), end=date(2018, 11, 1))
+"""The paper's for Toys."""
 
 
-class Took(NamedTuple):
-    """What a side took for a step."""
+class Cost(NamedTuple):
+    """The cost of preprocessing, or of a part of it."""
 
     seconds: float
-    peak_mb: float | None = None  # from gzip
-    digest: str | None = None  # of the splits, from parsed rows
+    peak_mb: float | None = None
+    digest: str | None = None  # of the splits
 
 
-def rows(size: Size, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of the table (`rere.benchmarks.speed.table`): from gzip, and from parsed rows to splits.
+def benchmark_preprocessing(size: Size, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the table's rows: from gzip, and from parsed rows to splits.
 
-    Seconds are of a whole step, each in a process of its own. From gzip ours includes what the
-    plain side leaves out: checksums, statistics, the audit and the files that are written.
+    Every side runs in a process of its own. From gzip, ours also computes checksums, statistics
+    and the audit, and writes files; the plain side does not.
     """
     with TemporaryDirectory() as folder:
         raw = Path(folder, "raw")
         unpacked = write_reviews(raw, CATEGORY, size, seed)
-        whole = [in_new_process(stage, raw) for stage in STAGES.values()]
-        rules = [in_new_process(step, raw) for step in (rules_alone, plain_rules_alone)]
-    setting = f"{size.reviews} reviews, {size.metadata} metadata rows, {unpacked / 1e6:.0f} MB"
-    equal = rules[0].digest == rules[1].digest
-    for step, (ours, theirs) in (("from gzip", whole), ("from parsed rows", rules)):
-        yield {
-            "what": PREPROCESSING,
-            "against": PLAIN,
-            "setting": f"{setting}, {step}, {pl.thread_pool_size()} threads",
-            **compared(ours.seconds, theirs.seconds),
-            "equal": equal,
-            "peak_mb_ours": ours.peak_mb,
-            "peak_mb_theirs": theirs.peak_mb,
-        }
+        whole = [run_in_process(EMPTY, stage, raw) for stage in STAGES.values()]
+        parsed = [run_in_process(EMPTY, part, raw) for part in (split_rows, split_rows_plainly)]
+    sizes = f"{size.reviews} reviews, {size.metadata} metadata rows, {unpacked / 1e6:.0f} MB"
+    equal = parsed[0].digest == parsed[1].digest
+    for part, (ours, theirs) in (("from gzip", whole), ("from parsed rows", parsed)):
+        setting = f"{sizes}, {part}, {pl.thread_pool_size()} threads"
+        peaks = {"peak_mb_ours": ours.peak_mb, "peak_mb_theirs": theirs.peak_mb}
+        yield compare(PREPROCESSING, PLAIN, setting, ours.seconds, theirs.seconds, equal) | peaks
 
 
-def growth(numbers: Sequence[int], limit: float, seed: int) -> Iterator[tuple]:
-    """Rows of the curves (`rere.benchmarks.speed.curves`): both sides from gzip, by the number of reviews.
+def time_by_reviews(numbers: Sequence[int], limit: float, seed: int) -> Iterator[tuple]:
+    """Yield the rows of the curves: both sides from gzip, by number of reviews.
 
-    A side's curve ends where it takes longer than `limit` seconds.
+    The curve of a side ends when it takes longer than `limit` seconds.
     """
     stages = STAGES
-    for reviews in numbers:
+    for num_reviews in numbers:
         with TemporaryDirectory() as folder:
             raw = Path(folder, "raw")
-            write_reviews(raw, CATEGORY, like_toys(reviews), seed)
-            took = {side: in_new_process(stage, raw) for side, stage in stages.items()}
-        for side, (seconds, peak_mb, _) in took.items():
-            yield reviews, GROWTH, side, seconds, peak_mb
-        stages = {side: stages[side] for side, each in took.items() if each.seconds <= limit}
+            write_reviews(raw, CATEGORY, size_like_toys(num_reviews), seed)
+            costs = {side: run_in_process(EMPTY, stage, raw) for side, stage in stages.items()}
+        for side, cost in costs.items():
+            yield num_reviews, REVIEWS, side, cost.seconds, cost.peak_mb
+        stages = {side: stages[side] for side, cost in costs.items() if cost.seconds <= limit}
         if not stages:
             return
 
 
-def like_toys(reviews: int) -> Size:
-    """So many reviews, with as much metadata to them as Amazon's Toys_and_Games has."""
-    return Size(reviews, 3 * reviews // 10)
+def size_like_toys(num_reviews: int) -> Size:
+    """Return a size with as much metadata per review as Amazon's Toys_and_Games has."""
+    return Size(num_reviews, 3 * num_reviews // 10)
 
 
-def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process that has nothing in its memory yet."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def preprocess_files(raw: Path) -> Cost:
+    """Run our whole stage; it writes its output beside the raw files."""
+    return measure(lambda: preprocess(RULES, raw, raw.with_name("data")))
 
 
-def options() -> Amazon2018:
-    """The paper's rules for Toys."""
-    return Amazon2018(category=CATEGORY, start=date(2016, 10, 1), end=date(2018, 11, 1))
+def preprocess_files_plainly(raw: Path) -> Cost:
+    return measure(lambda: plain.split(*plain.read(raw, CATEGORY), RULES))
 
 
-def stage(raw: Path) -> Took:
-    """Our whole stage; what it writes lies beside the raw files."""
-    return measured(lambda: preprocess(options(), raw, raw.with_name("data")))
+STAGES = {PREPROCESSING: preprocess_files, PLAIN: preprocess_files_plainly}
 
 
-def plain_stage(raw: Path) -> Took:
-    return measured(lambda: split_plainly(*plain_data.read(raw, CATEGORY)))
-
-
-STAGES = {PREPROCESSING: stage, PLAIN: plain_stage}
-
-
-def measured(call: Callable[[], Any]) -> Took:
-    """Seconds and MB of one call."""
+def measure(call: Callable[[], Any]) -> Cost:
+    """Return the seconds and peak MB of one call."""
     seconds = 0.0
 
     def timed() -> None:
@@ -117,36 +100,28 @@ def measured(call: Callable[[], Any]) -> Took:
         call()
         seconds = time.perf_counter() - started
 
-    peak_mb = peak_memory(timed, CPU)
-    return Took(seconds, peak_mb)
+    peak_mb = peak_memory(timed, torch.device("cpu"))
+    return Cost(seconds, peak_mb)
 
 
-def rules_alone(raw: Path) -> Took:
-    """Our rules, from the frames of the reader on."""
-    parsed = read(options(), raw)
+def split_rows(raw: Path) -> Cost:
+    """Apply our rules to the reader's data frames."""
+    parsed = read_raw(RULES, raw)
     started = time.perf_counter()
-    made = from_events(options(), parsed)
+    made = process_events(RULES, parsed)
     seconds = time.perf_counter() - started
     splits = [frame.select(*SPLIT_SCHEMA).rows() for frame in made.splits.values()]
-    return Took(seconds, digest=digest(made.items["title"].to_list(), splits))
+    return Cost(seconds, digest=hash_splits(made.items["title"].to_list(), splits))
 
 
-def plain_rules_alone(raw: Path) -> Took:
-    """The plain side's, from tuples on."""
-    parsed = plain_data.read(raw, CATEGORY)
+def split_rows_plainly(raw: Path) -> Cost:
+    """Apply the plain side's rules to its tuples."""
+    parsed = plain.read(raw, CATEGORY)
     started = time.perf_counter()
-    titles, splits = split_plainly(*parsed)
-    return Took(time.perf_counter() - started, digest=digest(titles, splits))
+    titles, splits = plain.split(*parsed, RULES)
+    return Cost(time.perf_counter() - started, digest=hash_splits(titles, splits))
 
 
-def split_plainly(events: plain_data.Events, titles: list) -> tuple[list[str], list[list]]:
-    rules = options()
-    window = rules.start, rules.end, rules.min_items
-    return plain_data.split(
-        events, titles, *window, rules.max_title_words, rules.core, rules.max_history
-    )
-
-
-def digest(titles: list[str], splits: list[list]) -> str:
-    """A catalogue and its splits as a checksum, since they cross processes."""
+def hash_splits(titles: list[str], splits: list[list]) -> str:
+    """Return a digest of titles and splits, small enough to pass between processes."""
     return hashlib.sha256(repr((titles, splits)).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Tables of a user's own: CSV, TSV, JSON lines or parquet, columns by name.
+"""Read a user's tables: CSV, TSV, JSON lines or parquet, with columns by name.
 
-CSV and TSV have a header; a field in double quotes may hold separators and line ends.
+CSV and TSV have a header; a field in double quotes may contain separators and line ends.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,65 +9,62 @@ from pathlib import Path
 import polars as pl
 
 from rere.config.data import OwnTables
-from rere.data.readers.lines import Tally, find
-from rere.data.readers.records import (
+from rere.data.readers.events import (
     UNITS,
-    Raw,
+    RawData,
+    drop_unreadable,
     first_fault,
-    json_records,
     read_events,
     read_titles,
-    whole,
 )
+from rere.data.readers.json_lines import read_json_records
+from rere.data.readers.text_files import LineCounter, find_file
 from rere.errors import InputError, hint
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 EXTRA = "\0extra"
-"""The column of what a row has beyond its header."""
+"""Name of the column for a row's fields beyond the header."""
 
-CHUNK = 200_000
-"""Rows at a time."""
+ROWS_PER_BLOCK = 200_000
 
 
-def read_tables(options: OwnTables, folder: Path) -> Raw:
-    """A user's events and titles; raises InputError where files, columns or values are wrong."""
-    files = find(folder, options.events), find(folder, options.items)
-    of_events, of_titles = (Tally(path, options.tolerance) for path in files)
-    event = {"user": options.user, "item": options.item, "timestamp": options.timestamp}
-    title = {"item": options.item, "title": options.title}
-    return Raw(
+def read_own_tables(options: OwnTables, folder: Path) -> RawData:
+    """Return a user's events and titles; raise InputError if files, columns or values are wrong."""
+    files = find_file(folder, options.events), find_file(folder, options.items)
+    counters = [LineCounter(path, options.tolerance) for path in files]
+    event_fields = {"user": options.user, "item": options.item, "timestamp": options.timestamp}
+    title_fields = {"item": options.item, "title": options.title}
+    events = read_table_records(files[0], event_fields, counters[0], options.time_unit)
+    titles = read_table_records(files[1], title_fields, counters[1])
+    return RawData(
         files=files,
-        events=read_events(
-            table_records(files[0], event, of_events, options.time_unit),
-            of_events,
-            options.time_unit,
-        ),
-        titles=read_titles(table_records(files[1], title, of_titles), of_titles),
-        unreadable={tally.path.name: tally.settle() for tally in (of_events, of_titles)},
+        events=read_events(events, counters[0], options.time_unit),
+        titles=read_titles(titles, counters[1]),
+        line_counts={counter.path.name: counter.check() for counter in counters},
     )
 
 
-def table_records(
-    path: Path, fields: Mapping[str, str], tally: Tally, unit: str = "s"
+def read_table_records(
+    path: Path, fields: Mapping[str, str], counter: LineCounter, unit: str = "s"
 ) -> Iterator[pl.DataFrame]:
-    """Records of a table, many at a time; `fields` names the columns they come from.
+    """Yield records of a table, many at a time; `fields` maps their names to columns.
 
-    Columns of dates become what `unit` says. Raises InputError where a column is missing or the
-    file is no table.
+    Columns of dates are converted to `unit`. Raises InputError if a column is missing or the file
+    is not a table.
     """
     kind = next((s for s in reversed(path.suffixes) if s not in (".gz", ".zst")), "")
     if kind in (".json", ".jsonl", ".ndjson"):
-        yield from json_records(path, fields, tally)
+        yield from read_json_records(path, fields, counter)
         return
     if kind not in (*SEPARATORS, ".parquet"):
         raise InputError(f"{path}: is not .csv, .tsv, .jsonl or .parquet, with or without .gz")
     try:
         if kind == ".parquet":
-            rows = columns_as_text(path, pl.scan_parquet(path, row_index_name="line"), fields, unit)
+            rows = scan_parquet(path, fields, unit)
         else:
-            rows = separated(path, SEPARATORS[kind], fields)
-        for part in rows.collect_batches(chunk_size=CHUNK):
-            yield keep_readable(part, tally)
+            rows = scan_separated(path, SEPARATORS[kind], fields)
+        for block in rows.collect_batches(chunk_size=ROWS_PER_BLOCK):
+            yield check_rows(block, counter)
     except pl.exceptions.NoDataError:
         raise InputError(f"{path}: is empty") from None
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -75,30 +72,29 @@ def table_records(
         raise InputError(f"{path}: not a readable {kind[1:]} file ({first})") from None
 
 
-def separated(path: Path, separator: str, fields: Mapping[str, str]) -> pl.LazyFrame:
-    """A CSV or TSV file's rows: `line`, `fields` as text, EXTRA, and whether a row is `blank`."""
+def scan_separated(path: Path, separator: str, fields: Mapping[str, str]) -> pl.LazyFrame:
+    """Return the rows of a CSV or TSV file that are not blank: `line`, EXTRA, `fields` as text."""
     scan = {"separator": separator, "infer_schema": False, "encoding": "utf8-lossy"}
     names = pl.scan_csv(path, **scan).collect_schema().names()
-    columns_exist(path, names, fields)
+    check_columns(path, names, fields)
     rows = pl.scan_csv(
         path,
         schema=dict.fromkeys([*names, EXTRA], pl.String),
         missing_columns="insert",
         truncate_ragged_lines=True,
         row_index_name="line",
-        row_index_offset=2,  # the header is the first
+        row_index_offset=2,  # the header is line 1
         **scan,
     )
-    blank = pl.all_horizontal(pl.col(names).is_null())
-    return rows.filter(~blank).select("line", EXTRA, **fields)
+    is_blank = pl.all_horizontal(pl.col(names).is_null())
+    return rows.filter(~is_blank).select("line", EXTRA, **fields)
 
 
-def columns_as_text(
-    path: Path, rows: pl.LazyFrame, fields: Mapping[str, str], unit: str
-) -> pl.LazyFrame:
-    """A parquet file's rows: `line`, counted from 0, and `fields` as text."""
+def scan_parquet(path: Path, fields: Mapping[str, str], unit: str) -> pl.LazyFrame:
+    """Return the rows of a parquet file: `line`, counted from 0, EXTRA (null), `fields` as text."""
+    rows = pl.scan_parquet(path, row_index_name="line")
     schema = rows.collect_schema()
-    columns_exist(path, schema.names(), fields)
+    check_columns(path, schema.names(), fields)
     values = {}
     for name, column in fields.items():
         kind, value = schema[column], pl.col(column)
@@ -110,15 +106,16 @@ def columns_as_text(
     return rows.select("line", pl.lit(None, pl.String).alias(EXTRA), **values)
 
 
-def columns_exist(path: Path, names: list[str], fields: Mapping[str, str]) -> None:
+def check_columns(path: Path, names: list[str], fields: Mapping[str, str]) -> None:
+    """Raise InputError if a column of `fields` is not among `names`."""
     for field, column in fields.items():
         if column not in names:
             raise InputError(f"{path}: has no column {column}; {hint(column, names)} ({field})")
 
 
-def keep_readable(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-    """The records among a table's rows that are whole; the others go into the tally."""
-    tally.lines += len(rows)
+def check_rows(rows: pl.DataFrame, counter: LineCounter) -> pl.DataFrame:
+    """Return the readable rows of a table as records, and count the others as unreadable."""
+    counter.num_lines += len(rows)
     rows = rows.with_columns(
         text=pl.concat_str(pl.exclude("line"), separator=", ", ignore_nulls=True)
     )
@@ -126,4 +123,5 @@ def keep_readable(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         "more columns than the header": pl.col(EXTRA).is_not_null(),
         "not UTF-8": pl.col("text").str.contains("\ufffd", literal=True),
     }
-    return whole(rows.with_columns(fault=first_fault(faults)), tally).drop(EXTRA, "fault")
+    rows = rows.with_columns(fault=first_fault(faults))
+    return drop_unreadable(rows, counter).drop(EXTRA, "fault")

@@ -1,9 +1,9 @@
-"""The Yelp Open Dataset: its files of JSON lines, or the tar that it is published as.
+"""Read the Yelp Open Dataset: its files of JSON lines, or the tar that holds both.
 
     yelp_academic_dataset_review.json, yelp_academic_dataset_business.json
-    yelp_dataset.tar, which holds both
+    yelp_dataset.tar
 
-Its dates name no time zone; they are taken as UTC.
+Its dates have no time zone and are taken as UTC.
 """
 
 from pathlib import Path
@@ -11,43 +11,42 @@ from pathlib import Path
 import polars as pl
 
 from rere.config.data import Yelp
-from rere.data.readers.lines import Tally, find
-from rere.data.readers.records import Raw, json_records, read_events, read_titles
+from rere.data.readers.events import RawData, read_events, read_titles
+from rere.data.readers.json_lines import read_json_records
+from rere.data.readers.text_files import LineCounter, find_file
 
-REVIEW, BUSINESS = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
+REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
 TARS = ("yelp_dataset.tar", "yelp_dataset.tgz")
 
-EVENT = {"user": "user_id", "item": "business_id", "timestamp": "date"}
-TITLE = {"item": "business_id", "title": "name"}
-PLACE = ("address", "city", "state")
+EVENT_FIELDS = {"user": "user_id", "item": "business_id", "timestamp": "date"}
+ADDRESS_FIELDS = ("address", "city", "state")
+TITLE_FIELDS = {"item": "business_id", "title": "name"} | {name: name for name in ADDRESS_FIELDS}
 
 
-def read_yelp(options: Yelp, folder: Path) -> Raw:
-    """The reviews as events, stars ignored; raises InputError if the files are malformed."""
-    reviews = find(folder, REVIEW, *TARS)
+def read_yelp(options: Yelp, folder: Path) -> RawData:
+    """Return the reviews, without stars, as events; raise InputError if the files are malformed."""
+    reviews = find_file(folder, REVIEWS, *TARS)
     if reviews.name.startswith(TARS):
-        files, members = (reviews, reviews), (REVIEW, BUSINESS)
+        files, members = (reviews, reviews), (REVIEWS, BUSINESSES)
     else:
-        files, members = (reviews, find(folder, BUSINESS)), (None, None)
+        files, members = (reviews, find_file(folder, BUSINESSES)), (None, None)
 
-    of_reviews, of_titles = (Tally(path, options.tolerance) for path in files)
-    reviews = json_records(files[0], EVENT, of_reviews, members[0])
-    events = read_events(reviews, of_reviews, "text")
-    businesses = json_records(
-        files[1], TITLE | {name: name for name in PLACE}, of_titles, members[1]
-    )
-    titles = read_titles((place_last(rows) for rows in businesses), of_titles)
-    return Raw(
+    counters = [LineCounter(path, options.tolerance) for path in files]
+    reviews = read_json_records(files[0], EVENT_FIELDS, counters[0], members[0])
+    events = read_events(reviews, counters[0], "text")
+    businesses = read_json_records(files[1], TITLE_FIELDS, counters[1], members[1])
+    titles = read_titles((add_address_suffix(rows) for rows in businesses), counters[1])
+    return RawData(
         files=tuple(dict.fromkeys(files)),
         events=events,
         titles=titles if options.title == "address" else titles.drop("suffix"),
-        unreadable={REVIEW: of_reviews.settle(), BUSINESS: of_titles.settle()},
+        line_counts={REVIEWS: counters[0].check(), BUSINESSES: counters[1].check()},
     )
 
 
-def place_last(businesses: pl.DataFrame) -> pl.DataFrame:
-    """Records of businesses with ` (Address, City, ST)` as suffix, without what is not known."""
-    known = [pl.col(name).str.strip_chars().replace("", None) for name in PLACE]
-    place = pl.concat_str(known, separator=", ", ignore_nulls=True)
-    suffix = pl.when(place != "").then(" (" + place + ")").otherwise(pl.lit(""))
-    return businesses.with_columns(suffix=suffix).drop(PLACE)
+def add_address_suffix(businesses: pl.DataFrame) -> pl.DataFrame:
+    """Return businesses with the suffix ` (Address, City, ST)`, without the parts not known."""
+    known = [pl.col(name).str.strip_chars().replace("", None) for name in ADDRESS_FIELDS]
+    address = pl.concat_str(known, separator=", ", ignore_nulls=True)
+    suffix = pl.when(address != "").then(" (" + address + ")").otherwise(pl.lit(""))
+    return businesses.with_columns(suffix=suffix).drop(ADDRESS_FIELDS)

@@ -1,3 +1,5 @@
+"""All layouts of MovieLens give the same events and titles."""
+
 import re
 from pathlib import Path
 
@@ -29,13 +31,11 @@ GROUPLENS = {
     "u.data": "".join(f"{u}\t{i}\t3\t{t}\n" for u, i, t in EVENTS),
     "u.item": "".join(f"{i}|{title}|01-Jan-1995||http://x{GENRES}\n" for i, title in TITLES),
 }
-
-
-ONE_M = {
+GROUPLENS_1M = {
     "ratings.dat": "".join(f"{u}::{i}::3::{t}\n" for u, i, t in EVENTS),
     "movies.dat": "".join(f"{i}::{title}::Drama|War\n" for i, title in TITLES),
 }
-CSV = {
+GROUPLENS_20M = {
     "ratings.csv": "userId,movieId,rating,timestamp\n"
     + "".join(f"{u},{i},3.5,{t}\n" for u, i, t in EVENTS),
     "movies.csv": "movieId,title,genres\n"
@@ -46,8 +46,8 @@ LAYOUTS = {
     "recbole": RECBOLE,
     "recbole-1m": {name.replace("100k", "1m"): text for name, text in RECBOLE.items()},
     "grouplens": GROUPLENS,
-    "grouplens-1m": ONE_M,
-    "grouplens-20m": CSV,
+    "grouplens-1m": GROUPLENS_1M,
+    "grouplens-20m": GROUPLENS_20M,
 }
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -67,37 +67,37 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 
 
 @layouts
-def test_all_layouts_give_the_same_tables(tmp_path, layout):
-    interactions, titles = read(write(tmp_path / "raw", layout))
-    assert interactions.rows() == EVENTS
-    assert interactions.schema == {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
+def test_all_layouts_give_the_same_events_and_titles(tmp_path, layout):
+    events, titles = read(write(tmp_path / "raw", layout))
+    assert events.rows() == EVENTS
+    assert events.schema == {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
     assert titles.rows() == TITLES
     assert titles.schema == {"item": pl.String, "title": pl.String}
 
 
 @layouts
-def test_line_ends_blank_lines_and_utf8_as_editors_leave_them(tmp_path, layout):
+def test_line_ends_blank_lines_and_utf8_of_editors_are_read(tmp_path, layout):
     edited = {
         name: ("\ufeff" + text.replace("\n", "\r\n") + "\r\n").encode()
         for name, text in layout.items()
     }
-    interactions, titles = read(write(tmp_path / "raw", edited))
-    assert (interactions.rows(), titles.rows()) == (EVENTS, TITLES)
+    events, titles = read(write(tmp_path / "raw", edited))
+    assert (events.rows(), titles.rows()) == (EVENTS, TITLES)
 
 
-def test_columns_are_found_by_the_header(tmp_path):
+def test_columns_may_be_in_any_order(tmp_path):
     swapped = {
         "ml-100k.inter": "timestamp:float\titem_id:token\tuser_id:token\n5\t7\t196\n",
         "ml-100k.item": "release_year:token\tmovie_title:token\titem_id:token\n1995\tA  b \t7\n",
     }
-    interactions, titles = read(write(tmp_path / "raw", swapped))
-    assert interactions.rows() == [("196", "7", 5)]
-    assert titles.rows() == [("7", "A  b  (1995)")]  # cleaned later, as all titles are
+    events, titles = read(write(tmp_path / "raw", swapped))
+    assert events.rows() == [("196", "7", 5)]
+    assert titles.rows() == [("7", "A  b  (1995)")]  # cleaned later, like all titles
 
 
-def test_real_files_in_both_layouts(tmp_path, ml_100k_raw):
-    interactions, titles = read(ml_100k_raw)
-    assert (len(interactions), len(titles)) == (100_000, 1_682)
+def test_ml_100k_is_equal_in_both_layouts(tmp_path, ml_100k_raw):
+    events, titles = read(ml_100k_raw)
+    assert (len(events), len(titles)) == (100_000, 1_682)
     by_id = dict(titles.rows())
     assert by_id["12"] == "Usual Suspects, The (1995)"
     assert by_id["267"] == "unknown"
@@ -109,8 +109,8 @@ def test_real_files_in_both_layouts(tmp_path, ml_100k_raw):
         "u.data": "\n".join(lines) + "\n",
         "u.item": "".join(f"{i}|{t}|01-Jan-1995||http://x{GENRES}\n" for i, t in titles.rows()),
     }
-    same_interactions, same_titles = read(write(tmp_path / "raw", grouplens))
-    assert same_interactions.equals(interactions)
+    same_events, same_titles = read(write(tmp_path / "raw", grouplens))
+    assert same_events.equals(events)
     assert same_titles.equals(titles)
 
 
@@ -124,8 +124,8 @@ def without(layout, name):
 
 
 BAD = {
-    "empty folder": ({}, "", "holds no two of ml-100k.inter and ml-100k.item"),
-    "no interactions file": (without(RECBOLE, "ml-100k.inter"), "ml-100k.inter", "no such file"),
+    "empty folder": ({}, "", "holds none of ml-100k.inter and ml-100k.item"),
+    "no events file": (without(RECBOLE, "ml-100k.inter"), "ml-100k.inter", "no such file"),
     "no titles file": (without(GROUPLENS, "u.item"), "u.item", "no such file"),
     "empty file": ({**GROUPLENS, "u.data": ""}, "u.data", "holds no rows"),
     "header alone": ({**RECBOLE, "ml-100k.inter": INTER}, "ml-100k.inter", "holds no rows"),
@@ -178,12 +178,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_with_file_row_and_remedy(tmp_path, case):
-    files, where, problem = BAD[case]
+def test_malformed_files_give_one_line_with_file_row_and_remedy(tmp_path, case):
+    files, location, problem = BAD[case]
     folder = write(tmp_path / "raw", files)
     with pytest.raises(InputError) as error:
         read(folder)
     message = str(error.value)
-    assert message.startswith(f"{folder / where}: {problem}")
+    assert message.startswith(f"{folder / location}: {problem}")
     assert "\n" not in message
     assert "fetch" in message.split(";")[-1]

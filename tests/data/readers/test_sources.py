@@ -1,4 +1,4 @@
-"""Raw files of every source, from what was planted in them to the exact splits."""
+"""Raw files of every source become the expected events, titles and splits."""
 
 import gzip
 import json
@@ -12,11 +12,11 @@ import pytest
 from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_files import CATEGORY, OPTIONS, WRITERS, world, write, write_yelp_tar
+from raw_files import CATEGORY, OPTIONS, WRITERS, random_events, write, write_yelp_tar
 
 from rere.config.data import Amazon2018, OwnTables, Yelp
-from rere.data.preprocess import preprocess, read
-from rere.data.splits import SPLITS, read_items, read_split
+from rere.data.dataset import SPLITS, read_items, read_split
+from rere.data.preprocess import preprocess, read_raw
 from rere.errors import InputError
 
 sources = pytest.mark.parametrize("source", WRITERS)
@@ -35,38 +35,39 @@ def stats_of(data: Path) -> dict:
     return json.loads((data / "stats.json").read_text())
 
 
-def made(options, folder: Path) -> Path:
+def processed(options, folder: Path) -> Path:
+    """The data folder made from the folder's raw files."""
     preprocess(options, folder / "raw", folder / "data")
     return folder / "data"
 
 
-# ----------------------------------------------------------------------------------- one world
+# -------------------------------------------------------------------------------- random events
 
 
 @sources
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
-def test_every_source_tells_the_same_events_and_titles(source, compress, tmp_path):
-    events, titles = world(400, 30, 50)
+def test_every_source_gives_the_same_events_and_titles(source, compress, tmp_path):
+    events, titles = random_events(400, 30, 50)
     if source in ("ml-100k", "ml-1m"):  # Latin-1
         titles = {
             item: t and t.encode("latin-1", "replace").decode("latin-1")
             for item, t in titles.items()
         }
     write(source, tmp_path / "raw", events, titles, compress=compress)
-    raw = read(OPTIONS[source], tmp_path / "raw")
+    raw = read_raw(OPTIONS[source], tmp_path / "raw")
     assert raw.events.rows() == events
     assert [(i, t or None) for i, t in raw.titles.rows()] == list(titles.items())
 
 
 @pytest.mark.parametrize("source", JSON_SOURCES)
-def test_broken_lines_are_counted_and_change_nothing(source, tmp_path, capsys):
-    events, titles = world(3000, 60, 80)
+def test_broken_lines_are_counted_and_dropped(source, tmp_path, capsys):
+    events, titles = random_events(3000, 60, 80)
     write(source, tmp_path / "clean" / "raw", events, titles)
     counts = write(source, tmp_path / "raw", events, titles, broken=0.03)
     assert min(counts) > 0
     options = OPTIONS[source].model_copy(update={"tolerance": 0.1})
-    broken = made(options, tmp_path)
-    assert splits_of(broken) == splits_of(made(options, tmp_path / "clean"))
+    broken = processed(options, tmp_path)
+    assert splits_of(broken) == splits_of(processed(options, tmp_path / "clean"))
     assert read_items(broken).equals(read_items(tmp_path / "clean" / "data"))
     for lines, given_lines, lost in zip(
         stats_of(broken)["lines"].values(), (events, titles), counts, strict=True
@@ -74,33 +75,33 @@ def test_broken_lines_are_counted_and_change_nothing(source, tmp_path, capsys):
         assert lines.pop("lines") == len(given_lines) + lost
         assert sum(lines.values()) == lost
     log = capsys.readouterr().err
-    assert 2 <= log.count(" line ") <= 6  # three of each file at most
+    assert 2 <= log.count(" line ") <= 6  # at most three per file
 
-    # 2.9 % of the lines of events are more than the tolerated share.
+    # 2.9 % of the lines are more than the tolerated fraction.
     with pytest.raises(InputError) as error:
-        read(OPTIONS[source], tmp_path / "raw")
+        read_raw(OPTIONS[source], tmp_path / "raw")
     message = str(error.value)
     assert f"{counts[0]} of {len(events) + counts[0]} lines are unreadable" in message
     assert "line " in message and "\n" not in message and "0.001" in message
 
 
 def test_one_broken_line_in_a_thousand_is_tolerated_and_two_are_not(tmp_path):
-    events, titles = world(999, 20, 20)
+    events, titles = random_events(999, 20, 20)
     write("amazon-2018", tmp_path / "raw", events, titles)
     path = tmp_path / "raw" / f"{CATEGORY}_5.json"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:500], '{"asin": "B00001"', *lines[500:]]))
-    raw = read(OPTIONS["amazon-2018"], tmp_path / "raw")
-    assert raw.unreadable[path.name] == {"lines": 1000, "not a JSON object of plain values": 1}
+    raw = read_raw(OPTIONS["amazon-2018"], tmp_path / "raw")
+    assert raw.line_counts[path.name] == {"lines": 1000, "not a JSON object of plain values": 1}
     path.write_text("\n".join([*lines[:500], '{"asin": "B00001"', "{}", *lines[501:]]))
     with pytest.raises(InputError) as error:
-        read(OPTIONS["amazon-2018"], tmp_path / "raw")
+        read_raw(OPTIONS["amazon-2018"], tmp_path / "raw")
     assert str(error.value).startswith(
         f"{path} line 501: not a JSON object of plain values; 2 of 1000 lines are unreadable"
     )
 
 
-# ----------------------------------------------------------------------------- planted: Amazon
+# ----------------------------------------------------------------------------- Amazon
 
 TITLES = {
     "A": '  Apple\t&amp; "Pear" ',
@@ -116,26 +117,25 @@ TITLES = {
 WINDOW = {"start": date(2016, 10, 1), "end": date(2018, 11, 1), "min_items": 3}
 
 
-def planted(day: str) -> list[tuple[str, str, int]]:
-    """Two users who review A, B and C in turn from a day on, and whatever will not do."""
+def amazon_events(day: str) -> list[tuple[str, str, int]]:
+    """Two users who review A, B and C in turn from a day on, and events that are dropped."""
     start = seconds(day)
     good = [(u, i, start + 86_400 * n) for n, i in enumerate("ABCABC") for u in ("u1", "u2")]
     others = [("u1", item, start) for item in (*list(TITLES)[3:8], "unlisted")]
     return [*good, *others, ("u3", "A", start)]
 
 
-def test_planted_amazon(tmp_path):
-    # The first second of the window and the last one before its end are inside, those next to
-    # them are not.
+def test_amazon_by_hand(tmp_path):
+    # The first and last second of the window, and those before and after it.
     edges = [
         ("u1", "A", seconds("2016-09-30 23:59:59")),
         ("u1", "B", seconds("2016-10-01 00:00:00")),
         ("u2", "B", seconds("2018-10-31 23:59:59")),
         ("u2", "A", seconds("2018-11-01 00:00:00")),
     ]
-    write("amazon-2018", tmp_path / "raw", [*planted("2017-05-01"), *edges], TITLES)
+    write("amazon-2018", tmp_path / "raw", [*amazon_events("2017-05-01"), *edges], TITLES)
     options = Amazon2018(category=CATEGORY, core=2, max_history=2).model_copy(update=WINDOW)
-    data = made(options, tmp_path)
+    data = processed(options, tmp_path)
     assert read_items(data)["title"].to_list() == ['Apple & "Pear"', 'Ball "X"', "Cube"]
     # u1: B (edge), A B C A B C; u2: A B C A B C, B (edge): 6 samples each. In time: day 1 has
     # u1's A; on each of 5 further days come u1's and u2's; last u2's edge. 12 in all: 9, 1, 2.
@@ -177,54 +177,54 @@ def test_planted_amazon(tmp_path):
     assert stats["interactions_kept"] == 14
 
 
-def test_the_window_moves_back_a_year_at_a_time_until_enough_items_are_left(tmp_path):
+def test_the_window_starts_earlier_until_enough_items_are_left(tmp_path):
     older = [(user, "old", seconds(f"2014-01-0{n + 1}")) for n in range(2) for user in ("u1", "u2")]
-    write("amazon-2018", tmp_path / "raw", [*planted("2017-05-01"), *older], TITLES)
+    write("amazon-2018", tmp_path / "raw", [*amazon_events("2017-05-01"), *older], TITLES)
     options = Amazon2018(category=CATEGORY, core=2).model_copy(update=WINDOW)
     for least, start, items in ((3, "2016-10-01", 3), (4, "2013-10-01", 4), (9, "2013-10-01", 4)):
-        data = made(options.model_copy(update={"min_items": least}), tmp_path)
+        data = processed(options.model_copy(update={"min_items": least}), tmp_path)
         assert stats_of(data)["window"]["start"] == start
         assert len(read_items(data)) == items
 
 
-def test_merged_repeats_keep_the_first(tmp_path):
-    # Each user comes back to A at the end; with repeats merged the 2-core is six items.
+def test_only_the_first_of_repeated_events_may_be_kept(tmp_path):
+    # Each user ends with A again.
     events = [
         (u, i, 100 * n + k) for k, u in enumerate(("u", "v")) for n, i in enumerate("ABCDEFA")
     ]
     titles = {item: f"Title {item}" for item in "ABCDEF"}
     write("table", tmp_path / "raw", events, titles)
-    kept = made(OwnTables(core=2), tmp_path)
+    kept = processed(OwnTables(core=2), tmp_path)
     assert sum(map(len, splits_of(kept).values())) == 12
-    merged = made(OwnTables(core=2, repeats="first"), tmp_path)
-    rows = [row for rows in splits_of(merged).values() for row in rows]
+    first = processed(OwnTables(core=2, repeats="first"), tmp_path)
+    rows = [row for rows in splits_of(first).values() for row in rows]
     assert [row[3] for row in rows if row[1] == 0] == [1, 2, 3, 4, 5]
-    assert stats_of(merged)["interactions_dropped"]["repeats of an earlier one"] == 2
+    assert stats_of(first)["interactions_dropped"]["repeats of an earlier one"] == 2
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["json", "gz"])
-def test_metadata_of_2014_in_single_quotes(tmp_path, compress):
-    events, titles = world(300, 20, 30)
+def test_metadata_of_2014_in_single_quotes_is_read(tmp_path, compress):
+    events, titles = random_events(300, 20, 30)
     titles["B00001"] = 'It\'s "quoted" \\ and é'
     write("amazon-2018", tmp_path / "raw", events, titles, python=True, compress=compress)
-    raw = read(OPTIONS["amazon-2018"], tmp_path / "raw")
+    raw = read_raw(OPTIONS["amazon-2018"], tmp_path / "raw")
     assert raw.titles.rows() == list(titles.items())
 
 
 def test_python_in_metadata_is_not_run(tmp_path):
-    events, titles = world(300, 20, 30)
+    events, titles = random_events(300, 20, 30)
     write("amazon-2018", tmp_path / "raw", events, titles, python=True)
     path = tmp_path / "raw" / f"meta_{CATEGORY}.json"
     evil = tmp_path / "evil"
     calls = f"{{'asin': 'x', 'title': open({str(evil)!r}, 'w')}}\n" + "{'a': " * 5000 + "\n"
     path.write_text(path.read_text() + calls)
     options = OPTIONS["amazon-2018"].model_copy(update={"tolerance": 0.1})
-    raw = read(options, tmp_path / "raw")
-    assert raw.unreadable[path.name] == {"lines": 32, "not a JSON object of plain values": 2}
+    raw = read_raw(options, tmp_path / "raw")
+    assert raw.line_counts[path.name] == {"lines": 32, "not a JSON object of plain values": 2}
     assert not evil.exists()
 
 
-# ------------------------------------------------------------------------------- planted: Yelp
+# ------------------------------------------------------------------------------- Yelp
 
 BUSINESSES = {"x": "Café &amp; Bar", "y": '"Bo\'s"', "z": "Z"}
 PLACES = {"x": ("1 Main  St", "Reno", "NV"), "y": ("", "Reno", " ")}
@@ -238,11 +238,11 @@ VISITS = [(u, i, seconds("2021-06-01") + 60 * n) for n, i in enumerate("xyxyxy")
         ("name", ["Café & Bar", "Bo's"]),
     ],
 )
-def test_planted_yelp(title, titles, tmp_path):
-    around = [("u", "x", seconds("2020-12-31 23:59:59")), ("u", "x", seconds("2022-01-01"))]
-    dull = [("u", "z", seconds("2021-06-01"))]  # a name of one character
-    write("yelp", tmp_path / "raw", [*VISITS, *around, *dull], BUSINESSES, places=PLACES)
-    data = made(Yelp(core=2, title=title), tmp_path)
+def test_yelp_by_hand(title, titles, tmp_path):
+    outside = [("u", "x", seconds("2020-12-31 23:59:59")), ("u", "x", seconds("2022-01-01"))]
+    rejected = [("u", "z", seconds("2021-06-01"))]  # a name of one character
+    write("yelp", tmp_path / "raw", [*VISITS, *outside, *rejected], BUSINESSES, places=PLACES)
+    data = processed(Yelp(core=2, title=title), tmp_path)
     assert read_items(data)["title"].to_list() == titles
     # Three users with 6 events each at the same minutes: 15 samples, split 12, 1, 2.
     rows = [row for rows in splits_of(data).values() for row in rows]
@@ -261,20 +261,22 @@ def test_planted_yelp(title, titles, tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["tar", "gz"])
-def test_yelp_straight_from_its_tar(tmp_path, compress):
-    events, titles = world(500, 20, 30)
+def test_yelp_is_read_from_its_tar(tmp_path, compress):
+    events, titles = random_events(500, 20, 30)
     write("yelp", tmp_path / "raw", events, titles)
     path = write_yelp_tar(tmp_path / "tar" / "raw", events, titles, compress)
     options = OPTIONS["yelp"]
-    assert splits_of(made(options, tmp_path / "tar")) == splits_of(made(options, tmp_path))
+    assert splits_of(processed(options, tmp_path / "tar")) == splits_of(
+        processed(options, tmp_path)
+    )
     assert list(stats_of(tmp_path / "tar" / "data")["raw_sha256"]) == [path.name]
 
 
 # --------------------------------------------------------------------------------- own tables
 
 
-def test_own_tables_in_every_format_and_unit(tmp_path):
-    events, titles = world(300, 20, 30)
+def test_own_tables_are_read_in_every_format_and_unit(tmp_path):
+    events, titles = random_events(300, 20, 30)
     columns = {"who": [e[0] for e in events], "sku": [e[1] for e in events]}
     times = [e[2] for e in events]
     frame = pl.DataFrame(columns | {"when": times})
@@ -302,20 +304,20 @@ def test_own_tables_in_every_format_and_unit(tmp_path):
                 **{"events": name, "items": items, "user": "who", "item": "sku"},
                 **{"timestamp": "when", "title": "name", "time_unit": unit},
             )
-            found = read(options, raw)
+            found = read_raw(options, raw)
             assert found.events.rows() == events, name
             assert found.titles.rows() == list(titles.items())
 
 
-def test_rows_of_own_tables_that_are_no_rows(tmp_path):
+def test_malformed_rows_of_own_tables_are_counted(tmp_path):
     (tmp_path / "events.csv").write_bytes(
         b"user,item,timestamp\nu,i,1\n,i,2\nu,,3\nu,i,soon\nu,i,-1\nu,i,5,6\nu,\xff,7\n"
         b'\n"u\t""1""","i\nj",8\nu,i\n'
     )
     (tmp_path / "items.csv").write_text("item,title\ni,A\n")
-    raw = read(OwnTables(tolerance=0.99), tmp_path)
+    raw = read_raw(OwnTables(tolerance=0.99), tmp_path)
     assert raw.events.rows() == [("u", "i", 1), ('u\t"1"', "i\nj", 8)]
-    assert raw.unreadable["events.csv"] == {
+    assert raw.line_counts["events.csv"] == {
         "lines": 9,
         "more columns than the header": 1,
         "no item": 1,
@@ -338,9 +340,9 @@ event_lists = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_row_order_of_the_input_leaves_no_trace(data):
+def test_the_order_of_raw_rows_does_not_matter(data):
     events = data.draw(event_lists)
-    # Titles of `a` are listed twice, apart; so are those of `b`, one of which will not do.
+    # Items `a` and `b` are listed twice, `b` once without a title.
     titles = [*((i, f"Title {i}") for i in "abcdefg"), ("a", "An other"), ("b", None)]
     options = OwnTables(core=1, max_history=3)
     with TemporaryDirectory() as folder:
@@ -357,7 +359,7 @@ def test_row_order_of_the_input_leaves_no_trace(data):
             ):
                 frame = pl.DataFrame(rows, schema=columns, orient="row")
                 frame.write_csv(raw / f"{file}.csv")
-            out = made(options, raw.parent)
+            out = processed(options, raw.parent)
             stats = {k: v for k, v in stats_of(out).items() if k != "raw_sha256"}
             files = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
             outputs.append((stats, files, (out / "audit.json").read_bytes()))
@@ -371,13 +373,13 @@ def test_row_order_of_the_input_leaves_no_trace(data):
     st.sampled_from(["chronological", "leave_one_out"]),
     st.sampled_from(["keep", "first"]),
 )
-def test_splits_know_the_past_only_and_every_event_is_accounted_for(events, core, split, repeats):
+def test_histories_are_earlier_events_and_every_event_is_counted(events, core, split, repeats):
     titles = {item: f"Title {item}" for item in "abcdef"}  # g is not listed
     options = OwnTables(core=core, max_history=3, split=split, repeats=repeats)
     with TemporaryDirectory() as folder:
         write("table", Path(folder, "raw"), events, titles)
         try:
-            data = made(options, Path(folder))
+            data = processed(options, Path(folder))
         except InputError as error:
             assert "choose a smaller core" in str(error)
             return
@@ -397,7 +399,7 @@ def test_splits_know_the_past_only_and_every_event_is_accounted_for(events, core
         for n, (_, _, history, _, timestamp) in enumerate(own):
             assert history == sequence[max(0, n - 2) : n + 1]
             assert n == 0 or own[n - 1][4] <= timestamp
-    # All of the core is in the samples, but for users who have but one event in it.
+    # All events of the core are in the samples, except those of users with one event.
     alone = stats["interactions_kept"] - sum(users.values())
     assert core == 1 or alone == 0
     assert min(users.values()) >= core
@@ -454,7 +456,7 @@ BAD = {
             f"{CATEGORY}.jsonl": b'{"user_id": "u", "parent_asin": "B", "timestamp": 1400000000}\n'
             * 9
         },
-        r"\.jsonl: its last event is of 1970-01-17; do its times count ms\?",
+        r"\.jsonl: its last event is of 1970-01-17; are its times in ms\?",
     ),
     "reviews for metadata": (
         "amazon-2018",
@@ -471,17 +473,17 @@ BAD = {
         {f"meta_{CATEGORY}.json": b'{"asin": "X", "title": "x"}\n'},
         r"meta_.*: has a title for none of the 300 events of .*; is it of the same items\?",
     ),
-    "a file that is no gzip": (
+    "a damaged gzip file": (
         "amazon-2018",
         {f"{CATEGORY}_5.json": b"\x1f\x8bnot gzip"},
         r"_5\.json: cut short or damaged",
     ),
-    "a parquet that is none": (
+    "a damaged parquet file": (
         "table",
         {"events.csv": None, "events.parquet": b"PAR1"},
         r"events\.parquet: not a readable parquet file",
     ),
-    "a quote that does not end": (
+    "an unclosed quote": (
         "table",
         {"items.csv": b'item,title\nB00001,"x\nB00002,y\n'},
         r"items\.csv: not a readable csv file",
@@ -490,9 +492,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_stops_in_one_line_and_leaves_nothing(case, tmp_path):
+def test_malformed_files_give_one_line_and_no_output(case, tmp_path):
     source, changes, message = BAD[case]
-    events, titles = world(300, 20, 30)
+    events, titles = random_events(300, 20, 30)
     write(source, tmp_path / "raw", events, titles)
     for name, content in changes.items():
         if content is None:
@@ -503,13 +505,13 @@ def test_bad_input_stops_in_one_line_and_leaves_nothing(case, tmp_path):
     if "events.parquet" in changes:
         options = options.model_copy(update={"events": "events.parquet"})
     with pytest.raises(InputError, match=message) as error:
-        made(options, tmp_path)
+        processed(options, tmp_path)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_strange_values_are_values(tmp_path):
-    strange = ["u\tv", 'u"v', "u\\v", " u ", "ü" * 300, "\x00", "-1"]
+def test_unusual_values_are_kept(tmp_path):
+    unusual = ["u\tv", 'u"v', "u\\v", " u ", "ü" * 300, "\x00", "-1"]
     titles = {
         "newline": "two\nlines",
         "control": "be\x07ll",
@@ -518,13 +520,13 @@ def test_strange_values_are_values(tmp_path):
         "10 k": "x" * 10_000,
         "words": "word " * 10_000,
     }
-    events = [(user, item, n) for n, user in enumerate(strange) for item in titles]
+    events = [(user, item, n) for n, user in enumerate(unusual) for item in titles]
     write("amazon-2023", tmp_path / "raw", events, titles)
     options = OPTIONS["amazon-2023"].model_copy(update={"core": 1})
     with pytest.raises(InputError, match="its last event is of 1970-01-01"):
-        made(options, tmp_path)
+        processed(options, tmp_path)
     events = [(user, item, 1_500_000_000 + n) for user, item, n in events]
     write("amazon-2023", tmp_path / "raw", events, titles)
-    data = made(options, tmp_path)
+    data = processed(options, tmp_path)
     assert set(read_items(data)["title"]) == {"two lines", "be ll", "R&B", "!?"}
-    assert stats_of(data)["users"] == len(strange)
+    assert stats_of(data)["users"] == len(unusual)

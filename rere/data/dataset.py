@@ -1,4 +1,4 @@
-"""The data contract: what `preprocess` writes below results/data/{dataset} and others read.
+"""The files of a preprocessed data set, which `preprocess` writes to results/data/{dataset}.
 
 items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
 train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
@@ -24,39 +24,39 @@ SPLIT_SCHEMA = {
 SPLITS = ("train", "valid", "test")
 
 
-class Made(NamedTuple):
+class ProcessedData(NamedTuple):
     """A catalogue and its splits, before they are written."""
 
-    files: tuple[Path, ...]  # what they were made from
+    source_files: tuple[Path, ...]
     items: pl.DataFrame  # item_id, title
-    splits: dict[str, pl.DataFrame]  # of SPLIT_SCHEMA, perhaps more
-    stats: dict[str, Any]  # what stats.json tells of how they were made
-    core: int | None = None  # events that each user and item has at least, where that is known
+    splits: dict[str, pl.DataFrame]  # columns of SPLIT_SCHEMA, perhaps more
+    stats: dict[str, Any]  # entries of stats.json about how they were made
+    core: int | None = None  # events of each user and item at least, if known
 
 
 def read_items(data: Path) -> pl.DataFrame:
-    """The catalogue of a data set, in the order of item_id; raises InputError if malformed."""
-    items = read(data / "items.parquet", ITEMS_SCHEMA)
+    """Return a data set's catalogue in order of item_id; raise InputError if malformed."""
+    items = read_parquet(data / "items.parquet", ITEMS_SCHEMA)
     if not items["item_id"].equals(pl.Series("item_id", range(len(items)), dtype=pl.Int32)):
         raise InputError(f"{data / 'items.parquet'}: item_id must count from 0 upwards")
     return items
 
 
 def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
-    """One split of a data set, or a sample of `rows` of it.
+    """Return a split of a data set, or a sample of `rows` of it in the same order.
 
-    The sample depends on `rows` and the split's length alone, so that every method of a study
-    is scored on the same rows. It keeps the split's order.
+    The sample depends only on `rows` and the split's length, so every method of a study is scored
+    on the same rows.
     """
-    frame = read(data / f"{split}.parquet", SPLIT_SCHEMA)
+    frame = read_parquet(data / f"{split}.parquet", SPLIT_SCHEMA)
     if rows is None or rows >= len(frame):
         return frame
     chosen = np.random.default_rng(0).choice(len(frame), size=rows, replace=False)
     return frame[np.sort(chosen)]
 
 
-def read(path: Path, schema: dict) -> pl.DataFrame:
-    """A parquet file with exactly the columns of `schema`; raises InputError otherwise."""
+def read_parquet(path: Path, schema: dict) -> pl.DataFrame:
+    """Return a parquet file's rows; raise InputError unless its columns are those of `schema`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; `rere preprocess` writes it")
     try:

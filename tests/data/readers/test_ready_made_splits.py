@@ -1,3 +1,5 @@
+"""Ready-made splits are checked, numbered and otherwise unchanged."""
+
 import json
 from pathlib import Path
 
@@ -5,11 +7,11 @@ import polars as pl
 import pytest
 
 from rere.config.data import Splits
+from rere.data.dataset import SPLITS, read_items, read_split
 from rere.data.preprocess import preprocess
-from rere.data.splits import SPLITS, read_items, read_split
 from rere.errors import InputError
 
-INDUSTRIAL = Path(__file__).parents[4] / "shared" / "data" / "industrial"
+INDUSTRIAL = Path(__file__).parents[3] / "data" / "industrial"
 
 ROWS = {
     "train": [("u7", [0], 1), ("u7", [0, 1], 2), ("a", [2], 1)],
@@ -20,7 +22,7 @@ ROW_SCHEMA = {"user_id": pl.String, "history": pl.List(pl.Int64), "target": pl.I
 
 
 def write(folder: Path, **changes: pl.DataFrame | None) -> Path:
-    """Ready-made splits in a folder, some of them replaced or left out."""
+    """Write ready-made splits to a folder; `changes` replace some files, or leave them out."""
     folder.mkdir()
     frames = {"items": pl.DataFrame({"item_id": [0, 1, 2], "title": ["A", "B", "B"], "more": 1})}
     frames |= {s: pl.DataFrame(rows, ROW_SCHEMA, orient="row") for s, rows in ROWS.items()}
@@ -34,9 +36,9 @@ def train(*rows: tuple) -> pl.DataFrame:
     return pl.DataFrame(rows, ROW_SCHEMA, orient="row", strict=False)
 
 
-def test_ready_made_splits_stay_as_they_are(tmp_path):
+def test_rows_are_numbered_and_otherwise_unchanged(tmp_path):
     preprocess(Splits(), write(tmp_path / "raw"), tmp_path / "data")
-    # Targets of the training split alone: item 1 twice, item 2 once.
+    # Counts are of training targets: item 1 twice, item 2 once.
     assert read_items(tmp_path / "data").rows() == [(0, "A", 0), (1, "B", 2), (2, "B", 1)]
     # Users in the order of their ids: a, new, u7. Rows are numbered through all splits.
     assert [read_split(tmp_path / "data", split).rows() for split in SPLITS] == [
@@ -56,7 +58,7 @@ def test_ready_made_splits_stay_as_they_are(tmp_path):
     assert set(stats["raw_sha256"]) == {f"{name}.parquet" for name in ("items", *SPLITS)}
 
 
-def test_user_ids_may_be_numbers_and_times_known(tmp_path):
+def test_user_ids_may_be_numbers_and_timestamps_given(tmp_path):
     frames = {
         split: pl.DataFrame(
             {"user_id": [10, 9], "history": [[0], [1]], "target": [1, 2], "timestamp": [5, 6]}
@@ -70,7 +72,7 @@ def test_user_ids_may_be_numbers_and_times_known(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"valid": None}, "valid.parquet: no such file; ready-made splits have it"),
+        ({"valid": None}, "valid.parquet: no such file; ready-made splits need it"),
         (
             {"items": pl.DataFrame({"item_id": [1, 2], "title": ["A", "B"]})},
             "items.parquet: item_id must count from 0 upwards",
@@ -86,11 +88,11 @@ def test_user_ids_may_be_numbers_and_times_known(tmp_path):
         ),
         (
             {"train": train(("u", [0, 3], 1))},
-            "train.parquet: row 0 has an item that items.parquet lacks; correct it",
+            "train.parquet: row 0 has an item that is not in items.parquet; correct it",
         ),
         (
             {"train": train(("u", [0], -1))},
-            "train.parquet: row 0 has an item that items.parquet lacks; correct it",
+            "train.parquet: row 0 has an item that is not in items.parquet; correct it",
         ),
         ({"train": train(("u", [0], None))}, "train.parquet: row 0 has no target; correct it"),
         (
@@ -99,7 +101,7 @@ def test_user_ids_may_be_numbers_and_times_known(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, changes, message):
+def test_malformed_splits_are_named_by_file_and_row(tmp_path, changes, message):
     raw = write(tmp_path / "raw", **changes)
     with pytest.raises(InputError) as caught:
         preprocess(Splits(), raw, tmp_path / "data")
@@ -107,21 +109,21 @@ def test_what_is_wrong_is_named(tmp_path, changes, message):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_column_of_another_type_is_named(tmp_path):
+def test_a_column_of_another_type_is_refused(tmp_path):
     raw = write(tmp_path / "raw", train=train(("u", [0], 1)).with_columns(history=pl.lit("0 1")))
     with pytest.raises(InputError, match=r"train\.parquet: .*needs"):
         preprocess(Splits(), raw, tmp_path / "data")
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path):
+def test_a_file_other_than_parquet_is_refused(tmp_path):
     raw = write(tmp_path / "raw", test=None)
     (raw / "test.parquet").write_text("user_id,history")
     with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
         preprocess(Splits(), raw, tmp_path / "data")
 
 
-@pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason="the splits of Industrial are not at hand")
-def test_the_industrial_splits(tmp_path):
+@pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason="data/industrial is not there")
+def test_the_splits_of_industrial(tmp_path):
     preprocess(Splits(), INDUSTRIAL, tmp_path / "data")
     stats = json.loads((tmp_path / "data" / "stats.json").read_text())
     assert (stats["items"], stats["distinct_titles"]) == (3686, 3646)
