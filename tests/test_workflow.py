@@ -278,8 +278,8 @@ def test_results_has_the_expected_files(study):
     results = study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
     assert expected <= found
-    beside = {".snakemake_timestamp", "generation_config.json", "tokenizer_config.json"}
-    assert {Path(path).name for path in found - expected} <= beside
+    allowed = {".snakemake_timestamp", "generation_config.json", "tokenizer_config.json"}
+    assert {Path(path).name for path in found - expected} <= allowed
 
 
 @slow

@@ -78,10 +78,10 @@ def decision_scores(model, row_id: int) -> list[float]:
     for ids in SEQUENCES:
         logits = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         score = 0.0
-        for place, token in enumerate(ids):
-            allowed = {s[place] for s in SEQUENCES if s[:place] == ids[:place]}
+        for position, token in enumerate(ids):
+            allowed = {s[position] for s in SEQUENCES if s[:position] == ids[:position]}
             if len(allowed) > 1:
-                score += logits[len(prompt) + place - 1, token].item()
+                score += logits[len(prompt) + position - 1, token].item()
         scores.append(score)
     return scores
 
@@ -115,7 +115,7 @@ def test_rankings_do_not_depend_on_the_batch_size(tmp_path, model, data, factors
 
 
 def test_factors_of_other_rows_are_refused(tmp_path, model, data, factors):
-    with pytest.raises(InputError, match="made of another data set or split"):
+    with pytest.raises(InputError, match="made from another data set or split"):
         predict(tmp_path, D3(alpha=0.5), model, data, factors, rows=4)
 
 

@@ -54,8 +54,8 @@ def test_interval_does_not_depend_on_chunks_or_user_ids(monkeypatch):
     values, users = clustered(np.random.default_rng(1), users=50)
     whole = bootstrap_interval(values[:, None], users, resamples=100)
     monkeypatch.setattr(significance, "MAX_WEIGHTS", 50 * 7)
-    parts = bootstrap_interval(values[:, None], users * 10 + 3, resamples=100)
-    assert np.allclose(whole, parts, atol=1e-12)
+    chunked = bootstrap_interval(values[:, None], users * 10 + 3, resamples=100)
+    assert np.allclose(whole, chunked, atol=1e-12)
     other = bootstrap_interval(values[:, None], users, resamples=100, seed=1)
     assert not np.allclose(whole, other)
 

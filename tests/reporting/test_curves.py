@@ -81,9 +81,9 @@ def test_labels_have_the_names_that_differ():
 
 
 def test_panels_have_a_line_per_method(runs):
-    drawn = read(runs)
-    assert logged_fields(drawn) == list(FIELDS)
-    axes = draw_curves(drawn).axes
+    logs = read(runs)
+    assert logged_fields(logs) == list(FIELDS)
+    axes = draw_curves(logs).axes
     assert len(axes) == 2 * 5
     ndcg, reward, kl = axes[0], axes[2], axes[8]
     assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 2
@@ -127,8 +127,8 @@ def test_only_values_of_steps_are_smoothed(tmp_path):
     lines = training(36)
     for line in lines:
         line |= {"reward": float(line["step"] % 3)} if "reward" in line else {}
-    (drawn,) = read([write_log(tmp_path / "d" / "b" / "m" / "seed0", lines)])
-    axes = draw_curves([drawn]).axes
+    logs = read([write_log(tmp_path / "d" / "b" / "m" / "seed0", lines)])
+    axes = draw_curves(logs).axes
     # A window of 36 / 12 = 3 steps: any three in a row are 0, 1 and 2.
     assert axes[2].lines[0].get_ydata()[1:-1].tolist() == pytest.approx([1.0] * 34)
     assert len(axes[0].lines[0].get_xdata()) == 18
@@ -141,9 +141,9 @@ def test_sixteen_methods_have_different_styles():
 
 
 def test_fields_that_no_log_has_get_no_panel(runs):
-    drawn = [Curve(label, points.with_columns(kl=NONE)) for label, points in read(runs)]
-    assert logged_fields(drawn) == [name for name in FIELDS if name != "kl"]
-    assert len(draw_curves(drawn).axes) == 2 * 4
+    logs = [Curve(label, points.with_columns(kl=NONE)) for label, points in read(runs)]
+    assert logged_fields(logs) == [name for name in FIELDS if name != "kl"]
+    assert len(draw_curves(logs).axes) == 2 * 4
 
 
 def test_colours_differ_in_grey():
