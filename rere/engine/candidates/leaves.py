@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rere.catalogue import PrefixTree, ranges
 from rere.engine.candidates.packing import (
     AllowedTokens,
     Ints,
@@ -26,6 +25,7 @@ from rere.engine.candidates.packing import (
     to_matrix,
 )
 from rere.engine.search.path_scorer import SearchScoring
+from rere.prefix_tree import PrefixTree, ranges
 
 
 def pack_leaves(
@@ -39,7 +39,7 @@ def pack_leaves(
     row, slot = (leaf >= 0).nonzero()
     leaf, num_candidates = leaf[row, slot], leaf.shape[1]
     candidate, node, is_leaf = paths_from_root(tree, leaf)
-    edge, length, depth = tree.edge.numpy(), tree.length.numpy(), tree.depth.numpy()
+    edge, length, depth = tree.edge.numpy(), tree.edge_length.numpy(), tree.depth.numpy()
     token = tree.token.numpy()
     if scoring == "vocabulary":
         at = ranges(edge[node], length[node])

@@ -70,7 +70,7 @@ def logits_of_candidates(
         tokens = tokens._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
         cache = {"past_key_values": prompt_cache.without_last_tokens()}
         if prompt_cache.activations is not None:
-            replay = prompt_cache.activations.replay(packed.tree_place, tokens)
+            replay = prompt_cache.activations.replay(packed.tree_index, tokens)
     with replay:
         return forward_logits(
             model,

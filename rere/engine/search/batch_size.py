@@ -5,16 +5,16 @@ import os
 import torch
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
-from rere.engine.search.layout import full_pass
+from rere.engine.search.layout import full_pass_tokens
 from rere.engine.search.path_scorer import SearchScoring
+from rere.prefix_tree import PrefixTree
 
 MAX_ROWS = {"cpu": 32}
 """Rows beyond which a larger batch is no faster, by device."""
 MAX_ROWS_ELSEWHERE = 256
 
 MEMORY_SHARE = 0.5
-"""Share of the memory that a search may fill; the estimate leaves out other processes."""
+"""Share of the memory that a search may fill; other processes and estimation errors need some."""
 
 
 def max_batch_size(
@@ -30,13 +30,14 @@ def max_batch_size(
     batches round differently.
     """
     rows = MAX_ROWS.get(model.device.type, MAX_ROWS_ELSEWHERE)
-    budget = MEMORY_SHARE * memory(model.device)
-    while rows > 1 and search_bytes(model, tree, rows, prompt_length, num_beams, scoring) > budget:
+    budget = MEMORY_SHARE * available_memory(model.device)
+    sizes = prompt_length, num_beams, scoring
+    while rows > 1 and estimate_bytes(model, tree, rows, *sizes) > budget:
         rows //= 2
     return rows
 
 
-def memory(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes of memory: those free on a GPU, all of the host's elsewhere.
 
     The host's free memory would mostly tell the size of its file cache.
@@ -46,7 +47,7 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def search_bytes(
+def estimate_bytes(
     model: PreTrainedModel,
     tree: PrefixTree,
     rows: int,
@@ -63,7 +64,7 @@ def search_bytes(
     all_heads = getattr(config, "num_attention_heads", 1)  # recurrent models have none
     num_heads = getattr(config, "num_key_value_heads", None) or all_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    most = max(num_beams, full_pass(model) // rows)
+    most = max(num_beams, full_pass_tokens(model) // rows)
     fed, in_one_pass = count_fed_tokens(tree, num_beams, scoring, most)
     total, widest = prompt_length + fed, max(prompt_length, in_one_pass)
     positions = in_one_pass if scoring == "vocabulary" else num_beams
@@ -82,7 +83,7 @@ def count_fed_tokens(
     Under `vocabulary` scores a pass feeds at most `most`. Otherwise it feeds whole edges, except
     those into leaves.
     """
-    length, depth = tree.length, tree.depth
+    length, depth = tree.edge_length, tree.depth
     if scoring != "vocabulary":
         inner = tree.fanout > 0
         length, depth = length * inner, depth * inner

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer, SearchScoring
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
+from rere.prefix_tree import PrefixTree
 
 NO_WAIT = {"cpu"}
 """Devices whose tensors the host reads without waiting."""
@@ -56,9 +56,9 @@ def beam_search(
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
     `tree` and `auxiliary` lie on the model's device. Final scores are divided by length **
-    `length_penalty`, the length in tokens including the end of sequence. Raises ValueError for
-    num_beams below 1 and for a temperature of 0 or below; InputError for a prompt beyond the
-    model's positions and for logits that are NaN.
+    `length_penalty`, the length in tokens including the end of sequence. `prompt_cache` is filled
+    for a later training pass. Raises ValueError for num_beams below 1 and for a temperature of 0
+    or below; InputError for a prompt beyond the model's positions and for logits that are NaN.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
@@ -116,7 +116,7 @@ def step(
     """
     tree, num_beams = scorer.tree, results.leaf.shape[1]
     node, num_taken, num_fed, score, parent = beams
-    end = torch.minimum(tree.length[node], num_fed + 1)  # tokens of the edge that are known
+    end = torch.minimum(tree.edge_length[node], num_fed + 1)  # tokens of the edge that are known
     in_edge = num_taken < end
     forced = gather_rows(known.forced, parent)  # (B, K, C)
     first_forced = known.first_forced.gather(1, parent)
@@ -141,12 +141,12 @@ def step(
     )
     enters = ~in_edge.gather(1, beam) & score.isfinite()
     node = torch.where(enters, tree.first_child[node] + best % fanout, node)
-    entered = tree.length[node] if scorer.by_decision else 1
+    entered = tree.edge_length[node] if scorer.by_decision else 1
     num_taken = torch.where(enters, entered, num_taken + stride)
     num_fed = num_fed.masked_fill(enters, 0)
 
     # As in transformers, a path that ends outside the best K is discarded.
-    ends = (tree.fanout[node] == 0) & (num_taken == tree.length[node])
+    ends = (tree.fanout[node] == 0) & (num_taken == tree.edge_length[node])
     is_result = ends & (torch.arange(width, device=ends.device) < num_beams)
     result = score / tree.depth[node].to(score.dtype) ** length_penalty
     new_results = keep_best(results, node, result.masked_fill(~is_result, -torch.inf))

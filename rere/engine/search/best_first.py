@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.beam import Beams, empty_beams, keep_best
 from rere.engine.search.path_scorer import PathScorer, SearchScoring
 from rere.engine.search.paths import KnownScores
+from rere.prefix_tree import PrefixTree
 
 
 class ProvenTopK(NamedTuple):
@@ -61,7 +61,7 @@ def best_first_search(
         # Whole edges, so that a pass completes the score of a node.
         scorer = PathScorer(model, tree, prompts, scoring, whole_edges=True)
         paths, known, _ = scorer.start()
-        score = known.forced[:, :, : tree.opening].sum(-1)
+        score = known.forced[:, :, : tree.root_length].sum(-1)
         results = empty_beams(score, num_results)
         none = paths.node[:, :0]
         expanded, waiting = known, OpenNodes(none, score[:, :0], none)
@@ -105,7 +105,7 @@ def open_children(
 
     # A leaf without further tokens to predict is already a result.
     is_leaf = tree.fanout[child] == 0
-    is_done = is_leaf if scorer.by_decision else is_leaf & (tree.length[child] == 1)
+    is_done = is_leaf if scorer.by_decision else is_leaf & (tree.edge_length[child] == 1)
     results = keep_best(results, child, bound.masked_fill(~is_done, -torch.inf))
     return results, OpenNodes(child, bound.masked_fill(is_done, -torch.inf), parent)
 
@@ -135,7 +135,7 @@ def sum_forced(scorer: PathScorer, node: Tensor, known: KnownScores) -> Tensor |
     if scorer.by_decision:
         return 0.0
     offset = torch.arange(known.forced.shape[-1], device=node.device)
-    on_edge = offset < (scorer.tree.length[node] - 1)[..., None]
+    on_edge = offset < (scorer.tree.edge_length[node] - 1)[..., None]
     return known.forced.where(on_edge, 0).sum(-1)
 
 

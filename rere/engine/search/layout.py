@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     last: Tensor  # (B, M) i64, column of its last token
 
 
-def full_pass(model: PreTrainedModel) -> int:
+def full_pass_tokens(model: PreTrainedModel) -> int:
     """Number of tokens that a forward pass computes in about the time of fewer tokens."""
     tokens, work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
     return min(tokens, int(work / model.num_parameters()))

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.config.options import Scoring
 from rere.engine.model.activation_reuse import start_recording
 from rere.engine.model.caches import PromptCache
@@ -36,7 +35,7 @@ from rere.engine.model.unpadding import UnpaddedTokens
 from rere.engine.search.layout import (
     MAX_CHAIN,
     Layout,
-    full_pass,
+    full_pass_tokens,
     lay_out_columns,
     lay_out_last_tokens_last,
     limit_chains,
@@ -47,11 +46,12 @@ from rere.engine.search.paths import (
     KnownScores,
     PassPlan,
     Paths,
+    find_used_tokens,
     gather_rows,
     replace_rows,
-    used_tokens,
 )
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 
 SearchScoring = Scoring | Literal["decisions"]
 
@@ -61,7 +61,8 @@ class PathScorer:
 
     Log-probabilities are at `temperature`, above 0. Under `vocabulary` scoring a pass feeds only
     part of a long edge, unless `whole_edges`. `auxiliary` takes part in the scores of children.
-    Raises ValueError for a temperature of 0 or below, and for `auxiliary` under `vocabulary`.
+    `prompt_cache` is filled for a later training pass. Raises ValueError for a temperature of 0 or
+    below, and for `auxiliary` under `vocabulary`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PathScorer:
         if auxiliary is not None and scoring == "vocabulary":
             raise ValueError("an auxiliary scorer needs scoring catalogue or decisions")
         self.tree, self.by_decision = tree, scoring != "vocabulary"
-        self.normalised = scoring == "catalogue"
+        self.is_normalised = scoring == "catalogue"
         self.temperature, self.auxiliary = temperature, auxiliary
         self.decoder = make_decoder(model, prompts, tree.longest, prompt_cache)
         self.activations = None
@@ -88,25 +89,25 @@ class PathScorer:
             prompt_cache.activations = self.activations
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
-        self.full_pass = full_pass(model)
+        self.full_pass_tokens = full_pass_tokens(model)
 
     def start(self) -> tuple[Paths, KnownScores, int]:
         """One path per row at the root, its known scores, and the steps that these suffice for.
 
         The tokens that all items begin with are computed together with the prompt.
         """
-        opening = self.tree.token[: self.tree.opening]
-        num_fed = len(opening) if self.tree.first_fanout else len(opening) - 1
-        keep = 1 if self.by_decision else 1 + num_fed
-        logits = upcast(self.decoder.prefill(opening[:num_fed], keep))
-        logits_index = torch.arange(len(logits), device=logits.device).view(-1, keep)
+        opening = self.tree.token[: self.tree.root_length]
+        num_fed = len(opening) if self.tree.root_fanout else len(opening) - 1
+        logits_to_keep = 1 if self.by_decision else 1 + num_fed
+        logits = upcast(self.decoder.prefill(opening[:num_fed], logits_to_keep))
+        logits_index = torch.arange(len(logits), device=logits.device).view(-1, logits_to_keep)
         zero = torch.zeros_like(logits_index[:, :1])
         forced = logits.new_zeros(len(logits_index), 1, len(opening) + 1)
-        norm = None if self.normalised else logsumexp_of_rows(logits, self.temperature)
+        norm = None if self.is_normalised else logsumexp_of_rows(logits, self.temperature)
         if not self.by_decision:
             before = logits_index[:, : len(opening)]
             forced[:, 0, :-1] = logits[before, opening] / self.temperature - norm[before]
-        fanout = max(1, self.tree.first_fanout)
+        fanout = max(1, self.tree.root_fanout)
         known = KnownScores(
             children=self._score_children(logits, norm, logits_index[:, -1:], zero, fanout),
             forced=forced,
@@ -119,7 +120,7 @@ class PathScorer:
     def enter(self, node: Tensor, score: Tensor, parent: Tensor) -> Paths:
         """Paths that have just entered the edges into `node` (B, K)."""
         num_fed = torch.zeros_like(node)
-        num_taken = self.tree.length[node] if self.by_decision else num_fed + 1
+        num_taken = self.tree.edge_length[node] if self.by_decision else num_fed + 1
         return Paths(node, num_taken, num_fed, score, parent)
 
     def can_step(self, paths: Paths) -> Tensor:
@@ -144,7 +145,7 @@ class PathScorer:
             count.sum(),
             (count > 0).sum(),
             (paths.num_fed + count + 1 - paths.num_taken).where(exists, 1).amax(),
-            used_tokens(paths, known).sum(-1).amax(),
+            find_used_tokens(paths, known).sum(-1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
         ]
         *sizes, is_nan = torch.stack(sizes).tolist()
@@ -159,7 +160,7 @@ class PathScorer:
         """
         if 2 * plan.num_used > known.ancestors.shape[-1]:
             return known
-        used = used_tokens(paths, known).int().argsort(dim=-1, descending=True, stable=True)
+        used = find_used_tokens(paths, known).int().argsort(dim=-1, descending=True, stable=True)
         used = used[:, : plan.num_used]
         self.decoder.keep(used)
         used = used[:, None, :].expand(-1, known.ancestors.shape[1], -1)
@@ -194,24 +195,24 @@ class PathScorer:
         node = paths.node.gather(1, path)
         offset = paths.num_fed.gather(1, path) + layout.offset
         offset = offset.where(layout.is_token, 0)  # on the edge
-        depth = self.tree.depth[node] - self.tree.length[node]
+        depth = self.tree.depth[node] - self.tree.edge_length[node]
         depth = depth.where(layout.is_token, 0) + offset
-        tree_place = self.tree.edge[node] + offset
-        ids = self.tree.token[tree_place]
+        tree_index = self.tree.edge[node] + offset
+        ids = self.tree.token[tree_index]
         visible = torch.cat([gather_rows(known.ancestors, path), same_edge_mask(layout)], dim=-1)
         # `vocabulary` needs logits after all tokens, the others after the last one of each path.
-        keep, num_logits = ids.shape[1], plan.num_tokens
+        logits_to_keep, num_logits = ids.shape[1], plan.num_tokens
         if self.by_decision:
-            keep, num_logits = plan.num_feeding, plan.num_ends
-        tokens = UnpaddedTokens(layout.is_token, plan.num_tokens, keep, num_logits)
-        recording = self.activations and self.activations.record(tree_place, tokens)
+            logits_to_keep, num_logits = plan.num_feeding, plan.num_ends
+        tokens = UnpaddedTokens(layout.is_token, plan.num_tokens, logits_to_keep, num_logits)
+        recording = self.activations and self.activations.record(tree_index, tokens)
         with recording or nullcontext():
             logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
-        logits_index = tokens.logits_index  # (B, keep)
-        last_index = logits_index.gather(1, layout.last - (ids.shape[1] - keep))
+        logits_index = tokens.logits_index  # (B, logits_to_keep)
+        last_index = logits_index.gather(1, layout.last - (ids.shape[1] - logits_to_keep))
 
         node, num_fed = paths.node.gather(1, feeding), paths.num_fed.gather(1, feeding)
-        norm = None if self.normalised else logsumexp_of_rows(logits, self.temperature)
+        norm = None if self.is_normalised else logsumexp_of_rows(logits, self.temperature)
         forced = known.forced
         if not self.by_decision:
             forced = self._score_forced(logits, norm, node, num_fed, layout, logits_index)
@@ -231,12 +232,12 @@ class PathScorer:
     def _count_tokens_to_feed(self, paths: Paths) -> Tensor:
         """Number of tokens that each path feeds next, (B, K); 0 where its next scores are known."""
         # The last token of a leaf's edge predicts nothing.
-        end = self.tree.length[paths.node] - (self.tree.fanout[paths.node] == 0).long()
+        end = self.tree.edge_length[paths.node] - (self.tree.fanout[paths.node] == 0).long()
         needs_pass = (paths.num_fed < paths.num_taken) & paths.score.isfinite()
         left = (end - paths.num_fed).where(needs_pass, 0)
         if self.by_decision or self.whole_edges:
             return left
-        return limit_chains(left, self.full_pass)
+        return limit_chains(left, self.full_pass_tokens)
 
     def _score_children(
         self, logits: Tensor, norm: Tensor | None, row: Tensor, node: Tensor, fanout: int
@@ -271,7 +272,7 @@ class PathScorer:
         step = torch.arange(self.longest_chain, device=node.device)
         column = torch.minimum(layout.first[..., None] + step, layout.last[..., None])
         row = logits_index.gather(1, column.flatten(1)).view_as(column)
-        last = self.tree.length[node][..., None] - 1
+        last = self.tree.edge_length[node][..., None] - 1
         offset = torch.minimum(num_fed[..., None] + 1 + step, last)
         token = self.tree.token[self.tree.edge[node][..., None] + offset]
         return logits[row, token] / self.temperature - norm[row]

@@ -75,7 +75,7 @@ def replace_rows(old: Tensor, new: Tensor, is_new: Tensor, rank: Tensor) -> Tens
     return torch.where(is_new[..., None], gather_rows(new, rank), old)
 
 
-def used_tokens(paths: Paths, known: KnownScores) -> Tensor:
+def find_used_tokens(paths: Paths, known: KnownScores) -> Tensor:
     """Which fed tokens (B, S) are on an unfinished path."""
     is_used = gather_rows(known.ancestors, paths.parent) & paths.score.isfinite()[..., None]
     return is_used.any(1)

@@ -1,6 +1,6 @@
 """One interface to all rollout strategies: a group of candidates for each prompt.
 
-B rows, G candidates a row, T tokens of the longest item.
+B rows, G candidates per row, T tokens of the longest item.
 """
 
 from collections.abc import Sequence
@@ -9,18 +9,17 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.config.options import Scoring
 from rere.config.training import RolloutStrategy
 from rere.engine.model.caches import PromptCache
 from rere.engine.search.beam import beam_search
-from rere.engine.search.leaf_tokens import find_leaf, token_ids
 from rere.engine.search.sampling import (
     keep_distinct,
     sample_candidates,
     stochastic_beam_search,
 )
 from rere.engine.search.unconstrained import generate_beams, generate_samples
+from rere.prefix_tree import PrefixTree, find_leaf, token_ids
 
 
 class Candidates(NamedTuple):
@@ -60,8 +59,8 @@ def roll_out(
     `tree`, `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) and `target` (B,) i64, the leaf
     that `oversample_with_target` keeps, lie on the model's device. `scoring` is for `beam` only:
     constrained samples have `catalogue` scores, unconstrained candidates `vocabulary` ones. A
-    constrained strategy fills `prompt_cache` for the training pass that follows. Raises
-    ValueError for an unknown strategy, a missing target and numbers out of range; InputError as
+    constrained strategy fills `prompt_cache` for the training pass that follows. Raises ValueError
+    for an unknown strategy, a missing target and numbers out of range; InputError as
     `rere.engine.search.beam.beam_search` does.
     """
     threshold = None

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.noise import gumbel, uniform
 from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import KnownScores, Paths, gather_rows
+from rere.prefix_tree import PrefixTree
 
 
 class Samples(NamedTuple):
@@ -62,7 +62,8 @@ def sample_candidates(
     """`num_samples` independent samples per prompt, with replacement.
 
     `tree` and `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) lie on the model's device.
-    Raises ValueError for num_samples below 1 and for a temperature of 0 or below.
+    `prompt_cache` is filled for a later training pass. Raises ValueError for num_samples below 1
+    and for a temperature of 0 or below.
     """
     check_num_samples(num_samples)
     with eval_mode(model):
@@ -72,16 +73,16 @@ def sample_candidates(
         paths, known, _ = scorer.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
         parent, score = node, paths.score.expand(node.shape)
-        number = torch.arange(num_samples, device=node.device).expand_as(node)
+        sample = torch.arange(num_samples, device=node.device).expand_as(node)
         for decision in range(tree.longest + 1):
             chosen, log_prob = sample_by_inverse_cdf(
                 gather_rows(known.children, parent),
                 tree.fanout[node],
-                uniform(seeds, number * (tree.longest + 1) + decision),
+                uniform(seeds, sample * (tree.longest + 1) + decision),
             )
-            decides = tree.fanout[node] > 0
-            node = torch.where(decides, tree.first_child[node] + chosen, node)
-            score = torch.where(decides, score + log_prob, score)
+            is_inner = tree.fanout[node] > 0
+            node = torch.where(is_inner, tree.first_child[node] + chosen, node)
+            score = torch.where(is_inner, score + log_prob, score)
             paths, parent = distinct_paths(scorer, node, parent)
             plan = scorer.plan(paths, known)
             if plan.num_paths == 0:
@@ -155,7 +156,8 @@ def stochastic_beam_search(
 
     Kool, van Hoof and Welling, "Stochastic beams and where to find them", ICML 2019: the leaves
     with the highest log-probability plus Gumbel noise, found from the root down. Finished leaves
-    compete with unfinished paths. `seeds` and errors as in `sample_candidates`.
+    compete with unfinished paths. `seeds`, `prompt_cache` and errors as in
+    `sample_candidates`.
     """
     check_num_samples(num_beams)
     with eval_mode(model):

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper
 
-from rere.catalogue import PrefixTree
 from rere.engine.model.decoder import check_positions, eval_mode
 from rere.engine.model.softmax import upcast
 from rere.engine.search.generate import FILLER, generate_tokens
@@ -22,6 +21,7 @@ from rere.engine.search.noise import uniform
 from rere.engine.search.path_scorer import check_temperature
 from rere.engine.search.sampling import check_num_samples, sample_by_inverse_cdf
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 
 
 class Generated(NamedTuple):
@@ -121,11 +121,11 @@ class SampleToken(LogitsProcessor):
         self, seeds: Tensor, num_samples: int, tree: PrefixTree, temperature: float
     ) -> None:
         self.seeds = seeds.repeat_interleave(num_samples)  # (N,)
-        number = torch.arange(num_samples, device=seeds.device).repeat(len(seeds))
-        self.counter = number * tree.longest  # (N,)
+        sample = torch.arange(num_samples, device=seeds.device).repeat(len(seeds))
+        self.counter = sample * tree.longest  # (N,)
         self.eos, self.temperature = tree.eos, temperature
-        self.has_ended = torch.zeros_like(number, dtype=torch.bool)
-        self.score = torch.zeros(len(number), device=seeds.device)
+        self.has_ended = torch.zeros_like(sample, dtype=torch.bool)
+        self.score = torch.zeros(len(sample), device=seeds.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (N, L + T), scores (N, V) -> (N, V)."""

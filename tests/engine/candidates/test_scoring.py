@@ -33,7 +33,6 @@ from packed_batches import (
 from tiny_models import VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
 from torch.nn.parallel import DistributedDataParallel
 
-from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs, token_scores
@@ -42,6 +41,7 @@ from rere.engine.model.masks import additive
 from rere.engine.search.beam import beam_search
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.sampling import sample_candidates
+from rere.prefix_tree import PrefixTree
 
 TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6)
 BATCHES = st.lists(

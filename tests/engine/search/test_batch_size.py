@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, causal_lm
 
-from rere.catalogue import PrefixTree
 from rere.engine.search import batch_size
-from rere.engine.search.batch_size import count_fed_tokens, max_batch_size, search_bytes
+from rere.engine.search.batch_size import count_fed_tokens, estimate_bytes, max_batch_size
+from rere.prefix_tree import PrefixTree
 
 TREE = PrefixTree.build(
     [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], *([9, 2, 3, 4, 4, n, 3, 0] for n in range(10, 20))]
@@ -16,11 +16,11 @@ SCORINGS = ["catalogue", "vocabulary"]
 
 def estimate(family="qwen2", tree=TREE, rows=4, prompt=50, beams=5, scoring="catalogue", **changes):
     model = causal_lm(family, **{"vocab_size": 100, **changes})
-    return search_bytes(model, tree, rows, prompt, beams, scoring)
+    return estimate_bytes(model, tree, rows, prompt, beams, scoring)
 
 
 def choose_rows(monkeypatch, memory, model=None, **more):
-    monkeypatch.setattr(batch_size, "memory", lambda device: memory)
+    monkeypatch.setattr(batch_size, "available_memory", lambda device: memory)
     arguments = {"prompt_length": 50, "num_beams": 5, "scoring": "catalogue", **more}
     return max_batch_size(model or causal_lm("qwen2", 100), TREE, **arguments)
 
@@ -50,7 +50,7 @@ def test_vocabulary_scoring_takes_more_than_catalogue_scoring():
 def test_half_precision_takes_less():
     model = causal_lm("qwen2", 100)
     arguments = (TREE, 4, 50, 5, "catalogue")
-    assert search_bytes(model.bfloat16(), *arguments) < estimate()
+    assert estimate_bytes(model.bfloat16(), *arguments) < estimate()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,7 +71,7 @@ def test_count_fed_tokens_by_hand():
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_a_catalogue_of_one_title(monkeypatch, scoring):
     tree = PrefixTree.build([[5, 6, 0]])
-    monkeypatch.setattr(batch_size, "memory", lambda device: 1 << 30)
+    monkeypatch.setattr(batch_size, "available_memory", lambda device: 1 << 30)
     assert max_batch_size(causal_lm("qwen2", 100), tree, 50, 5, scoring) == 32
 
 
@@ -94,5 +94,5 @@ def test_at_least_one_row_is_chosen(monkeypatch):
 
 
 def test_this_machine_has_enough_memory_for_a_tiny_model():
-    assert batch_size.memory(torch.device("cpu")) > 1 << 28
+    assert batch_size.available_memory(torch.device("cpu")) > 1 << 28
     assert max_batch_size(causal_lm("qwen2", 100), TREE, 50, 5, "catalogue") == 32

@@ -23,7 +23,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search import beam, path_scorer
@@ -32,6 +31,7 @@ from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.errors import InputError
 from rere.evaluation.decode import node_log_probs
+from rere.prefix_tree import PrefixTree
 
 
 def search(model, sequences, prompts, num_beams, **options):
@@ -56,7 +56,7 @@ def search(model, sequences, prompts, num_beams, **options):
 def chains(request, monkeypatch):
     """How many forced tokens a pass may feed, which changes no result."""
     full = 0 if request.param == "short chains" else 10**6
-    monkeypatch.setattr(path_scorer, "full_pass", lambda model: full)
+    monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model: full)
 
 
 @pytest.mark.parametrize("num_beams", [25, 40])
@@ -346,7 +346,7 @@ def test_a_pass_needs_one_synchronisation(scoring, chains, monkeypatch):
 def test_forced_tokens_are_taken_together(monkeypatch):
     steps, step = [], beam.step
     monkeypatch.setattr(beam, "step", lambda *x: steps.append(1) or step(*x))
-    monkeypatch.setattr(path_scorer, "full_pass", lambda model: 10**6)
+    monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model: 10**6)
     sequences = [[token, *range(5, 15), EOS] for token in (2, 3)]
     search(causal_lm("qwen2", VOCAB_SIZE), sequences, [[8], [9]], 2)
     assert len(steps) == 2  # the first token, then all others

@@ -14,8 +14,8 @@ from search_oracles import (
 )
 from tiny_models import FAMILIES, UNSTEERABLE, precise, tolerance
 
-from rere.catalogue import PrefixTree
 from rere.engine.search.best_first import best_first_search
+from rere.prefix_tree import PrefixTree
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 

@@ -18,14 +18,13 @@ from search_oracles import (
 from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, unigram_lm
 from transformers import GenerationConfig
 
-from rere.catalogue import PrefixTree
 from rere.engine.search.beam import beam_search
 from rere.engine.search.generate import generate_tokens
-from rere.engine.search.leaf_tokens import find_leaf, token_ids
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.engine.search.sampling import keep_distinct, sample_candidates, stochastic_beam_search
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree, find_leaf, token_ids
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 SEQUENCES = random_catalogue(12, seed=3)
