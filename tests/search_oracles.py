@@ -92,9 +92,9 @@ def brute_force(model, sequences, prompt, scoring="vocabulary"):
 def plain_search(model, sequences, prompt, num_beams, scoring="vocabulary", length_penalty=0.0):
     """The ranking by transformers' beam search rules, one hypothesis at a time.
 
-    Of the best 2K continuations, those that end among the first K are results and the first K
-    that do not end go on, until the best of these cannot beat K results. Except under `vocabulary`
-    scoring, a continuation takes all forced tokens after its first.
+    Of the best 2K continuations, those that end among the first K are results, and the first K
+    that do not end are continued until the best of them cannot beat K results. Except under
+    `vocabulary` scoring, a continuation takes all forced tokens after its first.
     """
     sequences = [tuple(s) for s in sequences]
     longest = max(map(len, sequences))

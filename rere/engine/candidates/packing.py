@@ -14,9 +14,9 @@ their prompts on the left and their nodes on the right:
      the prompt       the nodes: the tree from the prompt's last token on
 
 A node has the position that it has in a sequence of its own, and attends only to the prompt and its
-ancestors. The model thus computes for it what it would compute in that sequence. Nodes that predict
-nothing, as there are without forced tokens (`rere.engine.candidates.leaves`), come before the
-others, since a model gives logits for the last columns.
+ancestors. The model thus computes for it what it would compute in that sequence. Models give logits
+for the last columns, so nodes that predict nothing come first. There are such nodes where only
+decisions are predicted (`rere.engine.candidates.leaves`).
 
 Packing goes through three structures, all on the host in NumPy:
 

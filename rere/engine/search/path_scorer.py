@@ -9,10 +9,10 @@ towards its leaves. An edge of the tree holds one or more tokens. The search alt
   seen. `rere.engine.search.beam`, `sampling` and `best_first` differ in how they choose.
 
 `vocabulary` scores are log-probabilities over the whole vocabulary, one token per step.
-`catalogue` scores are normalised over the tokens that the tree allows. A token without
-alternatives has probability 1 there, so that a step takes a whole edge, and edges into leaves are
-never computed. `decisions` scores are the `vocabulary` ones where a token has alternatives and 0
-elsewhere, so that a step takes a whole edge, too.
+`catalogue` scores are normalised over the tokens that the tree allows. A forced token, one without
+alternatives, has probability 1 there. A step thus takes a whole edge, and edges into leaves are
+never computed. `decisions` scores are the `vocabulary` ones but 0 for forced tokens, so that a step
+takes a whole edge, too.
 
 B rows, K paths, M of them feeding tokens, Q columns of a pass, S tokens fed by all passes, F
 children of a node, C tokens of an edge, V vocabulary.

@@ -25,7 +25,10 @@ class Paths(NamedTuple):
 
 
 class KnownScores(NamedTuple):
-    """What the last forward pass told about the paths of that time."""
+    """Scores by the last forward pass, for the paths of that time.
+
+    The tokens of an edge after its first are forced: they have no alternatives.
+    """
 
     children: Tensor  # (B, K, F) log-probability of each child's first token, -inf for no child
     forced: Tensor  # (B, K, C) log-probabilities of the edge's tokens from `first_forced` on

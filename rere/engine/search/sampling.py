@@ -200,7 +200,7 @@ def extend_beams(
     given = parent - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
     given = given.masked_fill(~exists | ~parent.isfinite(), -torch.inf)
 
-    # A leaf has no children; put it in the place of the first.
+    # A leaf has no children; let it compete as its own first child.
     ends = (tree.fanout[beams.node] == 0)[..., None] & (
         torch.arange(fanout, device=node.device) == 0
     )
