@@ -19,8 +19,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/baselines.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
-include: "workflow/rules/speed.smk"
-include: "workflow/rules/search.smk"
+include: "workflow/rules/benchmarks.smk"
 
 
 rule all:

@@ -1,4 +1,4 @@
-"""Seconds, sides in turn, and peak memory, each in a fresh process."""
+"""Seconds, measured in turn, and peak memory, measured in a fresh process."""
 
 import ctypes
 import gc
@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,29 +20,23 @@ from rere.progress import progress
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 Prompts = Sequence[Sequence[int]]
+Choice = TypeVar("Choice")
+REPEATS = 3
+"""Times that `find_fastest` tries a choice."""
 
-# Fresh processes start from one that has imported these and done nothing else.
-PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(
+EMPTY = get_context("spawn")
+"""Starts processes that have imported nothing."""
+PRELOADED = get_context("forkserver")
+"""Starts processes that have imported torch and transformers."""
+PRELOADED.set_forkserver_preload(
     ["torch", "transformers.generation.utils", "transformers.models.qwen2.modeling_qwen2"]
 )
 
 
-def batched(prompts: Prompts, size: int) -> list[Prompts]:
-    """The prompts, `size` of them at a time."""
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+class Timings(NamedTuple):
+    """The seconds and results of one side."""
 
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """The middles of `count` equal parts of the items, or all items where there are fewer."""
-    count = min(count, len(items))
-    return [items[(2 * part + 1) * len(items) // (2 * count)] for part in range(count)]
-
-
-class Timed(NamedTuple):
-    """What one side took and found."""
-
-    seconds: list[float]  # a row, for each batch
+    seconds: list[float]  # per row, for each batch
     results: list[Any]  # for each batch
 
     @property
@@ -48,71 +44,104 @@ class Timed(NamedTuple):
         return median(self.seconds)
 
 
-def compared(ours: float, theirs: float) -> dict[str, float]:
-    """What the table says of two sides' seconds."""
-    return {"ours_seconds": ours, "theirs_seconds": theirs, "ratio": theirs / ours}
-
-
-def in_turn(
-    sides: Mapping[Any, Callable[[Prompts], Any]],
-    batches: Sequence[Prompts],
+def time_in_turn(
+    calls: Mapping[Any, Callable[[Sequence], Any]],
+    batches: Sequence[Sequence],
     label: str,
-    settle: bool = False,
-) -> dict[Any, Timed]:
-    """Time each side on each batch, one after the other, so that no side has the quiet hour.
+    warm_up_each: bool = False,
+) -> dict[Any, Timings]:
+    """Time every call on one batch before the next batch, so that load affects all alike.
 
-    Each warms up on the first batch. To `settle`, it does on every one: it then has the memory
-    that it had in a process of its own, where no other side gave it back to the system. What a side
-    returns lies on the host, so that its work is done when the clock is read.
+    Each call warms up on the first batch, or on every batch: memory that another call has
+    returned to the system is then allocated again before the clock starts. Results must be on the
+    host, so that a GPU has finished when the clock is read.
     """
-    timed = {side: Timed([], []) for side in sides}
-    with progress(len(sides) * len(batches), label, "batch") as bar:
+    timed = {name: Timings([], []) for name in calls}
+    with progress(len(calls) * len(batches), label, "batch") as bar:
         for number, batch in enumerate(batches):
-            for side, search in sides.items():
-                if settle or number == 0:
-                    search(batch)
+            for name, call in calls.items():
+                if warm_up_each or number == 0:
+                    call(batch)
                 started = time.perf_counter()
-                result = search(batch)
-                timed[side].seconds.append((time.perf_counter() - started) / len(batch))
-                timed[side].results.append(result)
+                result = call(batch)
+                timed[name].seconds.append((time.perf_counter() - started) / len(batch))
+                timed[name].results.append(result)
                 bar.update()
     return timed
 
 
-def in_batches(search: Callable[[Prompts], list], size: int, prompts: Prompts) -> list:
-    """What a search finds for each prompt, `size` of them at a time."""
-    return list(itertools.chain.from_iterable(map(search, batched(prompts, size))))
+def time_at_best_size(
+    calls: Mapping[Any, Callable[[int, Sequence], Any]],
+    sizes: Sequence[int],
+    trial: Sequence,
+    batches: Sequence[Sequence],
+    label: str,
+) -> tuple[dict[Any, int], dict[Any, Timings]]:
+    """Time calls, each with the rows per pass at which it is fastest on the batch `trial`."""
+    best = {name: find_fastest(call, sizes, trial, label) for name, call in calls.items()}
+    chosen = {name: partial(call, best[name]) for name, call in calls.items()}
+    return best, time_in_turn(chosen, batches, label)
 
 
-def fastest_size(
-    search: Callable[[Prompts], Any], prompts: Prompts, sizes: Sequence[int], label: str
+def find_fastest(
+    call: Callable[[Choice, Sequence], Any],
+    choices: Sequence[Choice],
+    trial: Sequence,
+    label: str,
+) -> Choice:
+    """Return the choice, such as a batch size, with which a call takes a batch fastest."""
+    if len(choices) == 1:
+        return choices[0]
+    calls = {choice: partial(call, choice) for choice in choices}
+    timed = time_in_turn(calls, [trial] * REPEATS, label)
+    return min(choices, key=lambda choice: timed[choice].median)
+
+
+def find_fastest_batch_size(
+    search: Callable[[Sequence], Any], rows: Sequence, sizes: Sequence[int], label: str
 ) -> int:
-    """Which of the batch sizes a search is fastest at, on prompts of middling length.
+    """Return the batch size at which a search is fastest, tried on rows of medium length.
 
-    Sizes are tried in their order until one is slower than the one before.
+    Sizes are tried in order until one is slower than the one before.
     """
     most = max(sizes)
-    first = max(0, len(prompts) - most) // 2
+    first = max(0, len(rows) - most) // 2
     best, fastest = sizes[0], math.inf
     for size in sizes if len(sizes) > 1 else ():
-        batches = batched(prompts[first : first + most], size)
-        timed = in_turn({size: search}, batches, f"{label}, batches of {size}")
+        batches = split_batches(rows[first : first + most], size)
+        timed = time_in_turn({size: search}, batches, f"{label}, batches of {size}")
         if timed[size].median >= fastest:
             break
         best, fastest = size, timed[size].median
     return best
 
 
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a module returns in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+def split_batches(rows: Sequence, size: int) -> list[Sequence]:
+    """Split rows into batches of `size`; the last may be smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def call_in_batches(call: Callable[[Sequence], list], size: int, rows: Sequence) -> list:
+    """Return the results of a call for all rows, computed in batches of `size`."""
+    return list(itertools.chain.from_iterable(map(call, split_batches(rows, size))))
+
+
+def pick_evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """Return the middles of `count` equal parts of the items, or all items if they are fewer."""
+    count = min(count, len(items))
+    return [items[(2 * part + 1) * len(items) // (2 * count)] for part in range(count)]
+
+
+def run_in_process(context: BaseContext, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a module's function, run in a new process of its own."""
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
-    """MB that a call takes at its peak, above what is held before it.
+    """Return the peak memory of a call in MB, above what was held before.
 
-    None where the system does not tell: where there is no GPU, other systems than Linux.
+    None without a GPU on systems other than Linux.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -121,17 +150,17 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     if not CLEAR_REFS.exists():
         return None
-    # What was freed goes back to the system first; reused, it would not count.
+    # Return freed memory to the system first: if it were reused, it would not count.
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", id)(0)
-    # Not ru_maxrss: it counts what came before, even in the process that started this one.
-    CLEAR_REFS.write_text("5")  # sets the high-water mark to what is held now
-    before = resident("VmRSS")
+    # ru_maxrss would include earlier peaks, even those of the parent process.
+    CLEAR_REFS.write_text("5")  # resets the peak to the memory held now
+    before = read_status("VmRSS")
     call()
-    return resident("VmHWM") - before
+    return read_status("VmHWM") - before
 
 
-def resident(name: str) -> float:
-    """A value of this process's status, in MB."""
+def read_status(name: str) -> float:
+    """Return a memory value of this process's status in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6

@@ -1,6 +1,6 @@
-"""Tables of measurements: of speed, and of the ways to get candidates."""
+"""Benchmarks: speed against plain implementations, and the quality of rollout strategies."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -8,14 +8,14 @@ from rere.config.options import Options
 from rere.config.run import Run
 
 
-class Measured(Options):
-    """A model whose search is measured."""
+class BenchmarkedModel(Options):
+    """A backbone, or a method's model, and the number of its test rows."""
 
-    backbone: str = Field(description="Backbone of the model.")
+    backbone: str = Field(description="Name of the backbone.")
     method: str | None = Field(
-        None, description="Method that trained it; null for the backbone as it is."
+        None, description="Method whose trained model is used. None: the untrained backbone."
     )
-    seed: int = Field(0, ge=0, description="Seed of the run.")
+    seed: int = Field(0, ge=0, description="Seed of the method's run.")
     rows: int = Field(200, ge=1, description="Test rows, all of them timed.")
 
     @property
@@ -23,102 +23,122 @@ class Measured(Options):
         return " ".join(filter(None, (self.backbone, self.method)))
 
     def folder(self, dataset: str) -> str:
-        """The folder of the model on a data set."""
+        """Return the folder of the model trained on a data set, or of the backbone."""
         if self.method is None:
             return f"results/backbones/{self.backbone}"
         run = Run(dataset=dataset, backbone=self.backbone, method=self.method, seed=self.seed)
         return f"{run.folder}/model"
 
 
-class Measurement(Options):
-    """How the search, training and preprocessing are measured."""
+class SpeedOptions(Options):
+    """Sizes at which search, training and preprocessing are timed."""
 
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, description="Seed of the prompts' wording and the synthetic data.")
     beams: list[Annotated[int, Field(ge=2)]] = Field(
-        [16, 50], min_length=1, description="Beams of the table's searches."
+        [16, 50], min_length=1, description="Numbers of beams; the figure uses the first."
     )
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [4, 16, 32],
         min_length=1,
-        description="Rows a pass, ascending: each side takes the size that it is fastest at.",
+        description="Rows per pass of a search, ascending; each side uses its fastest, the figure "
+        "the first.",
     )
     training_rows: int = Field(
         24,
         ge=0,
-        description="Test rows, of all lengths, that scoring and steps of S-DPO and RL are "
-        "measured on; 0: none is.",
+        description="Test rows, of all lengths, for scoring, S-DPO and RL. 0: training is not "
+        "timed.",
     )
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 2, 4],
         min_length=1,
-        description="Prompts a pass of them: each side takes what it is fastest with, a plain RL "
-        "step also half a prompt's group.",
+        description="Prompts per training pass; each side uses its fastest. SFT takes 8 rows for "
+        "each. A step of RL may also be one pass, a plain one half a prompt's candidates.",
     )
     sft_rows: int = Field(
         768,
         ge=32,
-        description="Training rows that supervised fine-tuning is measured on; of many, ours has "
-        "some of like length for a pass, as in a run.",
+        description="Training rows for SFT; with many, passes have rows of similar length, as in "
+        "a run.",
     )
     catalogue_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1000, 10_000, 100_000, 1_000_000],
         min_length=1,
-        description="Synthetic titles of the figure, ascending; the last is the tree's to build.",
+        description="Numbers of synthetic titles in the figure, ascending; the table's prefix tree "
+        "has the last.",
     )
     sweep_beams: list[Annotated[int, Field(ge=1)]] = Field(
-        [1, 5, 10, 20, 50, 100, 200], min_length=1, description="Beams of the figure, ascending."
+        [1, 5, 10, 20, 50, 100, 200],
+        min_length=1,
+        description="Numbers of beams in the figure, ascending.",
     )
     prompt_lengths: list[Annotated[int, Field(ge=1)]] = Field(
         [64, 128, 256, 512],
         min_length=1,
-        description="Tokens of the figure's prompts, ascending.",
+        description="Prompt lengths in the figure in tokens, ascending.",
     )
     reviews: list[Annotated[int, Field(ge=1000)]] = Field(
         [],
-        description="Synthetic reviews of the figure that preprocessing is measured on, ascending; "
-        "the last is the table's; none: it is not measured.",
+        description="Numbers of synthetic reviews in the figure, ascending; the table has the last "
+        "one. Empty: preprocessing is not timed.",
     )
-    curve_batches: int = Field(
-        6, ge=1, description="Timed batches a point of the figure, of the smallest size."
-    )
+    curve_batches: int = Field(6, ge=1, description="Timed batches per point of the figure.")
     curve_seconds: float = Field(
         5.0,
         gt=0,
-        description="A curve of the figure ends where a batch, or preprocessing, takes longer.",
+        description="A curve of the figure ends when a batch, or preprocessing, takes longer.",
     )
 
 
-class Speed(Measurement):
-    """Measurements of search, training and preprocessing, beside `generate` and plain versions."""
+class SpeedBenchmark(SpeedOptions):
+    """Time and memory of search, training and preprocessing, against plain implementations."""
 
-    dataset: str = Field(description="Data set that is searched.")
-    models: list[Measured] = Field(
-        min_length=1, description="Models of the table; the first is the figure's."
+    measures: Literal["speed"] = Field("speed", description="What is measured.")
+    dataset: str = Field(description="Name of the data set.")
+    models: list[BenchmarkedModel] = Field(
+        min_length=1, description="Models of the table; the figure uses the first."
     )
 
     @property
     def folders(self) -> list[str]:
-        """The folders of the models."""
         return [model.folder(self.dataset) for model in self.models]
 
 
-class Candidates(Measured):
-    """Measurements of the ways to get candidates, and of what beam search misses."""
+class RolloutOptions(Options):
+    """Sizes at which rollout strategies are measured."""
 
-    dataset: str = Field(description="Data set that is searched.")
-    seed: int = Field(0, ge=0, description="Seed of the run, and of prompts and draws.")
+    seed: int = Field(0, ge=0, description="Seed of the run, the prompts' wording and sampling.")
     rows: int = Field(400, ge=1, description="Test rows, all of them timed.")
     group_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [8, 16, 32], min_length=1, description="Candidates a prompt."
+        [8, 16, 32], min_length=1, description="Candidates per prompt, for every strategy."
     )
     beams: list[Annotated[int, Field(ge=10)]] = Field(
-        [16, 50, 200], min_length=1, description="Beams that are held against the true top 10."
+        [16, 50, 200],
+        min_length=1,
+        description="Numbers of beams that are compared with the true top 10.",
     )
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [2, 8, 32],
         min_length=1,
-        description="Rows a pass, ascending: each way takes the size that it is fastest at.",
+        description="Rows per pass, ascending; each strategy uses its fastest.",
     )
     max_nodes: int = Field(
-        1024, ge=1, description="Nodes that the proof of a row's top 10 may expand."
+        1024,
+        ge=1,
+        description="Nodes that the proof of a row's top 10 may expand; rows that need more are "
+        "left out of the comparison.",
     )
+
+
+class RolloutBenchmark(RolloutOptions, BenchmarkedModel):
+    """Distinct items, hits and seconds of every rollout strategy, and what beam search misses."""
+
+    measures: Literal["rollouts"] = Field("rollouts", description="What is measured.")
+    dataset: str = Field(description="Name of the data set.")
+
+    @property
+    def folders(self) -> list[str]:
+        return [self.folder(self.dataset)]
+
+
+Benchmark = Annotated[SpeedBenchmark | RolloutBenchmark, Field(discriminator="measures")]

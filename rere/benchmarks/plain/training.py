@@ -1,14 +1,14 @@
-"""What training is measured against: every candidate in a sequence of its own, prompt and all.
+"""Plain training: every candidate in a sequence of its own, prompt included.
 
-As it is usually written, and tuned: sequences are padded on the right, so that attention needs no
-mask; logits are those that predict a response alone; sequences go through some at a time, as many
-as are fastest, under the reference first, which leaves no activations behind; the ratio of an
-on-policy update is 1, so that no third pass is needed.
+It is written as usual, and tuned. Sequences are padded on the right, so that attention needs no
+mask, and only logits that predict a response are computed. A pass takes as many sequences as are
+fastest. The reference runs first, so that no activations are held meanwhile. An on-policy ratio is
+1 and needs no third pass.
 
 C sequences, T response tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,46 +16,56 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from rere.engine.model.padding import right_pad
-from rere.engine.model.softmax import upcast
+from rere.benchmarks.models import BenchmarkModel
 from rere.benchmarks.plain.generate import TokenTree, TreeProcessor
 from rere.benchmarks.timing import Prompts
+from rere.engine.model.padding import right_pad
+from rere.engine.model.softmax import upcast
 from rere.training.objectives import k3
 
 IGNORED = -100
 
 
 class Sequences(NamedTuple):
-    """Prompts and responses, side by side."""
+    """Prompts and their responses, one each."""
 
     prompts: Prompts
     responses: Prompts
 
     def split(self, size: int) -> Iterator["Sequences"]:
-        """`size` of them at a time."""
         for start in range(0, len(self.prompts), size):
-            yield Sequences(*(x[start : start + size] for x in self))
+            yield Sequences(*(column[start : start + size] for column in self))
+
+
+def expand(model: BenchmarkModel, prompts: Prompts, leaves: Sequence[Sequence[int]]) -> Sequences:
+    """Return one sequence for each leaf of each prompt."""
+    pairs = [
+        (prompt, model.sequence_of_leaf(leaf))
+        for prompt, group in zip(prompts, leaves, strict=True)
+        for leaf in group
+    ]
+    return Sequences(*zip(*pairs, strict=True))
 
 
 def log_probs(
     model: PreTrainedModel, sequences: Sequences, tree: TokenTree | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (C, T) f32 of response tokens, 0 at padding, and which of them count.
+    """Return log-probabilities (C, T) f32 of response tokens, 0 at padding, and which count.
 
-    Over the whole vocabulary, or with a `tree` among the tokens it allows; then forced tokens do
-    not count.
+    They are over the whole vocabulary, or with a `tree` over the tokens it allows; forced tokens
+    then do not count.
     """
     pairs = list(zip(*sequences, strict=True))
     fed = right_pad([[*prompt, *response[:-1]] for prompt, response in pairs], 0).to(model.device)
     target = right_pad([list(r) for r in sequences.responses], IGNORED).to(model.device)
     start = torch.tensor([len(prompt) - 1 for prompt in sequences.prompts], device=fed.device)
-    at = start[:, None] + torch.arange(target.shape[1], device=fed.device)
-    at = at.clamp(max=fed.shape[1] - 1)
-    logits = upcast(model(input_ids=fed, logits_to_keep=at, use_cache=False).logits)
+    positions = start[:, None] + torch.arange(target.shape[1], device=fed.device)
+    positions = positions.clamp(max=fed.shape[1] - 1)
+    logits = upcast(model(input_ids=fed, logits_to_keep=positions, use_cache=False).logits)
     counts = target != IGNORED
     if tree is not None:
-        masked, path = TreeProcessor(tree, 1), torch.cat([fed[:, :1], target], dim=1)
-        allowed = [masked(path[:, : 1 + end], logits[:, end]) for end in range(target.shape[1])]
+        mask, path = TreeProcessor(tree, 1), torch.cat([fed[:, :1], target], dim=1)
+        allowed = [mask(path[:, : 1 + end], logits[:, end]) for end in range(target.shape[1])]
         logits = torch.where(counts[..., None], torch.stack(allowed, dim=1), logits)
         counts = counts & (logits.isfinite().sum(-1) > 1)
     loss = cross_entropy(
@@ -64,23 +74,23 @@ def log_probs(
     return -loss.view_as(target), counts
 
 
-def update(
+def backward_grpo(
     model: PreTrainedModel,
     reference: PreTrainedModel | None,
     sequences: Sequences,
     advantage: Tensor,
     beta: float,
-    at_once: int,
+    sequences_per_pass: int,
 ) -> float:
-    """Add the gradient of the GRPO loss (`rere.training.objectives.grpo`) and return its value."""
-    advantages = advantage.to(model.device).split(at_once)
+    """Add the gradient of the GRPO loss (`rere.training.objectives`); return the loss."""
+    advantages = advantage.to(model.device).split(sequences_per_pass)
     total = 0.0
-    for part, each in zip(sequences.split(at_once), advantages, strict=True):
+    for part, weight in zip(sequences.split(sequences_per_pass), advantages, strict=True):
         if reference is not None:
             with torch.no_grad():
                 reference_log_prob, _ = log_probs(reference, part)
         log_prob, counts = log_probs(model, part)
-        loss = -(log_prob - log_prob.detach()).exp() * each[:, None]
+        loss = -(log_prob - log_prob.detach()).exp() * weight[:, None]
         if reference is not None:
             loss = loss + beta * k3(log_prob, reference_log_prob)
         mean = (loss * counts).sum(-1) / counts.sum(-1)

@@ -1,9 +1,12 @@
-"""Seconds a row against catalogue size, beams and prompt length; preprocessing against reviews.
+"""Cost by size: searches by catalogue size, beams and prompt length; preprocessing by reviews.
 
-{speed}.curves.csv    x, panel, what, seconds, peak_mb;
-                      titles, beams, prompt tokens: seconds a row in float32 of catalogue,
-                      vocabulary (ours by scoring) and generate; reviews: seconds in all and MB at
-                      the peak of preprocessing (ours) and plain Python
+Columns of {benchmark}.curves.csv:
+
+    x          the size: titles, beams, prompt tokens or reviews
+    panel      which of these
+    what       of a search its scoring, or generate; of reviews, preprocessing or plain Python
+    seconds    of a search per row in float32, median over batches; of preprocessing in all
+    peak_mb    of preprocessing
 """
 
 import itertools
@@ -16,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from rere.config.benchmarks import Measurement
+from rere.benchmarks.models import GENERATE, BenchmarkModel, Searcher, load_benchmark_model
+from rere.benchmarks.speed.preprocessing import time_by_reviews
+from rere.benchmarks.timing import Prompts, split_batches, time_in_turn
+from rere.config.benchmarks import SpeedOptions
 from rere.files import replacing
-from rere.benchmarks.timing import Prompts, batched, in_turn
-from rere.benchmarks.speed.preprocessing import growth
-from rere.benchmarks.subject import GENERATE, Side, Subject, load, sample
 
-SIDES = (Side("catalogue"), Side("vocabulary"), GENERATE)
+SEARCHERS = (Searcher("catalogue"), Searcher("vocabulary"), GENERATE)
 PANELS = ("titles", "beams", "prompt tokens")
 SCHEMA = {
     "x": pl.Int64,
@@ -34,82 +37,83 @@ SCHEMA = {
 
 
 class Point(NamedTuple):
-    """What is searched at one place of a panel."""
+    """The searches at one size of a panel."""
 
     x: int
-    subject: Subject
+    model: BenchmarkModel
     num_beams: int
     batches: Sequence[Prompts]
 
 
-def speed_curves(options: Measurement, model: Path, data: Path, output: Path) -> None:
-    """Measure the model in a folder on a data set and write `output`, a .csv."""
-    size = min(options.batch_sizes)
-    prompts, _ = sample(model, data, options.curve_batches * size, options.seed)
-    rows = curves(options, load("", model, data, ["float32"]), batched(prompts, size))
-    rows += growth(options.reviews, options.curve_seconds, options.seed)
-    drawn = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+def benchmark_speed_curves(options: SpeedOptions, folder: Path, data: Path, output: Path) -> None:
+    """Benchmark the model in `folder` and preprocessing by size; write `output`, a .csv."""
+    size, model = min(options.batch_sizes), load_benchmark_model("", folder, data)
+    rows = model.sample_prompts(options.curve_batches * size, options.seed)
+    table = time_by_size(options, model, split_batches([row.prompt for row in rows], size))
+    table += time_by_reviews(options.reviews, options.curve_seconds, options.seed)
     with replacing(output) as temporary:
-        temporary.write_text(drawn.write_csv(float_precision=6), encoding="utf-8")
+        pl.DataFrame(table, schema=SCHEMA, orient="row").write_csv(temporary, float_precision=6)
 
 
-def curves(options: Measurement, subject: Subject, batches: Sequence[Prompts]) -> list[tuple]:
-    """Time all sides at each point of each panel, as rows of {speed}.curves.csv.
-
-    A curve ends where a batch takes longer than `curve_seconds`.
-    """
+def time_by_size(
+    options: SpeedOptions, model: BenchmarkModel, batches: Sequence[Prompts]
+) -> list[tuple]:
+    """Return the table's rows of each panel; a curve ends when a batch exceeds `curve_seconds`."""
     rows = []
-    for panel, points in zip(PANELS, panels(options, subject, batches), strict=True):
-        sides = list(SIDES)
+    for panel, points in zip(PANELS, make_panels(options, model, batches), strict=True):
+        searchers = list(SEARCHERS)
         for x, searched, num_beams, prompts in points:
-            searches = {side: partial(searched.search, side, num_beams) for side in sides}
-            timed = in_turn(searches, prompts, f"speed: {x} {panel}")
-            rows += [(x, panel, side.what, timed[side].median, None) for side in sides]
+            calls = {each: partial(searched.search, each, num_beams) for each in searchers}
+            timed = time_in_turn(calls, prompts, f"speed: {x} {panel}")
+            rows += [(x, panel, each.name, timed[each].median, None) for each in searchers]
             limit = options.curve_seconds / len(prompts[0])
-            sides = [side for side in sides if timed[side].median <= limit]
+            searchers = [each for each in searchers if timed[each].median <= limit]
     return rows
 
 
-def panels(
-    options: Measurement, subject: Subject, batches: Sequence[Prompts]
+def make_panels(
+    options: SpeedOptions, model: BenchmarkModel, batches: Sequence[Prompts]
 ) -> tuple[Iterator[Point], ...]:
-    """The points of each of PANELS, each made when its turn has come."""
+    """Return the points of each of PANELS, made one at a time."""
     beams = options.beams[0]
-    tokens = list(itertools.chain.from_iterable(itertools.chain.from_iterable(batches)))
+    tokens = [token for batch in batches for prompt in batch for token in prompt]
     return (
         (
-            Point(n, with_titles(subject, n, options.seed), beams, batches)
+            Point(n, with_synthetic_titles(model, n, options.seed), beams, batches)
             for n in options.catalogue_sizes
         ),
-        (Point(k, subject, k, batches) for k in options.sweep_beams),
-        (Point(n, subject, beams, of_length(tokens, n, batches)) for n in options.prompt_lengths),
+        (Point(k, model, k, batches) for k in options.sweep_beams),
+        (
+            Point(n, model, beams, repeat_to_length(tokens, n, batches))
+            for n in options.prompt_lengths
+        ),
     )
 
 
-def of_length(tokens: Sequence[int], length: int, batches: Sequence[Prompts]) -> list[Prompts]:
-    """As many prompts as `batches` hold, each of `length` tokens: `tokens` again and again."""
-    endless = itertools.cycle(tokens)
-    return [[list(itertools.islice(endless, length)) for _ in batch] for batch in batches]
+def repeat_to_length(
+    tokens: Sequence[int], length: int, batches: Sequence[Prompts]
+) -> list[Prompts]:
+    """Return as many prompts as `batches` hold, each of `length` of the repeated tokens."""
+    repeated = itertools.cycle(tokens)
+    return [[list(itertools.islice(repeated, length)) for _ in batch] for batch in batches]
 
 
-def with_titles(subject: Subject, num_titles: int, seed: int) -> Subject:
-    """The subject with a catalogue of synthetic titles."""
-    (vocab_size,) = {model.config.vocab_size for model in subject.models.values()}
-    return replace(subject, sequences=synthetic_titles(num_titles, vocab_size, seed), eos=0)
+def with_synthetic_titles(model: BenchmarkModel, num_titles: int, seed: int) -> BenchmarkModel:
+    """Return the model with a catalogue of synthetic titles."""
+    return replace(model, sequences=make_titles(num_titles, model.vocab_size, seed), eos=0)
 
 
-def synthetic_titles(num_titles: int, vocab_size: int, seed: int) -> list[list[int]]:
-    """Token sequences that are to a prefix tree what titles are; a function of the arguments.
+def make_titles(num_titles: int, vocab_size: int, seed: int) -> list[list[int]]:
+    """Return token sequences that share prefixes as titles do, a function of the arguments.
 
-    Between an opening and a closing token lie 3 to 12 tokens whose frequencies follow Zipf's
-    law, so that a few prefixes are shared by many titles and most by few, and paths soon have
-    no choice. Token 0 ends them.
+    Between a first and a last token are 3 to 12 tokens with frequencies after Zipf's law: many
+    titles share a few prefixes, and paths soon stop branching. Token 0 ends a title.
     """
     rng = np.random.default_rng(seed)
     cumulative = (1 / np.arange(1, vocab_size - 2)).cumsum()
-    drawn = rng.random((num_titles, 12)) * cumulative[-1]
-    ranks = np.searchsorted(cumulative, drawn, side="right")
-    # Which token is frequent has nothing to do with its number.
+    samples = rng.random((num_titles, 12)) * cumulative[-1]
+    ranks = np.searchsorted(cumulative, samples, side="right")
+    # A token's id must not depend on its frequency.
     tokens = rng.permutation(np.arange(3, vocab_size))[ranks].tolist()
     lengths = rng.integers(3, 12, num_titles, endpoint=True).tolist()
     return [[1, *row[:length], 2, 0] for row, length in zip(tokens, lengths, strict=True)]

@@ -1,102 +1,90 @@
-"""One step of S-DPO, its targets and random negatives behind one prompt, against expanded batches.
+"""One step of S-DPO: the project's trainer against expanded batches.
 
-Both sides score all candidates of a row with the policy and with a reference, and share loss,
-clipping and optimiser. The learning rate is 0, so that all steps start from the same weights, and
-their losses and gradients compare.
-
-A row of data is a prompt with its candidates, the target first.
+Both sides score a row's target and its random negatives under the policy and a reference.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from rere.benchmarks.timing import Prompts, batched, compared, in_turn
-from rere.benchmarks.speed.scoring import EXPANDED, SIDES, TOLERANCE, Group, fastest, log_prob
-from rere.benchmarks.subject import Subject, optimizer_of, reference_of
-from rere.training.preferences import margins, s_dpo
+from rere.benchmarks.models import SCORINGS, BenchmarkModel, PromptRow
+from rere.benchmarks.speed import steps
+from rere.benchmarks.speed.scoring import EXPANDED, Group, score_expanded
+from rere.benchmarks.timing import split_batches, time_at_best_size
+from rere.config.training import PreferenceOptions
+from rere.training.preference import PreferenceTrainer, margins, random_leaves, s_dpo_loss
 
 STEP = "S-DPO step"
-ROWS, NEGATIVES, BETA, MAX_NORM = 8, 3, 0.1, 1.0
+ROWS = 8
+OPTIONS = PreferenceOptions(algorithm="s_dpo", batch_size=ROWS, rows_per_pass=ROWS)
 
 
-class Result(NamedTuple):
-    """What tells whether two steps are the same."""
-
-    loss: float
-    norm: float  # of the gradient
-
-
-@dataclass(frozen=True)
-class Step:
-    """A way to make a step."""
-
-    subject: Subject
-    reference: Subject  # the same but for its model
-    optimizer: torch.optim.Optimizer
-    side: str  # vocabulary, catalogue or EXPANDED
-
-    def __call__(self, at_once: int, batch: Sequence[Group]) -> Result:
-        self.optimizer.zero_grad()
-        total = 0.0
-        for part in batched(batch, at_once):
-            with torch.no_grad():
-                reference = log_prob(self.reference, self.side, part)
-            own = log_prob(self.subject, self.side, part)
-            exists = torch.ones_like(own, dtype=torch.bool)
-            loss = s_dpo(margins(own, reference, BETA, exists)).sum() / len(batch)
-            loss.backward()
-            total += loss.item()
-        weights = self.subject.models["float32"].parameters()
-        norm = torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
-        self.optimizer.step()
-        return Result(total, float(norm))
-
-
-def rows(
-    subject: Subject, dataset: str, prompts: Prompts, sizes: Sequence[int]
+def benchmark_preference(
+    model: BenchmarkModel, rows: Sequence[PromptRow], sizes: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table (`rere.benchmarks.speed.table`) for steps of ROWS rows, both scorings in turn.
+    """Yield the table's rows, one per scoring, each side with its best rows per pass of `sizes`."""
+    reference = steps.make_reference(model.float32)
+    batches = split_batches(rows, ROWS)
+    middle, label = batches[len(batches) // 2], f"speed: {model.name}, {STEP}"
+    with TemporaryDirectory() as folder:
+        calls = make_steps(model, reference, Path(folder))
+        best, timed = time_at_best_size(calls, sizes, middle, batches, label)
+    theirs, size = timed[EXPANDED], f"{ROWS} rows x {1 + OPTIONS.num_negatives} candidates"
+    for scoring in SCORINGS:
+        rows_per_pass = f"{best[scoring]} rows a pass (theirs {best[EXPANDED]})"
+        setting = model.describe(size, scoring, rows_per_pass)
+        yield steps.compare_steps(STEP, EXPANDED, setting, scoring, timed[scoring], theirs)
 
-    Every side takes of `sizes` the rows a pass that it is fastest with.
-    """
-    batches = batched(with_candidates(subject, prompts), ROWS)
-    model = subject.models["float32"]
-    reference = replace(subject, models={"float32": reference_of(model)})
-    steps = {side: Step(subject, reference, optimizer_of(model), side) for side in SIDES}
-    label, middle = f"speed: {subject.name}, {STEP}", batches[len(batches) // 2]
-    at_once = {side: fastest(step, middle, sizes, label) for side, step in steps.items()}
-    timed = in_turn(
-        {side: partial(step, at_once[side]) for side, step in steps.items()}, batches, label
+
+def make_steps(model: BenchmarkModel, reference: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """Return the step of each side as a function of rows per pass and a batch."""
+    calls = {}
+    for scoring in SCORINGS:
+        options = OPTIONS.model_copy(update={"scoring": scoring})
+        trainer = steps.make_trainer(
+            PreferenceTrainer, model, options, ROWS, folder, tree=model.host_tree
+        )
+        trainer.reference.model = reference
+        calls[scoring] = partial(steps.take_trainer_step, trainer)
+    calls[EXPANDED] = partial(
+        take_plain_step,
+        model,
+        replace(model, models={"float32": reference}),
+        steps.make_optimizer(model.float32),
     )
-    theirs = timed[EXPANDED]
-    for side in SIDES[:-1]:
-        ours = timed[side]
-        words = [subject.name, dataset, f"{ROWS} rows x {1 + NEGATIVES} candidates", side]
-        words += [f"{at_once[side]} rows a pass (theirs {at_once[EXPANDED]})"]
-        words += [f"{torch.get_num_threads()} threads", "float32"]
-        yield {
-            "what": STEP,
-            "against": EXPANDED,
-            "setting": ", ".join(words),
-            **compared(ours.median, theirs.median),
-            # Under `catalogue` scores another loss is minimised.
-            "equal": all(map(same, ours.results, theirs.results)) if side == "vocabulary" else None,
-        }
+    return calls
 
 
-def with_candidates(subject: Subject, prompts: Prompts) -> list[Group]:
-    """Each prompt with leaves of the catalogue drawn at random, a target and its negatives."""
-    leaves = (subject.host_tree.fanout == 0).nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randperm(len(leaves), generator=generator)[: 1 + NEGATIVES] for _ in prompts]
-    return [Group(prompt, leaves[row].tolist()) for prompt, row in zip(prompts, drawn, strict=True)]
-
-
-def same(ours: Result, theirs: Result) -> bool:
-    """Whether two steps found the same loss and gradient, but for rounding."""
-    return all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(ours, theirs, strict=True))
+def take_plain_step(
+    model: BenchmarkModel,
+    reference: BenchmarkModel,
+    optimizer: torch.optim.Optimizer,
+    rows_per_pass: int,
+    batch: Sequence[PromptRow],
+) -> steps.StepResult:
+    target = model.host_tree.leaf_of_item[[row.target for row in batch]]
+    row_ids = [row.row_id for row in batch]
+    negative = random_leaves(model.host_tree, 0, row_ids, target, OPTIONS.num_negatives)
+    leaves = torch.cat([target[:, None], negative], dim=1).tolist()
+    optimizer.zero_grad()
+    total = 0.0
+    for groups in split_batches(
+        [Group(row.prompt, group) for row, group in zip(batch, leaves, strict=True)], rows_per_pass
+    ):
+        with torch.no_grad():
+            reference_scores = score_expanded(reference, groups, "vocabulary")
+        scores = score_expanded(model, groups, "vocabulary")
+        exists = torch.ones_like(scores, dtype=torch.bool)
+        loss = s_dpo_loss(margins(scores, reference_scores, OPTIONS.beta, exists)).sum() / len(
+            batch
+        )
+        loss.backward()
+        total += loss.item()
+    norm = steps.update_weights(model.float32, optimizer, OPTIONS.max_grad_norm)
+    return steps.StepResult(total, norm)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rere.benchmarks.models import SCORINGS, BenchmarkModel, load_benchmark_model
 from rere.benchmarks.plain import training as plain
+from rere.benchmarks.table import compare
 from rere.benchmarks.timing import (
     PRELOADED,
     Prompts,
@@ -39,7 +40,7 @@ class Group(NamedTuple):
 def benchmark_scoring(
     model: BenchmarkModel, prompts: Prompts, group_size: int, sizes: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the table's rows, one per scoring; each side takes its best rows per pass of `sizes`."""
+    """Yield the table's rows, one per scoring, each side with its best rows per pass of `sizes`."""
     batches = [find_groups(model, part, group_size) for part in split_batches(prompts, max(sizes))]
     sides = (*SCORINGS, EXPANDED)
     calls = {side: partial(compute_gradient, model, side) for side in sides}
@@ -53,16 +54,11 @@ def benchmark_scoring(
     }
     for side in SCORINGS:
         rows_per_pass = f"{best[side]} rows a pass (theirs {best[EXPANDED]})"
-        yield {
-            "what": SCORING,
-            "against": EXPANDED,
-            "setting": model.describe(f"{group_size} candidates", side, rows_per_pass),
-            "ours_seconds": timed[side].median,
-            "theirs_seconds": timed[EXPANDED].median,
-            "equal": equals_expanded(model, side, batches[0]),
-            "peak_mb_ours": peaks[side],
-            "peak_mb_theirs": peaks[EXPANDED],
-        }
+        setting = model.describe(f"{group_size} candidates", side, rows_per_pass)
+        seconds = timed[side].median, timed[EXPANDED].median
+        equal = equals_expanded(model, side, batches[0])
+        peaks_mb = {"peak_mb_ours": peaks[side], "peak_mb_theirs": peaks[EXPANDED]}
+        yield compare(SCORING, EXPANDED, setting, *seconds, equal) | peaks_mb
 
 
 def find_groups(model: BenchmarkModel, prompts: Prompts, group_size: int) -> list[Group]:

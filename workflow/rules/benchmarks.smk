@@ -1,0 +1,145 @@
+"""
+Benchmarks, on demand; the machine should be idle, and threads spin, which is then faster.
+
+REQUIRED INPUTS: results/data/{dataset}/ and the benchmark's models
+OUTPUTS: results/tables/{benchmark}.csv, .md, of speed .curves.csv; results/figures/{benchmark}.pdf
+"""
+
+
+rule benchmark_speed:
+    """Time search, training and preprocessing against plain implementations"""
+    input:
+        data=benchmark_data,
+        models=lambda wildcards: study.benchmarks[wildcards.benchmark].folders,
+    output:
+        csv=report(
+            "results/tables/{benchmark}.csv", caption="../report/speed.rst", category="Tables"
+        ),
+        markdown="results/tables/{benchmark}.md",
+    log:
+        "logs/benchmark_speed/{benchmark}.log",
+    benchmark:
+        "benchmarks/benchmark_speed/{benchmark}.tsv"
+    wildcard_constraints:
+        benchmark=benchmarks("speed"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        names=lambda wildcards: [m.name for m in study.benchmarks[wildcards.benchmark].models],
+        rows=lambda wildcards: [m.rows for m in study.benchmarks[wildcards.benchmark].models],
+        flags=benchmark_flags,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        OMP_WAIT_POLICY=active python -m rere benchmark speed \
+            --models {input.models:q} \
+            --names {params.names:q} \
+            --test-rows {params.rows:q} \
+            --output {output.csv:q} \
+            {params.flags:q}
+        cat {output.markdown:q}
+        """
+
+
+rule benchmark_speed_curves:
+    """Time searches by catalogue size, beams and prompt length, preprocessing by reviews"""
+    input:
+        data=benchmark_data,
+        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
+    output:
+        curves="results/tables/{benchmark}.curves.csv",
+    log:
+        "logs/benchmark_speed_curves/{benchmark}.log",
+    benchmark:
+        "benchmarks/benchmark_speed_curves/{benchmark}.tsv"
+    wildcard_constraints:
+        benchmark=benchmarks("speed"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        flags=benchmark_flags,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        OMP_WAIT_POLICY=active python -m rere benchmark speed-curves \
+            --model {input.model:q} \
+            --output {output.curves:q} \
+            {params.flags:q}
+        """
+
+
+rule benchmark_rollouts:
+    """Measure what each rollout strategy finds and costs, and prove the true top 10"""
+    input:
+        data=benchmark_data,
+        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
+    output:
+        csv=report(
+            "results/tables/{benchmark}.csv", caption="../report/rollouts.rst", category="Tables"
+        ),
+        markdown="results/tables/{benchmark}.md",
+    log:
+        "logs/benchmark_rollouts/{benchmark}.log",
+    benchmark:
+        "benchmarks/benchmark_rollouts/{benchmark}.tsv"
+    wildcard_constraints:
+        benchmark=benchmarks("rollouts"),
+    conda:
+        "../../envs/rere.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        flags=benchmark_flags,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        OMP_WAIT_POLICY=active python -m rere benchmark rollouts \
+            --model {input.model:q} \
+            --output {output.csv:q} \
+            {params.flags:q}
+        cat {output.markdown:q}
+        """
+
+
+rule draw_benchmark:
+    """Draw a benchmark as curves"""
+    input:
+        table=benchmark_curves,
+        src=source("benchmarks/figures.py"),
+    output:
+        pdf="results/figures/{benchmark}.pdf",
+        png=report(
+            "results/figures/{benchmark}.png",
+            caption="../report/benchmark.rst",
+            category="Figures",
+        ),
+    log:
+        "logs/draw_benchmark/{benchmark}.log",
+    benchmark:
+        "benchmarks/draw_benchmark/{benchmark}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        measures=lambda wildcards: study.benchmarks[wildcards.benchmark].measures,
+    shell:
+        r"""
+        exec &> >(tee {log:q})
+        set -x
+
+        python -m rere benchmark {params.measures:q}-figure \
+            --table {input.table:q} \
+            --output {output.pdf:q} {output.png:q}
+        """
