@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from rere.config.training import Training
 from rere.errors import InputError
 from rere.files import flush, sync
-from rere.provenance import Run, provenance
+from rere.provenance import RunRecord, provenance
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def fingerprint(options: Training, seed: int, run: Run) -> str:
+def fingerprint(options: Training, seed: int, run: RunRecord) -> str:
     """A hash of what determines a run's results: options, seed and the content of its inputs."""
     values = options.model_dump(mode="json", exclude=RESULT_NEUTRAL)
     files = [(Path(name).name, digest) for name, digest in run.inputs_sha256.items()]
@@ -117,7 +117,7 @@ class Checkpoints:
     a warning.
     """
 
-    def __init__(self, folder: Path, run: Run, fingerprint: str) -> None:
+    def __init__(self, folder: Path, run: RunRecord, fingerprint: str) -> None:
         self.folder, self.run, self.fingerprint = folder, run, fingerprint
         self.log = folder / LOG
         self.saved = time.monotonic()

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions, reward_weights
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.model.caches import PromptCache
-from rere.engine.search.leaf_tokens import token_ids
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
+from rere.prefix_tree import PrefixTree, token_ids
 from rere.training.rewards import Groups, Reward, weighted_sum
 
 

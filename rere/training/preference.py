@@ -26,28 +26,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
-from rere.catalogue import Catalogue, PrefixTree
 from rere.config.training import PreferenceOptions
-from rere.data.dataset import read_items
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
-from rere.tokenization import PromptEncoder
+from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
-from rere.training.models import load_trainable, save_trained
 from rere.training.reference import Reference
-from rere.training.trainer import (
-    Trainer,
-    encode,
-    read_train,
-    read_valid,
-    shortest_first,
-    training_arguments,
-)
+from rere.training.setup import load_setup
+from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
 
@@ -59,35 +50,21 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
     rows than a step takes, and for fewer titles than candidates per row.
     """
     with resumable(output, options, seed, [init, data]) as checkpoints:
-        set_seed(seed)
-        tokenizer, model = load_trainable(init, options)
-        encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        responses = encoder.responses()
-        catalogue = Catalogue.build(encoder, responses)
-        train = read_train(data, options.train_part, options.batch_size, "batch_size")
-        if (titles := len(catalogue.tree.leaf_items)) <= options.num_negatives:
+        setup = load_setup(options, init, data, seed, min_rows=options.batch_size)
+        if (titles := len(setup.catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(
                 f"{data}: has {titles} titles, too few for a target and "
                 f"{options.num_negatives} negatives; lower negatives"
             )
-
-        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            rows = shortest_first(rows, responses)  # the step is split into passes in this order
-            return {
-                "prompts": encode(encoder, rows, seed),
-                "row_id": [row["row_id"] for row in rows],
-                "target": torch.tensor([row["target"] for row in rows]),
-            }
-
         trainer = PreferenceTrainer(
-            tree=catalogue.tree,
+            tree=setup.catalogue.tree,
             options=options,
             checkpoints=checkpoints,
             label="preference",
-            model=model,
-            data_collator=collate,
-            train_dataset=train,
-            eval_dataset=read_valid(data, options.valid_rows, responses),
+            model=setup.model,
+            data_collator=setup.collate,
+            train_dataset=setup.train,
+            eval_dataset=setup.valid,
             args=training_arguments(
                 options,
                 seed,
@@ -99,7 +76,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
             ),
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
-        save_trained(model, encoder, catalogue, output / "model")
+        setup.save(output / "model")
 
 
 class PreferenceTrainer(Trainer):
@@ -187,13 +164,6 @@ class PreferenceTrainer(Trainer):
                 )
             found.append(best_except(leaf, target[rows], count))
         return torch.cat(found)
-
-    def save_reference(self, folder: Path) -> None:
-        self.reference.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.reference.load(Path(resume_from_checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         if not self.is_self_play:

@@ -14,33 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from rere.catalogue import Catalogue
 from rere.config.training import RlOptions
-from rere.data.dataset import read_items
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
 from rere.engine.model.caches import PromptCache
 from rere.engine.search.noise import row_seeds
 from rere.errors import InputError
-from rere.tokenization import PromptEncoder
 from rere.training.advantages import ADVANTAGES, has_zero_advantage
 from rere.training.checkpoints import resumable
 from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
-from rere.training.models import load_trainable, save_trained
 from rere.training.objectives import KL, OBJECTIVES, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
-from rere.training.trainer import (
-    Trainer,
-    encode,
-    read_train,
-    read_valid,
-    shortest_first,
-    training_arguments,
-)
+from rere.training.setup import load_setup
+from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
 
@@ -58,16 +48,10 @@ def rl(
     never read. The collaborative reward needs the file `factors`. A killed run resumes from its
     last checkpoint.
     """
-    embeddings = options.embeddings and Path(options.embeddings)
-    optional = [factors, embeddings, *own_reward_files(options)]
-    inputs = [init, data, *filter(None, optional)]
+    extra = [factors, options.embeddings and Path(options.embeddings), *own_reward_files(options)]
+    inputs = [init, data, *filter(None, extra)]
     with resumable(output, options, seed, inputs) as checkpoints:
-        set_seed(seed)
-        tokenizer, model = load_trainable(init, options)
-        encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        responses = encoder.responses()
-        catalogue = Catalogue.build(encoder, responses)
-        train = read_train(data, options.train_part, options.prompts, "prompts a step")
+        setup = load_setup(options, init, data, seed, min_rows=options.prompts)
         args = training_arguments(
             options,
             seed,
@@ -77,30 +61,20 @@ def rl(
             metric_for_best_model=f"eval_{SELECTION_METRIC}",
             greater_is_better=True,
         )
-        rewards = make_rewards(options, encoder.titles, data, factors, args.device)
-
-        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            rows = shortest_first(rows, responses)  # the step is split into passes in this order
-            return {
-                "prompts": encode(encoder, rows, seed),
-                "row_id": [row["row_id"] for row in rows],
-                "history": [row["history"] for row in rows],
-                "target": torch.tensor([row["target"] for row in rows]),
-            }
-
+        rewards = make_rewards(options, setup.encoder.titles, data, factors, args.device)
         trainer = RlTrainer(
-            rollouts=Rollouts(options, seed, catalogue.tree, rewards, args.device),
+            rollouts=Rollouts(options, seed, setup.catalogue.tree, rewards, args.device),
             options=options,
             checkpoints=checkpoints,
             label="rl",
-            model=model,
-            data_collator=collate,
-            train_dataset=train,
-            eval_dataset=read_valid(data, options.valid_rows, responses),
+            model=setup.model,
+            data_collator=setup.collate,
+            train_dataset=setup.train,
+            eval_dataset=setup.valid,
             args=args,
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
-        save_trained(model, encoder, catalogue, output / "model")
+        setup.save(output / "model")
 
 
 @dataclass
@@ -125,7 +99,6 @@ class RlTrainer(Trainer):
             self.objective = self.objective._replace(clip=tuple(options.clip))
         if options.collapse_steps is not None:
             self.add_callback(CollapseStop(options.collapse_steps))
-        self.reference = None
         if options.beta > 0:
             is_synced = options.sync_interval is not None
             self.reference = Reference(self.model, is_synced, options.temperature)
@@ -141,9 +114,7 @@ class RlTrainer(Trainer):
         self.started = time.perf_counter()
         options = self.options
         model.eval()
-        step, interval = self.state.global_step, options.sync_interval
-        if interval is not None and step > 0 and step % interval == 0:
-            self.reference.sync(self.language_model, options.sync_mix)
+        self.sync_reference()
 
         # Roll out and reward; dynamic sampling replaces some groups.
         prompt_cache = PromptCache() if self.shares_prompt_pass(len(inputs["prompts"])) else None
@@ -173,14 +144,10 @@ class RlTrainer(Trainer):
 
         self.record_metrics(
             **initial.metrics(self.rollouts.rewards),  # before any group was replaced
-            **({"kl": kl / tokens} if options.beta > 0 else {}),
+            kl=kl / tokens if options.beta > 0 else None,
             entropy=entropy / tokens,
             skipped=sums.new_tensor(skipped),
-            **(
-                {"extra_prompts": sums.new_tensor(extra_prompts)}
-                if options.dynamic_sampling
-                else {}
-            ),
+            extra_prompts=sums.new_tensor(extra_prompts) if options.dynamic_sampling else None,
             candidates=initial.exists.sum() * (1 + extra_prompts / len(groups.prompts)),
         )
         return loss / options.updates
@@ -291,18 +258,14 @@ class RlTrainer(Trainer):
 
     def is_zero_advantage(self, groups: RewardedGroups) -> list[bool]:
         """Which groups have zero advantage; for advantages that do not depend on other groups."""
-        return has_zero_advantage(
-            ADVANTAGES[self.options.advantage](groups.reward, groups.exists)
-        ).tolist()
+        advantage = ADVANTAGES[self.options.advantage](groups.reward, groups.exists)
+        return has_zero_advantage(advantage).tolist()
 
-    def save_reference(self, folder: Path) -> None:
-        if self.reference is not None:
-            self.reference.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.reference is not None:
-            self.reference.load(Path(resume_from_checkpoint))
+    def sync_reference(self) -> None:
+        """Move the reference towards the policy every `sync_interval` steps."""
+        step, interval = self.state.global_step, self.options.sync_interval
+        if interval is not None and step > 0 and step % interval == 0:
+            self.reference.sync(self.language_model, self.options.sync_mix)
 
     def read_metrics(self) -> dict[str, float]:
         metrics = super().read_metrics()

@@ -7,25 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from rere.catalogue import Catalogue
 from rere.config.training import SftOptions
-from rere.data.dataset import read_items
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
-from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import resumable
-from rere.training.models import load_trainable, save_trained
-from rere.training.trainer import (
-    Trainer,
-    encode,
-    history_length,
-    read_train,
-    read_valid,
-    training_arguments,
-)
+from rere.training.setup import Row, history_length, load_setup
+from rere.training.trainer import Trainer, training_arguments
 
 
 def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) -> None:
@@ -35,32 +25,27 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     checkpoint; the test split is never read. A killed run resumes from its last checkpoint.
     """
     with resumable(output, options, seed, [init, data]) as checkpoints:
-        set_seed(seed)
-        tokenizer, model = load_trainable(init, options)
-        encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-        responses = encoder.responses()
-        catalogue = Catalogue.build(encoder, responses)
+        setup = load_setup(options, init, data, seed, min_rows=1)
 
-        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            targets = [responses[row["target"]] for row in rows]
+        def collate(rows: list[Row]) -> dict[str, Any]:
+            targets = [setup.responses[row["target"]] for row in rows]
             return {
-                "packed": pack(encode(encoder, rows, seed), [[ids] for ids in targets]),
+                "packed": pack(setup.encode_prompts(rows), [[ids] for ids in targets]),
                 # The trainer counts the labels of all passes of a step, without the first of each,
                 # which no causal model predicts.
                 "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
             }
 
-        train = read_train(data, options.train_part, 1, "one")
-        steps = math.ceil(options.epochs * len(train) / options.batch_size)
+        steps = math.ceil(options.epochs * len(setup.train) / options.batch_size)
         trainer = SftTrainer(
-            lengths=[history_length(row, responses) for row in train],
+            lengths=[history_length(row, setup.responses) for row in setup.train],
             options=options,
             checkpoints=checkpoints,
             label="sft",
-            model=model,
+            model=setup.model,
             data_collator=collate,
-            train_dataset=train,
-            eval_dataset=read_valid(data, options.valid_rows, responses),
+            train_dataset=setup.train,
+            eval_dataset=setup.valid,
             callbacks=[EarlyStoppingCallback(options.patience)],
             args=training_arguments(
                 options,
@@ -74,7 +59,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
             ),
         )
         trainer.train(resume_from_checkpoint=checkpoints.latest)
-        save_trained(model, encoder, catalogue, output / "model")
+        setup.save(output / "model")
 
 
 class EpochSeededSampler(LengthGroupedSampler):
@@ -109,9 +94,7 @@ class SftTrainer(Trainer):
         num_items_in_batch: Tensor,
         return_outputs: bool = False,
     ) -> Tensor:
-        # The count is of all devices, whose gradients are then averaged.
-        devices = self.accelerator.num_processes
-        return -token_log_probs(model, inputs["packed"]).sum() * devices / num_items_in_batch
+        return -token_log_probs(model, inputs["packed"]).sum() / num_items_in_batch
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -121,5 +104,5 @@ class SftTrainer(Trainer):
             with self.autocast():
                 log_probs = token_log_probs(self.model, inputs["packed"])
             sums += torch.stack([-log_probs.sum(), (inputs["labels"] >= 0).sum()])
-        total, count = self.accelerator.reduce(sums).tolist()
+        total, count = sums.tolist()
         return {"loss": total / count}

@@ -1,4 +1,4 @@
-"""The parts that all training stages share: trainer, step log, arguments and data.
+"""The parts that all training stages share: trainer, step log and arguments.
 
 The loop (schedule, clipping, resuming) is `transformers.Trainer`; a stage adds its loss and its
 validation.
@@ -27,16 +27,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
-from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.progress import progress
 from rere.provenance import peak_memory
-from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import Checkpoints
+from rere.training.reference import Reference
 
 
 class Trainer(transformers.Trainer):
     """`transformers.Trainer` with its own validation, step log and checkpoints."""
+
+    reference: Reference | None = None  # of preference methods and RL
 
     def __init__(
         self, options: Training, checkpoints: Checkpoints, label: str, **more: Any
@@ -71,9 +72,11 @@ class Trainer(transformers.Trainer):
         """Metrics on the validation rows, which select the checkpoint."""
         raise NotImplementedError
 
-    def record_metrics(self, **metrics: Tensor) -> None:
-        """Keep scalars for the step's line in the log; they stay on the device until then."""
-        self.step_metrics |= {name: value.detach().float() for name, value in metrics.items()}
+    def record_metrics(self, **metrics: Tensor | None) -> None:
+        """Keep scalars for the step's line in the log, on their device; None is left out."""
+        for name, value in metrics.items():
+            if value is not None:
+                self.step_metrics[name] = value.detach().float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:
@@ -124,7 +127,8 @@ class Trainer(transformers.Trainer):
         state = self.state
         with self.checkpoints.write(state.global_step, state.best_global_step) as folder:
             self.save_model(str(folder), _internal_call=True)
-            self.save_reference(folder)
+            if self.reference is not None:
+                self.reference.save(folder)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
             for part in [*self.callback_handler.callbacks, self.control]:
@@ -132,8 +136,10 @@ class Trainer(transformers.Trainer):
                     state.stateful_callbacks[type(part).__name__] = part.state()
             state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def save_reference(self, folder: Path) -> None:
-        """Save the reference model, if any; `_load_from_checkpoint` loads it."""
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.reference is not None:
+            self.reference.load(Path(resume_from_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # transformers would add a pickle of the arguments.
@@ -237,44 +243,3 @@ def training_arguments(
     # The Trainer would copy the model to every visible device, and take more rows per step.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def read_rows(data: Path, split: str, rows: int | None = None) -> list[dict[str, Any]]:
-    """A split, or a seeded sample of `rows` rows: dicts with row_id, history and target."""
-    return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
-
-
-def read_train(data: Path, part: list[float], least: int, what: str) -> list[dict[str, Any]]:
-    """The training rows between two fractions of the split, in order.
-
-    Raises InputError for fewer than `least`, which `what` names.
-    """
-    train = read_rows(data, "train")
-    start, end = (round(share * len(train)) for share in part)
-    if end - start < least:
-        raise InputError(f"{data}: has {end - start} training rows, fewer than {what}")
-    return train[start:end]
-
-
-def read_valid(
-    data: Path, rows: int | None, responses: Sequence[Sequence[int]]
-) -> list[dict[str, Any]]:
-    """The validation rows, or a seeded sample of `rows` of them, `shortest_first`."""
-    return shortest_first(read_rows(data, "valid", rows), responses)
-
-
-def encode(encoder: PromptEncoder, rows: list[dict[str, Any]], seed: int) -> list[list[int]]:
-    """The token ids of the rows' prompts."""
-    return encoder.prompts([row["row_id"] for row in rows], [row["history"] for row in rows], seed)
-
-
-def shortest_first(
-    rows: list[dict[str, Any]], responses: Sequence[Sequence[int]]
-) -> list[dict[str, Any]]:
-    """Rows sorted by `history_length`, which leaves little padding in a forward pass."""
-    return sorted(rows, key=lambda row: history_length(row, responses))
-
-
-def history_length(row: dict[str, Any], responses: Sequence[Sequence[int]]) -> int:
-    """The number of tokens of the titles in a row's history."""
-    return sum(len(responses[item]) for item in row["history"])

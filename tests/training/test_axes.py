@@ -21,7 +21,6 @@ from torch import Tensor
 from training_runs import assert_weights_close, steps, weights
 
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.study import Method
 from rere.config.training import RlOptions, RolloutStrategy, SftOptions, reward_weights
@@ -30,6 +29,7 @@ from rere.data.factors import Factors
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
 from rere.training.advantages import ADVANTAGES
 from rere.training.embeddings import tfidf_embeddings
@@ -98,7 +98,7 @@ class Plain:
         self.options, self.model = options, load_model(init).eval()
         self.start = load_model(init).eval()
         self.encoder = PromptEncoder(load_tokenizer(init), CYCLE)
-        self.responses = self.encoder.responses()
+        self.responses = self.encoder.encode_responses()
         self.tree = PrefixTree.build(self.responses)
         frame = read_split(data, "train").select("row_id", "history", "target")
         self.rows = {row["row_id"]: row for row in frame.to_dicts()}
@@ -133,7 +133,7 @@ class Plain:
         """A row's prompt, its candidates as token ids, and their rewards."""
         options, row = self.options, self.rows[row_id]
         target = self.responses[row["target"]]
-        (prompt,) = self.encoder.prompts([row_id], [row["history"]], 0)
+        (prompt,) = self.encoder.encode_prompts([row_id], [row["history"]], 0)
         found = roll_out(
             self.model,
             self.tree,

@@ -20,9 +20,9 @@ from rere.data.dataset import read_split
 from rere.data.factors import Factors
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import TokenScores, sum_by_candidate, token_scores
-from rere.engine.search.leaf_tokens import token_ids
 from rere.engine.search.rollout import Candidates, roll_out
 from rere.errors import InputError
+from rere.prefix_tree import token_ids
 from rere.training import groups, models
 from rere.training import rl as loop
 from rere.training.advantages import has_zero_advantage
@@ -116,9 +116,9 @@ def test_a_part_has_rewards_of_factors_of_all_rows(tmp_path: Path, data: Path, i
 
 
 def test_a_part_without_enough_rows_is_refused(tmp_path: Path, data: Path, init: Path):
-    with pytest.raises(InputError, match="has 5 training rows, fewer than prompts a step"):
+    with pytest.raises(InputError, match="has 5 training rows in train_part, fewer than 8"):
         rl(part(RL, 0.95, 1.0), init, data, 0, tmp_path / "run")
-    with pytest.raises(InputError, match="has 0 training rows, fewer than one"):
+    with pytest.raises(InputError, match="has 0 training rows in train_part, fewer than 1"):
         sft(part(SFT, 0.999, 1.0), init, data, 0, tmp_path / "run")
 
 
@@ -339,7 +339,7 @@ def test_a_reference_that_is_the_policy_at_each_step(run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sync_interval": 64, "beta": 0.0}, "beta = 0 has none"),
+        ({"sync_interval": 64, "beta": 0.0}, "needs beta above 0"),
         ({"sync_interval": 64, "lora_rank": 8}, "sync_interval needs lora_rank: null"),
     ],
 )

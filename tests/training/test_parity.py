@@ -197,10 +197,10 @@ def test_four_steps_of_the_released_update(tmp_path, monkeypatch):
     data = write_data(tmp_path / "data", CYCLE, train=ROWS, valid=ROWS[:1])
     encoder = PromptEncoder(load_tokenizer(init), CYCLE)
     histories, targets = zip(*ROWS, strict=True)
-    prompts = encoder.prompts(list(range(8)), list(histories), 0)
+    prompts = encoder.encode_prompts(list(range(8)), list(histories), 0)
     model = load_model(init).double()
 
-    expected = plain_steps(model, prompts, encoder.responses(), list(targets))
+    expected = plain_steps(model, prompts, encoder.encode_responses(), list(targets))
     actual = rere_steps(init, data, tmp_path / "run", monkeypatch)
     missed = [not any(reward) for step in expected for reward in step.rewards.values()]
     assert 0 < sum(missed) < len(missed)

@@ -20,13 +20,13 @@ from training_runs import weights as weights_of
 
 from rere.backbones import load_model, load_tokenizer
 from rere.benchmarks.plain import training as plain
-from rere.catalogue import PrefixTree
 from rere.config.training import PreferenceOptions
 from rere.data.dataset import read_split
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
 from rere.training.preference import (
     SprecSampler,
@@ -205,9 +205,9 @@ def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
     assert line["margin"] == pytest.approx(0, abs=1e-5)
 
     model, encoder = load_model(fixed), PromptEncoder(tokenizer("qwen2"), CYCLE)
-    responses = encoder.responses()
+    responses = encoder.encode_responses()
     tree = PrefixTree.build(responses)
-    prompts = encoder.prompts(list(range(8)), [history for history, _ in rows], 0)
+    prompts = encoder.encode_prompts(list(range(8)), [history for history, _ in rows], 0)
     target = tree.leaf_of_item[[target for _, target in rows]]
     negative = random_leaves(tree, 0, range(8), target, 3)
     leaves = torch.cat([target[:, None], negative], dim=1).tolist()
@@ -241,9 +241,9 @@ def test_targets_come_to_be_preferred(tmp_path, init, data, algorithm):
 def ndcg(folder: Path, data: Path) -> float:
     """NDCG@10 of four beams of the validation rows."""
     encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
-    tree = PrefixTree.build(encoder.responses())
+    tree = PrefixTree.build(encoder.encode_responses())
     rows = read_split(data, "valid")
-    prompts = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
+    prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
     leaves = beam_search(load_model(folder), tree, prompts, 4).leaf.tolist()
     targets = tree.leaf_of_item[rows["target"].to_list()].tolist()
     found = [
@@ -278,7 +278,7 @@ def test_sprec_has_the_references_best_as_negatives(tmp_path, fixed, data, monke
     options = SPREC.model_copy(update={"steps": 4, "iterations": 1, "learning_rate": 1e-12})
     preference(options, fixed, data, 0, tmp_path)
     encoder = PromptEncoder(tokenizer("qwen2"), CYCLE)
-    tree = PrefixTree.build(encoder.responses())
+    tree = PrefixTree.build(encoder.encode_responses())
     assert len(seen) == 2
     for prompts, leaf in seen:
         found = beam_search(load_model(fixed), tree, prompts, 4).leaf.tolist()
@@ -329,7 +329,7 @@ def test_the_catalogues_probabilities(tmp_path, init, data):
 def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
     rows = [([0], 1)] * 7
     data = write_data(tmp_path / "rows", CYCLE, train=rows, valid=rows)
-    with pytest.raises(InputError, match="has 7 training rows, fewer than batch_size"):
+    with pytest.raises(InputError, match="has 7 training rows in train_part, fewer than 8"):
         preference(SHORT, fixed, data, 0, tmp_path / "run")
     data = write_data(tmp_path / "titles", CYCLE[:3], train=rows * 2, valid=rows)
     with pytest.raises(InputError, match="has 3 titles, too few for a target and 3 negatives"):

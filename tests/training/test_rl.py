@@ -16,15 +16,14 @@ from training_runs import (
 
 from rere import tokenization
 from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import PrefixTree
 from rere.config.training import RlOptions
 from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
-from rere.training import groups
-from rere.training import rl as loop
+from rere.training import groups, setup
 from rere.training.rl import rl
 
 SHORT = RlOptions(
@@ -62,11 +61,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) ->
 def ndcg(folder: Path, data: Path, num_beams: int) -> float:
     """NDCG@10 of the beams of the validation rows, one row at a time."""
     model, encoder = load_model(folder), PromptEncoder(load_tokenizer(folder), CYCLE)
-    tree = PrefixTree.build(encoder.responses())
+    tree = PrefixTree.build(encoder.encode_responses())
     rows = read_split(data, "valid")
     total = 0.0
     for row_id, history, target in rows.select("row_id", "history", "target").iter_rows():
-        encoded = encoder.prompts([row_id], [history], 0)
+        encoded = encoder.encode_prompts([row_id], [history], 0)
         leaves = beam_search(model, tree, encoded, num_beams).leaf[0].tolist()
         leaf = int(tree.leaf_of_item[target])
         if leaf in leaves[:10]:
@@ -95,13 +94,13 @@ def test_the_first_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
     A step in one pass recalls what its search computed. Finely rounded, since at this rate of
     learning what is rounded otherwise in the first step is 2e-4 of a norm in the sixth.
     """
-    load = loop.load_trainable
+    load = setup.load_trainable
 
     def load_as(*given):
         tokenizer, model = load(*given)
         return tokenizer, model.to(dtype)
 
-    monkeypatch.setattr(loop, "load_trainable", load_as)
+    monkeypatch.setattr(setup, "load_trainable", load_as)
     changes = {"learning_rate": 1e-2, "beta": 1.0, "steps": 10, "rows_per_pass": rows_per_pass}
     options = SHORT.model_copy(update=changes)
     rl(options, write_fixed_model(tmp_path / "init"), data, 0, tmp_path)
@@ -245,5 +244,5 @@ def test_the_reward_is_that_of_the_options(tmp_path, data, init, reward):
 
 def test_fewer_training_rows_than_prompts_are_refused(tmp_path, init):
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 7, valid=[([0], 1)])
-    with pytest.raises(InputError, match="has 7 training rows, fewer than prompts a step"):
+    with pytest.raises(InputError, match="has 7 training rows in train_part, fewer than 8"):
         rl(SHORT, init, data, 0, tmp_path / "run")

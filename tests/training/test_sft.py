@@ -18,12 +18,12 @@ from training_runs import assert_carries_catalogue, assert_weights_close, record
 
 from rere import tokenization
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import PrefixTree
 from rere.config.backbones import Tiny
 from rere.config.training import SftOptions
 from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
 from rere.training.sft import sft
 
@@ -55,9 +55,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) ->
 def hits(model: Path, data: Path, seed: int) -> float:
     """How often the best beam of a validation row is its target."""
     encoder = PromptEncoder(load_tokenizer(model), CYCLE)
-    tree = PrefixTree.build(encoder.responses())
+    tree = PrefixTree.build(encoder.encode_responses())
     rows = read_split(data, "valid")
-    encoded = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
+    encoded = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
     leaf, _ = beam_search(load_model(model), tree, encoded, 1)
     return (leaf[:, 0] == tree.leaf_of_item[rows["target"].to_list()]).float().mean().item()
 
@@ -159,8 +159,8 @@ def supervised_loss(folder: Path, data: Path) -> float:
     """The mean over response tokens of the validation rows, a row and a plain pass at a time."""
     model = load_model(folder).eval()
     encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
-    responses, rows = encoder.responses(), read_split(data, "valid")
-    encoded = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
+    responses, rows = encoder.encode_responses(), read_split(data, "valid")
+    encoded = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
     total = count = 0
     for prompt, target in zip(encoded, rows["target"].to_list(), strict=True):
         labels = [-100] * len(prompt) + responses[target]

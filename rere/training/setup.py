@@ -1,0 +1,94 @@
+"""What every training stage starts from: model, catalogue and rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from rere.catalogue import Catalogue
+from rere.config.training import Training
+from rere.data.dataset import read_items, read_split
+from rere.errors import InputError
+from rere.tokenization import PromptEncoder
+from rere.training.models import Model, load_trainable, save_trained
+
+Row = dict[str, Any]
+"""A row of a split: row_id, history and target."""
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The model to train, the catalogue in its tokens, and the rows to train and validate on."""
+
+    model: Model
+    encoder: PromptEncoder
+    responses: list[list[int]]  # token ids of each item's title
+    catalogue: Catalogue
+    train: list[Row]
+    valid: list[Row]  # a seeded sample, shortest history first
+    seed: int
+
+    def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
+        """The token ids of the rows' prompts."""
+        return self.encoder.encode_prompts(
+            [row["row_id"] for row in rows], [row["history"] for row in rows], self.seed
+        )
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """A batch of prompts with their targets, sorted so that passes have little padding."""
+        rows = sort_by_length(rows, self.responses)
+        return {
+            "prompts": self.encode_prompts(rows),
+            "row_id": [row["row_id"] for row in rows],
+            "history": [row["history"] for row in rows],
+            "target": torch.tensor([row["target"] for row in rows]),
+        }
+
+    def save(self, output: Path) -> None:
+        """Write the trained model with its tokenizer and catalogue."""
+        save_trained(self.model, self.encoder, self.catalogue, output)
+
+
+def load_setup(
+    options: Training, init: Path, data: Path, seed: int, min_rows: int
+) -> TrainingSetup:
+    """Seed all random number generators, then load the model in `init` and the rows in `data`.
+
+    Raises InputError for fewer than `min_rows` training rows.
+    """
+    set_seed(seed)
+    tokenizer, model = load_trainable(init, options)
+    encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
+    responses = encoder.encode_responses()
+    train = read_rows(data, "train")
+    start, end = (round(share * len(train)) for share in options.train_part)
+    if end - start < min_rows:
+        raise InputError(
+            f"{data}: has {end - start} training rows in train_part, fewer than {min_rows}; "
+            "widen train_part or lower the rows per step"
+        )
+    return TrainingSetup(
+        model,
+        encoder,
+        responses,
+        Catalogue.build(encoder, responses),
+        train[start:end],
+        sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
+        seed,
+    )
+
+
+def read_rows(data: Path, split: str, rows: int | None = None) -> list[Row]:
+    """A split, or a seeded sample of `rows` of its rows."""
+    return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
+
+
+def sort_by_length(rows: list[Row], responses: list[list[int]]) -> list[Row]:
+    return sorted(rows, key=lambda row: history_length(row, responses))
+
+
+def history_length(row: Row, responses: list[list[int]]) -> int:
+    """The number of tokens of the titles in a row's history."""
+    return sum(len(responses[item]) for item in row["history"])
