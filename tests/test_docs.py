@@ -94,6 +94,17 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in slugs, link
 
 
+@pytest.mark.parametrize("page", sorted(TEXTS.keys() - {"CHANGELOG.md", "docs/renamed.md"}))
+def test_files_and_modules_exist(page):
+    """But for pages that give old names."""
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", TEXTS[page])):
+        if re.fullmatch(r"(rere|workflow|config|tests|profiles|envs)/[\w./-]*", code):
+            assert (ROOT / code).exists(), code
+        if re.fullmatch(r"rere(\.[a-z_]\w*)+", code):
+            path = ROOT / code.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").exists(), code
+
+
 @pytest.mark.parametrize("snippet", blocks("yaml"))
 def test_config_snippets_are_valid(snippet):
     study(yaml.safe_load(snippet))
