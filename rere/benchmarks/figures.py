@@ -39,16 +39,14 @@ SPEED_HEIGHT, ROLLOUTS_HEIGHT = 2.3, 2.7
 
 def draw_speed(table: Path, outputs: list[Path]) -> None:
     """Draw a {benchmark}.curves.csv to each output; the suffix sets the format."""
-    points = pl.read_csv(table, schema=curves.SCHEMA)
     with rc_context(CURVES_STYLE):
-        save_figure(speed_figure(points), outputs)
+        save_figure(speed_figure(pl.read_csv(table, schema=curves.SCHEMA)), outputs)
 
 
 def draw_rollouts(table: Path, outputs: list[Path]) -> None:
     """Draw a rollouts benchmark's .csv to each output; the suffix sets the format."""
-    rows = pl.read_csv(table, schema=rollouts.SCHEMA)
     with rc_context(CURVES_STYLE):
-        save_figure(rollouts_figure(rows), outputs)
+        save_figure(rollouts_figure(pl.read_csv(table, schema=rollouts.SCHEMA)), outputs)
 
 
 def speed_figure(points: pl.DataFrame) -> Figure:

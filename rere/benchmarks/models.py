@@ -71,7 +71,7 @@ class BenchmarkModel:
 
     @cached_property
     def token_tree(self) -> TokenTree:
-        return TokenTree.build(self.sequences, self.vocab_size).to(self.device)
+        return TokenTree.build(self.sequences, self.vocab_size, self.device)
 
     @cached_property
     def leaf_of_sequence(self) -> dict[tuple[int, ...], int]:
@@ -106,9 +106,10 @@ class BenchmarkModel:
 
     def sample_rows(self, split: str, num_rows: int | None, seed: int) -> list[PromptRow]:
         titles = read_items(self.data)["title"].to_list()
+        encoder = PromptEncoder(load_tokenizer(self.folder), titles)
         rows = read_split(self.data, split, num_rows)
-        row_ids, history = rows["row_id"].to_list(), rows["history"].to_list()
-        prompts = PromptEncoder(load_tokenizer(self.folder), titles).encode_prompts(row_ids, history, seed)
+        row_ids = rows["row_id"].to_list()
+        prompts = encoder.encode_prompts(row_ids, rows["history"].to_list(), seed)
         return list(map(PromptRow, row_ids, prompts, rows["target"].to_list()))
 
     def describe(self, *words: str, dtype: str = "float32") -> str:

@@ -130,35 +130,18 @@ def find_candidates(
     model: BenchmarkModel, options: RolloutOptions, setting: Setting, rows: Sequence[PromptRow]
 ) -> list[Found]:
     """Return the candidates of each row, without empty entries."""
-    prompts = [row.prompt for row in rows]
-    if setting.strategy == CERTIFIED:
-        return certify(model, setting.scoring, options.max_nodes, prompts)
+    strategy, scoring, num_candidates = setting
+    weights, tree, prompts = model.float32, model.tree, [row.prompt for row in rows]
+    if strategy == CERTIFIED:
+        top = min(TOP, int((tree.fanout == 0).sum()))  # all of a small catalogue
+        leaf, _, proved, num_nodes = best_first_search(
+            weights, tree, prompts, top, scoring, options.max_nodes
+        )
+        return list(map(Found, leaf.tolist(), (proved == top).tolist(), num_nodes.tolist()))
     seeds = row_seeds(options.seed, 0, [row.row_id for row in rows]).to(model.device)
-    rolled_out = roll_out(
-        model.float32,
-        model.tree,
-        prompts,
-        setting.strategy,
-        setting.candidates,
-        seeds,
-        setting.scoring,
-    )
-    counts = rolled_out.exists.sum(-1).tolist()
-    return [
-        Found(leaves[:count])
-        for leaves, count in zip(rolled_out.leaf.tolist(), counts, strict=True)
-    ]
-
-
-def certify(
-    model: BenchmarkModel, scoring: Scoring, max_nodes: int, prompts: Sequence[Sequence[int]]
-) -> list[Found]:
-    """Return the best leaves of each prompt, at most TOP, and whether that is proved."""
-    top = min(TOP, int((model.tree.fanout == 0).sum()))
-    leaf, _, proved, num_nodes = best_first_search(
-        model.float32, model.tree, prompts, top, scoring, max_nodes
-    )
-    return list(map(Found, leaf.tolist(), (proved == top).tolist(), num_nodes.tolist()))
+    found = roll_out(weights, tree, prompts, strategy, num_candidates, seeds, scoring)
+    counts = found.exists.sum(-1).tolist()
+    return [Found(x[:count]) for x, count in zip(found.leaf.tolist(), counts, strict=True)]
 
 
 def score_setting(

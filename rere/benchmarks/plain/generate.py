@@ -7,7 +7,7 @@ B rows, K beams, T tokens generated so far, F children of a node, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -36,7 +36,12 @@ class TokenTree:
     longest: int
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]], vocab_size: int) -> Self:
+    def build(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+    ) -> Self:
         """Build the tree of sequences that all end in the same end-of-sequence token."""
         length = np.fromiter(map(len, sequences), np.int64, len(sequences))
         table = np.full((len(sequences), length.max()), -1)
@@ -54,21 +59,13 @@ class TokenTree:
         pair = np.concatenate(levels)
         first_child = 1 + np.searchsorted(pair // vocab_size, np.arange(num_nodes + 1))
         return cls(
-            token=torch.from_numpy(np.append(0, pair % vocab_size)),
-            first_child=torch.from_numpy(first_child),
-            pair=torch.from_numpy(pair),
+            token=torch.tensor(np.append(0, pair % vocab_size), device=device),
+            first_child=torch.tensor(first_child, device=device),
+            pair=torch.tensor(pair, device=device),
             vocab_size=vocab_size,
             fanout=(*fanout, 0),
             longest=int(length.max()),
         )
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the tree with its arrays on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if name in ARRAYS}
-        return replace(self, **tensors)
-
-
-ARRAYS = ("token", "first_child", "pair")
 
 
 class TreeProcessor(LogitsProcessor):

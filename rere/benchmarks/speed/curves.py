@@ -10,11 +10,10 @@ Columns of {benchmark}.curves.csv:
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -36,15 +35,6 @@ SCHEMA = {
 }
 
 
-class Point(NamedTuple):
-    """The searches at one size of a panel."""
-
-    x: int
-    model: BenchmarkModel
-    num_beams: int
-    batches: Sequence[Prompts]
-
-
 def benchmark_speed_curves(options: SpeedOptions, folder: Path, data: Path, output: Path) -> None:
     """Benchmark the model in `folder` and preprocessing by size; write `output`, a .csv."""
     size, model = min(options.batch_sizes), load_benchmark_model("", folder, data)
@@ -59,8 +49,18 @@ def time_by_size(
     options: SpeedOptions, model: BenchmarkModel, batches: Sequence[Prompts]
 ) -> list[tuple]:
     """Return the table's rows of each panel; a curve ends when a batch exceeds `curve_seconds`."""
-    rows = []
-    for panel, points in zip(PANELS, make_panels(options, model, batches), strict=True):
+    beams, seed, rows = options.beams[0], options.seed, []
+    tokens = [token for batch in batches for prompt in batch for token in prompt]
+    # Generators, so that one synthetic catalogue is in memory at a time.
+    panels = (
+        (
+            (n, with_synthetic_titles(model, n, seed), beams, batches)
+            for n in options.catalogue_sizes
+        ),
+        ((n, model, n, batches) for n in options.sweep_beams),
+        ((n, model, beams, repeat_to_length(tokens, n, batches)) for n in options.prompt_lengths),
+    )
+    for panel, points in zip(PANELS, panels, strict=True):
         searchers = list(SEARCHERS)
         for x, searched, num_beams, prompts in points:
             calls = {each: partial(searched.search, each, num_beams) for each in searchers}
@@ -69,25 +69,6 @@ def time_by_size(
             limit = options.curve_seconds / len(prompts[0])
             searchers = [each for each in searchers if timed[each].median <= limit]
     return rows
-
-
-def make_panels(
-    options: SpeedOptions, model: BenchmarkModel, batches: Sequence[Prompts]
-) -> tuple[Iterator[Point], ...]:
-    """Return the points of each of PANELS, made one at a time."""
-    beams = options.beams[0]
-    tokens = [token for batch in batches for prompt in batch for token in prompt]
-    return (
-        (
-            Point(n, with_synthetic_titles(model, n, options.seed), beams, batches)
-            for n in options.catalogue_sizes
-        ),
-        (Point(k, model, k, batches) for k in options.sweep_beams),
-        (
-            Point(n, model, beams, repeat_to_length(tokens, n, batches))
-            for n in options.prompt_lengths
-        ),
-    )
 
 
 def repeat_to_length(

@@ -52,12 +52,9 @@ def make_steps(model: BenchmarkModel, reference: PreTrainedModel, folder: Path) 
         )
         trainer.reference.model = reference
         calls[scoring] = partial(steps.take_trainer_step, trainer)
-    calls[EXPANDED] = partial(
-        take_plain_step,
-        model,
-        replace(model, models={"float32": reference}),
-        steps.make_optimizer(model.float32),
-    )
+    optimizer = steps.make_optimizer(model.float32)
+    reference_model = replace(model, models={"float32": reference})
+    calls[EXPANDED] = partial(take_plain_step, model, reference_model, optimizer)
     return calls
 
 
@@ -69,21 +66,18 @@ def take_plain_step(
     batch: Sequence[PromptRow],
 ) -> steps.StepResult:
     target = model.host_tree.leaf_of_item[[row.target for row in batch]]
-    row_ids = [row.row_id for row in batch]
+    row_ids, size = [row.row_id for row in batch], len(batch)
     negative = random_leaves(model.host_tree, 0, row_ids, target, OPTIONS.num_negatives)
     leaves = torch.cat([target[:, None], negative], dim=1).tolist()
+    groups = [Group(row.prompt, group) for row, group in zip(batch, leaves, strict=True)]
     optimizer.zero_grad()
     total = 0.0
-    for groups in split_batches(
-        [Group(row.prompt, group) for row, group in zip(batch, leaves, strict=True)], rows_per_pass
-    ):
+    for part in split_batches(groups, rows_per_pass):
         with torch.no_grad():
-            reference_scores = score_expanded(reference, groups, "vocabulary")
-        scores = score_expanded(model, groups, "vocabulary")
-        exists = torch.ones_like(scores, dtype=torch.bool)
-        loss = s_dpo_loss(margins(scores, reference_scores, OPTIONS.beta, exists)).sum() / len(
-            batch
-        )
+            reference_scores = score_expanded(reference, part, "vocabulary")
+        scores = score_expanded(model, part, "vocabulary")
+        margin = margins(scores, reference_scores, OPTIONS.beta, torch.ones_like(scores).bool())
+        loss = s_dpo_loss(margin).sum() / size
         loss.backward()
         total += loss.item()
     norm = steps.update_weights(model.float32, optimizer, OPTIONS.max_grad_norm)

@@ -27,6 +27,7 @@ from rere.config.benchmarks import SpeedOptions
 from rere.progress import progress
 
 SEARCH, IN_BFLOAT16 = "beam search", "beam search in bfloat16"
+PLAIN = "transformers generate"
 PLAIN_ROWS = 4
 """Rows of each setting that are also searched by `search_by_decision`."""
 TOP = 10
@@ -56,12 +57,10 @@ def time_searches(
         )
     # bfloat16 takes the size of float32, so that only the arithmetic differs.
     searchers = [Searcher(s, dtype) for s in SCORINGS for dtype in model.models] + [GENERATE]
-    searches = {
-        each: partial(
-            timing.call_in_batches, partial(model.search, each, num_beams), sizes[each.name]
-        )
-        for each in searchers
-    }
+    searches = {}
+    for each in searchers:
+        search = partial(model.search, each, num_beams)
+        searches[each] = partial(timing.call_in_batches, search, sizes[each.name])
     batches = timing.split_batches(prompts, max(options.batch_sizes))
     timed = timing.time_in_turn(searches, batches, label)
     targets = model.tree.leaf_of_item[[row.target for row in rows]].tolist()
@@ -69,10 +68,8 @@ def time_searches(
     with progress(len(timed), f"{label}, memory", "process") as bar:
         for searcher, timings in timed.items():
             leaves = model.to_leaves([row for batch in timings.results for row in batch])
-            peak_mb = run_in_process(
-                *(PRELOADED, peak_of_search, model.folder, model.data),
-                *(searcher, num_beams, longest),
-            )
+            arguments = (model.folder, model.data, searcher, num_beams, longest)
+            peak_mb = run_in_process(PRELOADED, peak_of_search, *arguments)
             ndcg = mean_ndcg(leaves, targets)
             results[searcher] = SearchResult(sizes[searcher.name], timings, leaves, peak_mb, ndcg)
             bar.update()
@@ -90,22 +87,15 @@ def peak_of_search(
 
 
 def compare_searches(
-    model: BenchmarkModel,
-    num_beams: int,
-    prompts: Prompts,
-    results: dict[Searcher, SearchResult],
+    model: BenchmarkModel, num_beams: int, prompts: Prompts, results: dict[Searcher, SearchResult]
 ) -> Iterator[dict[str, Any]]:
     """Yield the table's rows for one model and number of beams."""
     theirs = results[GENERATE]
     for searcher, ours in results.items():
         if searcher == GENERATE:
             continue
-        other, what, against = theirs, SEARCH, "transformers generate"
-        batch, equal, differing = (
-            f"batch {ours.batch_size} (theirs {theirs.batch_size})",
-            None,
-            None,
-        )
+        other, what, against, equal, differing = theirs, SEARCH, PLAIN, None, None
+        batch = f"batch {ours.batch_size} (theirs {theirs.batch_size})"
         if searcher.dtype != "float32":
             other, what, against = results[Searcher(searcher.name)], IN_BFLOAT16, "float32"
             batch = f"batch {ours.batch_size}"
@@ -139,15 +129,10 @@ def equals_generate(
     pairs = zip(prompts, ours.leaves, theirs.leaves, strict=True)
     differing = [(prompt, mine) for prompt, mine, other in pairs if mine != other]
     for batch in timing.split_batches(differing, theirs.batch_size):
+        asked, leaves = zip(*batch, strict=True)
         found, scores = generate(
-            model.float32,
-            model.token_tree,
-            model.eos,
-            [prompt for prompt, _ in batch],
-            num_beams,
-            return_scores=True,
+            model.float32, model.token_tree, model.eos, asked, num_beams, return_scores=True
         )
-        leaves = [mine for _, mine in batch]
         if not all(map(is_same_ranking, leaves, model.to_leaves(found), scores)):
             return False
     return True
