@@ -1,4 +1,4 @@
-"""The softmax over a vocabulary, some rows at a time, against torch's of all."""
+"""The softmax over a few rows at a time, against torch's over all of them."""
 
 import math
 
@@ -10,8 +10,8 @@ from rere.engine.model import softmax
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("rows_at_once", [1, 2, 100])
-def test_some_rows_at_a_time(monkeypatch, rows_at_once, temperature):
-    monkeypatch.setitem(softmax.AT_ONCE, "cpu", 7 * rows_at_once)
+def test_a_few_rows_at_a_time(monkeypatch, rows_at_once, temperature):
+    monkeypatch.setitem(softmax.LOGITS_IN_CACHE, "cpu", 7 * rows_at_once)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 7, dtype=torch.float64, generator=generator, requires_grad=True)
     source, target = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([1, 2, 0, 4, 6, 5])
@@ -24,7 +24,7 @@ def test_some_rows_at_a_time(monkeypatch, rows_at_once, temperature):
     torch.testing.assert_close(
         softmax.logsumexp_of_rows(logits, temperature), (logits / temperature).exp().sum(-1).log()
     )
-    # One gradient a graph: it takes the logits' place.
+    # One gradient per graph, since it overwrites the logits.
     for number, theirs in enumerate(expected[source, target]):
         log_prob = softmax.LogSoftmaxAt.apply(logits.clone(), source, target, temperature)
         (actual,) = torch.autograd.grad(log_prob[number], logits, retain_graph=True)
@@ -34,7 +34,7 @@ def test_some_rows_at_a_time(monkeypatch, rows_at_once, temperature):
         log_prob.sum().backward()
 
 
-def test_a_token_that_is_ruled_out_counts_for_nothing():
+def test_a_token_of_probability_zero_adds_nothing():
     logits = torch.tensor([[1.0, -torch.inf, 1.0]], requires_grad=True)
     assert softmax.entropy(logits, 1.0).item() == pytest.approx(math.log(2))
     log_prob = softmax.LogSoftmaxAt.apply(logits.clone(), torch.tensor([0]), torch.tensor([2]), 1.0)
@@ -43,8 +43,8 @@ def test_a_token_that_is_ruled_out_counts_for_nothing():
     assert logits.grad.tolist() == [[-0.5, 0.0, 0.5]]
 
 
-def test_what_remains_of_a_sure_token_is_not_rounded_away():
-    # p = 1 / (1 + e^-8): half precision would know 1 - p = 3.4e-4 as 1 - 1.
+def test_the_gradient_at_an_almost_certain_token_is_not_rounded_away():
+    # p = 1 / (1 + e^-8): in bfloat16 1 - p = 3.4e-4 would be 1 - 1 = 0.
     logits = torch.tensor([[0.0, 8.0]], dtype=torch.bfloat16, requires_grad=True)
     softmax.LogSoftmaxAt.apply(logits, torch.tensor([0]), torch.tensor([1]), 1.0).sum().backward()
     rest = 1 / (1 + math.exp(8))
