@@ -1,4 +1,4 @@
-"""A name of the study -> a model and its tokenizer in a folder, ready to load."""
+"""Make or copy a backbone, a model with its tokenizer, and load it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +24,14 @@ from rere.errors import InputError
 from rere.files import replacing
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
-# Loading and saving take a moment; their bars would fill a log with half lines.
+# Loading and saving are quick, and their progress bars would clutter a log.
 disable_progress_bar()
 
 
 def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
     """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
 
-    `corpus` is the data folder whose training text trains the tokenizer of a `tiny` backbone.
+    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone.
     """
     if isinstance(options, Tiny):
         if corpus is None:
@@ -41,9 +41,9 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
         )
         model = tiny_model(options, tokenizer)
     else:
-        place = (options.model, options.revision, options.gguf_file)
-        tokenizer, model = load_tokenizer(*place), load_model(*place)
-    # What a checkpoint asks of `generate` (sampling, penalties) has no say in a study.
+        source = (options.model, options.revision, options.gguf_file)
+        tokenizer, model = load_tokenizer(*source), load_model(*source)
+    # Drop the checkpoint's defaults for `generate`, such as sampling and penalties.
     model.generation_config = GenerationConfig()
     with replacing(output) as folder:
         model.save_pretrained(folder)
@@ -53,14 +53,14 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
 def load_tokenizer(
     model: str | Path, revision: str | None = None, gguf_file: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or a local folder; raises InputError where there is none."""
+    """Load the tokenizer of a Hugging Face id or a local folder; raise InputError on failure."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model, revision=revision, gguf_file=gguf_file, trust_remote_code=False
         )
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"{model}: cannot load a tokenizer ({first_line(error)})") from error
-    if not tokenizer("a").input_ids:  # what a folder without a vocabulary gives
+    if not tokenizer("a").input_ids:  # a folder without a vocabulary loads, too
         raise InputError(f"{model}: cannot load a tokenizer (its vocabulary is empty)")
     return tokenizer
 
@@ -68,11 +68,10 @@ def load_tokenizer(
 def load_model(
     model: str | Path, revision: str | None = None, gguf_file: str | None = None
 ) -> PreTrainedModel:
-    """The causal language model of a hub id or a local folder, in float32.
+    """Load the causal language model of a Hugging Face id or a local folder, in float32.
 
-    Only safetensors are read, or `gguf_file`, whose weights are dequantised; no code that comes
-    with a checkpoint is run. Raises InputError where there is no such model, or where it lacks
-    weights.
+    Reads only safetensors, or `gguf_file`, whose weights are dequantised. Never runs code that
+    comes with a checkpoint. Raises InputError if there is no such model or it lacks weights.
     """
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
@@ -89,21 +88,22 @@ def load_model(
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{model}: cannot load a language model ({missing[0]} is missing, "
-            f"{len(missing)} in all; they would be random)"
+            f"{len(missing)} in all, and would be random)"
         )
     if gguf_file is not None:
-        # The weights are plain floats now, though the model believes to be quantised still.
+        # The weights are floats now, but the model is still marked as quantised.
         loaded.is_quantized = False
         del loaded.hf_quantizer, loaded.config.quantization_config
     return loaded
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def training_text(data: Path, seed: int) -> Iterator[str]:
-    """The text a tokenizer may see: catalogue titles, prompts and responses of training rows."""
+    """Yield the text that trains a tokenizer: all titles, and prompts with responses of train."""
     titles = read_items(data)["title"].to_list()
     yield from map(response_text, titles)
     train = read_split(data, "train").select("row_id", "history", "target")
@@ -113,7 +113,7 @@ def training_text(data: Path, seed: int) -> Iterator[str]:
 
 
 def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights drawn from the options' seed."""
+    """Return a Qwen2 with random weights that depend on the options' seed."""
     set_seed(options.seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

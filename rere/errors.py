@@ -1,4 +1,4 @@
-"""The exception that means that the user can mend it, and the words that say how."""
+"""The exception for bad input, and messages that say how to correct it."""
 
 import difflib
 import re
@@ -9,15 +9,16 @@ EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class InputError(ValueError):
-    """Bad input. Its message is one line that names the file, key or row and the remedy."""
+    """Bad input; the message is one line that names the file, key or row and the remedy."""
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
+    """Return the message for a name that is not among `names`."""
     return f"there is no {name}; {hint(name, names)}"
 
 
 def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
-    """The remedy for a name that is not among `names`: the closest, else `otherwise` or all."""
+    """Return a suggestion for `name`: the closest of `names`, else `otherwise` or all of them."""
     close = difflib.get_close_matches(name, names := list(names), n=1)
     if close:
         return f"did you mean {close[0]}?"
@@ -25,7 +26,7 @@ def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
 
 
 def remedy(problem: Any) -> str:
-    """What is wrong in one of pydantic's errors, and what to write instead."""
+    """Return the message of one of pydantic's errors, with what to write instead."""
     value, context = problem["input"], problem.get("ctx", {})
     match problem["type"]:
         case "value_error":

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files and folders atomically."""
 
 import hashlib
 import json
@@ -12,16 +12,15 @@ from typing import Any
 from rere.errors import InputError
 
 SNAKEMAKE = ".snakemake_timestamp"
-"""What Snakemake leaves in a folder that is a rule's output."""
+"""A file that Snakemake writes to a folder that is a rule's output."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file or fill a folder at, which becomes `path` when the block ends well.
+    """Yield a path for a file or folder, which replaces `path` atomically if the block succeeds.
 
-    It does so at once, so that nobody ever sees half of an output; nothing is left of a block
-    that fails. Symbolic links are followed. Raises InputError where a folder at `path` holds
-    what the new one does not: files of the user's, who named the folder by mistake.
+    A block that fails leaves nothing. Symbolic links are followed. Raises InputError if a folder
+    at `path` has files that the new one lacks, as the user may have named it by mistake.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +40,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or each file of a folder, to the disk."""
+    """Flush a file, or each file below a folder, to disk."""
     for file in [path, *path.rglob("*")]:
         if file.is_file():
             sync(file)
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,12 +56,12 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON; a NaN raises ValueError, since JSON has none."""
+    """Write `value` as indented JSON; raise ValueError for NaN, which JSON lacks."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
+    """Return the hexadecimal sha256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Show progress: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 from typing import Any
@@ -9,8 +9,8 @@ SECONDS_BETWEEN_LINES = 10
 LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
-class Lines:
-    """A stream for tqdm that turns its carriage returns into lines, as a log needs them."""
+class LineStream:
+    """A stream for tqdm that prints each update on a line of its own."""
 
     def write(self, text: str) -> None:
         if text := text.strip():
@@ -21,12 +21,12 @@ class Lines:
 
 
 def progress(total: int | None, label: str, unit: str = "row", initial: int = 0) -> tqdm:
-    """A tqdm bar with rate and remaining time, on standard error; `initial` were done before."""
+    """Return a tqdm bar on standard error that starts at `initial`."""
     options: dict[str, Any] = {"total": total, "desc": label, "unit": unit, "initial": initial}
     options["dynamic_ncols"] = True
     if not sys.stderr.isatty():
         options |= {
-            "file": Lines(),
+            "file": LineStream(),
             "mininterval": SECONDS_BETWEEN_LINES,
             "maxinterval": SECONDS_BETWEEN_LINES,
             "dynamic_ncols": False,

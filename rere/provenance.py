@@ -1,4 +1,4 @@
-"""Where a run came from: enough to repeat it, and to know what it cost."""
+"""Record how a run was made and what it cost, so that it can be repeated."""
 
 import resource
 import subprocess
@@ -17,8 +17,8 @@ PACKAGES = ("numpy", "polars", "torch", "transformers")
 
 
 @dataclass
-class Run:
-    """A run while it goes on; one that was killed adds the parts before to its seconds."""
+class RunRecord:
+    """Input hashes and time of a run in progress; a resumed run adds the seconds before."""
 
     inputs_sha256: dict[str, str]
     started: float  # of time.perf_counter
@@ -31,26 +31,28 @@ class Run:
 
 
 @contextmanager
-def provenance(path: Path, options: Options, seed: int, inputs: Sequence[Path]) -> Iterator[Run]:
-    """Write `path` (run.json) when the block ends well.
+def provenance(
+    path: Path, options: Options, seed: int, inputs: Sequence[Path]
+) -> Iterator[RunRecord]:
+    """Yield a record of the run, and write it to `path` (run.json) if the block succeeds.
 
-    It holds versions, commit, options, the sha256 of every input file (those of a folder one by
-    one), seed, wall-clock seconds, how often the run was killed and resumed (its seconds are then
-    those up to each checkpoint that it went on from, and the last part's), and peak memory in MB.
+    It has versions, commit, options, seed, the sha256 of every input file, wall-clock seconds, how
+    often the run was resumed, and peak memory in MB. Seconds of a killed run count up to the
+    checkpoint that it resumed from.
     """
     started = time.perf_counter()
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
-    run = Run(hashes, started)
+    record = RunRecord(hashes, started)
     path.parent.mkdir(parents=True, exist_ok=True)
-    yield run
+    yield record
     write_json(
         path,
         {
             "command": sys.argv,
             "options": options.model_dump(mode="json"),
             "seed": seed,
-            "seconds": round(run.seconds, 3),
-            "resumed": run.resumed,
+            "seconds": round(record.seconds, 3),
+            "resumed": record.resumed,
             **peak_memory(),
             "commit": commit(),
             "python": sys.version.split()[0],
@@ -61,14 +63,14 @@ def provenance(path: Path, options: Options, seed: int, inputs: Sequence[Path]) 
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder in the order of their names."""
+    """Return the file itself, or the files of a folder sorted by name."""
     if not path.is_dir():
         return [path]
     return sorted(p for p in path.iterdir() if p.is_file() and p.name != SNAKEMAKE)
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak resident memory of this process, and of the GPU where there is one, in MB."""
+    """Return the peak resident memory of this process, and of the GPU if there is one, in MB."""
     # ru_maxrss counts bytes on macOS and kilobytes elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
@@ -79,7 +81,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, marked `-dirty` with changes on top; None outside of git."""
+    """Return the commit of the source tree, with `-dirty` if it has changes; None outside git."""
     here = str(Path(__file__).parent)
     describe = ["git", "-C", here, "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:

@@ -1,4 +1,4 @@
-"""How long titles and prompts are to a backbone's tokenizer."""
+"""Count the tokens of titles and prompts under a backbone's tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +13,23 @@ from rere.tokenization import MAX_PROMPT_TOKENS, PromptEncoder
 
 
 def token_lengths(backbone: Path, data: Path, rows: int | None, output: Path) -> None:
-    """Write the numbers of tokens of all titles and of the test rows' prompts as JSON.
+    """Write statistics of the lengths of all titles and of the test rows' prompts as JSON.
 
-    A title is counted as a model writes it, with the end of sequence; a prompt as a model reads
-    it, without the items that MAX_PROMPT_TOKENS leaves no room for. `rows` is a sample's size.
+    A title is counted with the end-of-sequence token, a prompt after cutting it to
+    MAX_PROMPT_TOKENS. `rows` is the size of a sample of test rows.
     """
     encoder = PromptEncoder(load_tokenizer(backbone), read_items(data)["title"].to_list())
     test = read_split(data, "test", rows)
-    prompts = encoder.prompts(test["row_id"].to_list(), test["history"].to_list(), seed=0)
+    prompts = encoder.encode_prompts(test["row_id"].to_list(), test["history"].to_list(), seed=0)
     lengths = {
-        "titles": summary(encoder.responses()),
-        "prompts": summary(prompts) | {"limit": MAX_PROMPT_TOKENS},
+        "titles": length_statistics(encoder.encode_responses()),
+        "prompts": length_statistics(prompts) | {"limit": MAX_PROMPT_TOKENS},
     }
     write_json(output, lengths)
 
 
-def summary(sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """How many token sequences there are, and how long."""
+def length_statistics(sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return the number of sequences, and mean, median, 99th percentile and maximum length."""
     lengths = np.array([len(sequence) for sequence in sequences])
     median, percentile = np.quantile(lengths, [0.5, 0.99], method="higher")
     return {

@@ -1,9 +1,8 @@
-"""The only place that turns a history into a prompt and a title into a response.
+"""Make prompts from histories and responses from titles, as text and token ids.
 
-SFT, rollouts and evaluation all take their token ids from `PromptEncoder`, so that beginning of
-sequence, spaces and quotes cannot differ between them. The layout is the paper's (an instruction
-in one of eleven wordings, the quoted titles, a response header, the quoted title); the words are
-our own.
+SFT, rollouts and evaluation all use `PromptEncoder`, so beginning of sequence, spaces and quotes
+cannot differ between them. The layout is the paper's: one of eleven instructions, the quoted
+titles, a response header, the quoted title. The wording is our own.
 """
 
 import hashlib
@@ -32,38 +31,38 @@ RESPONSE_HEADER = "### Response:\n"
 SEPARATOR = ",\t"
 
 MAX_PROMPT_TOKENS = 512
-"""A longer prompt loses its oldest items, as in the paper."""
+"""The oldest items are left out of a longer prompt, as in the paper."""
 
-CHUNK = 10_000
-"""Texts tokenised at a time: what a tokenizer returns is many times as large as the ids in it."""
+TEXTS_PER_CALL = 10_000
+"""Texts tokenised at once, as a tokenizer's result takes many times the memory of the ids."""
 
 
 def choose_instruction(seed: int, row_id: int) -> str:
-    """One of INSTRUCTIONS, a function of (seed, row id) alone: batches and devices play no part."""
+    """Return one of INSTRUCTIONS, which depends only on seed and row id."""
     digest = hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest()
     return INSTRUCTIONS[int.from_bytes(digest) % len(INSTRUCTIONS)]
 
 
 def prompt_text(instruction: str, titles: Sequence[str]) -> str:
-    """The prompt for a history of titles, oldest first."""
+    """Return the prompt for a history of titles, oldest first."""
     history = SEPARATOR.join(f'"{title}"' for title in titles)
     return f"### Instruction:\n{instruction}\n\n### Input:\n{history}\n\n{RESPONSE_HEADER}"
 
 
 def response_text(title: str) -> str:
-    """What the model is to write for a title, before the end-of-sequence token."""
+    """Return the response for a title, without the end-of-sequence token."""
     return f'"{title}"\n'
 
 
-def title_of(response: str) -> str:
-    """The title in what a model wrote, whole or cut off: the inverse of `response_text`."""
+def parse_title(response: str) -> str:
+    """Return the title of a response, which may be cut off; inverts `response_text`."""
     return response.removesuffix("\n").removeprefix('"').removesuffix('"')
 
 
 class PromptEncoder:
-    """Token ids of prompts and responses under one tokenizer and one catalogue.
+    """Encodes prompts and responses with one tokenizer and catalogue.
 
-    Raises InputError where the tokenizer has no end-of-sequence token.
+    Raises InputError if the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
@@ -71,14 +70,14 @@ class PromptEncoder:
             raise InputError("the tokenizer has no end-of-sequence token; a title could not end")
         self.tokenizer = tokenizer
         self.titles = titles
-        # Ask the tokenizer itself whether it opens a sequence with BOS; a family name would guess.
-        opening = tokenizer("a").input_ids[:1]
-        self.opening = [i for i in opening if i == tokenizer.bos_token_id]
+        # Not all tokenizers with a BOS token put it first.
+        first = tokenizer("a").input_ids[:1]
+        self.bos = [i for i in first if i == tokenizer.bos_token_id]
 
-    def prompts(
+    def encode_prompts(
         self, row_ids: Sequence[int], histories: Sequence[Sequence[int]], seed: int
     ) -> list[list[int]]:
-        """Prompt ids of many rows; one over MAX_PROMPT_TOKENS loses its oldest items."""
+        """Return the token ids of rows' prompts, with at most MAX_PROMPT_TOKENS."""
         instructions = [choose_instruction(seed, row_id) for row_id in row_ids]
         texts = [
             prompt_text(instruction, [self.titles[item] for item in history])
@@ -92,16 +91,15 @@ class PromptEncoder:
                 (prompts[row],) = self._encode([text])
             if len(prompts[row]) > MAX_PROMPT_TOKENS:
                 raise InputError(
-                    f"row {row_ids[row]}: its last item alone makes a prompt of "
+                    f"row {row_ids[row]}: its last item alone gives a prompt of "
                     f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title"
                 )
         return prompts
 
-    def responses(self) -> list[list[int]]:
-        """Response ids of every title of the catalogue as they follow a prompt, EOS included.
+    def encode_responses(self) -> list[list[int]]:
+        """Return the token ids of each title's response, as they follow a prompt, with EOS.
 
-        Raises InputError naming the item whose title is empty, to the tokenizer at least, or
-        whose tokens would merge with the prompt's.
+        Raises InputError if a title has no tokens, or its tokens merge with the prompt's.
         """
         header, untitled = self._encode([RESPONSE_HEADER, RESPONSE_HEADER + response_text("")])
         encoded = self._encode(RESPONSE_HEADER + response_text(title) for title in self.titles)
@@ -115,34 +113,34 @@ class PromptEncoder:
             responses.append([*ids[len(header) :], self.tokenizer.eos_token_id])
         return responses
 
-    def written_titles(self, responses: Sequence[Sequence[int]]) -> list[str]:
-        """The titles that token ids of responses spell, whatever a model may have written."""
+    def decode_titles(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """Return the titles in generated responses, which may be any text."""
         texts = self.tokenizer.batch_decode(
             responses, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return [title_of(text) for text in texts]
+        return [parse_title(text) for text in texts]
 
-    def titles_alone(self, titles: Sequence[str]) -> list[list[int]]:
-        """Token ids of titles without prompt and quotes; of one without any, EOS."""
+    def encode_titles(self, titles: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of titles without prompt and quotes; EOS for an empty one."""
         return [ids or [self.tokenizer.eos_token_id] for ids in self._encode(titles)]
 
     def fingerprint(self) -> str:
-        """Hexadecimal sha256 of all that the responses depend on: tokenizer, wording, titles."""
+        """Return a hexadecimal sha256 of all that responses depend on."""
         tokenizer = self.tokenizer
         is_fast = tokenizer.is_fast
-        made_of = tokenizer.backend_tokenizer.to_str() if is_fast else tokenizer.get_vocab()
-        wording = [RESPONSE_HEADER, *map(response_text, self.titles)]
-        parts = [made_of, self.opening, tokenizer.eos_token_id, wording]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        model = tokenizer.backend_tokenizer.to_str() if is_fast else tokenizer.get_vocab()
+        texts = [RESPONSE_HEADER, *map(response_text, self.titles)]
+        content = [model, self.bos, tokenizer.eos_token_id, texts]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _encode(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """Token ids of each text, after BOS where the tokenizer opens sequences with it."""
+        """Yield the token ids of each text, after BOS if the tokenizer puts it first."""
         texts = iter(texts)
-        while chunk := list(itertools.islice(texts, CHUNK)):
+        while batch := list(itertools.islice(texts, TEXTS_PER_CALL)):
             encoded = self.tokenizer(
-                chunk,
+                batch,
                 add_special_tokens=False,
-                split_special_tokens=True,  # a title that spells one out is text like any other
+                split_special_tokens=True,  # also in titles, which are plain text
                 return_attention_mask=False,
             )
-            yield from (self.opening + ids for ids in encoded.input_ids)
+            yield from (self.bos + ids for ids in encoded.input_ids)

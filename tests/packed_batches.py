@@ -7,12 +7,12 @@ import torch
 from tiny_models import VOCAB_SIZE, precise, tolerance
 from torch.nn.utils.rnn import pad_sequence
 
-from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.model.caches import PromptCache
 from rere.engine.search.beam import beam_search
+from rere.prefix_tree import PrefixTree
 
 SCORINGS = ("vocabulary", "catalogue")
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]

@@ -1,4 +1,4 @@
-"""Backbones on disk: tiny ones from scratch, and copies of published ones."""
+"""Backbones on disk: tiny ones made from scratch, and copies of published ones."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A checkpoint in bfloat16 that asks `generate` to sample."""
+    """A bfloat16 checkpoint whose generation config samples."""
     folder = tmp_path / "published"
     model = causal_lm("llama", len(tokenizer("qwen2"))).bfloat16()
     model.generation_config = GenerationConfig(do_sample=True, top_k=3, repetition_penalty=2.0)
@@ -54,12 +54,12 @@ def assert_weights_equal(actual: Path, expected: Path) -> None:
 # ----------------------------------------------------------------------------------------- tiny
 
 
-def test_tiny_is_safetensors_and_json_alone(tiny):
+def test_tiny_has_only_safetensors_and_json(tiny):
     assert {path.suffix for path in tiny.iterdir()} <= {".safetensors", ".json", ".jinja"}
     assert (tiny / "model.safetensors").is_file()
 
 
-def test_tiny_is_what_the_options_say(tiny):
+def test_tiny_has_the_sizes_of_its_options(tiny):
     model, vocabulary = load_model(tiny), load_tokenizer(tiny)
     config = model.config
     assert config.model_type == "qwen2"
@@ -72,8 +72,8 @@ def test_tiny_is_what_the_options_say(tiny):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_tiny_weights_depend_on_its_seed_alone(tmp_path, data, tiny):
-    torch.rand(5)  # whatever state the generator was left in
+def test_tiny_depends_on_its_seed_only(tmp_path, data, tiny):
+    torch.rand(5)  # another state of the generator
     backbone(TINY, data, tmp_path / "again")
     assert_weights_equal(tmp_path / "again", tiny)
     assert (tmp_path / "again" / "tokenizer.json").read_text() == (
@@ -84,7 +84,7 @@ def test_tiny_weights_depend_on_its_seed_alone(tmp_path, data, tiny):
         assert_weights_equal(tmp_path / "other", tiny)
 
 
-def test_the_tokenizer_sees_titles_and_training_rows(data):
+def test_the_tokenizer_is_trained_on_titles_and_training_rows(data):
     text = list(training_text(data, seed=5))
     assert text[: len(CYCLE)] == [f'"{title}"\n' for title in CYCLE]
     train = read_split(data, "train")
@@ -94,7 +94,7 @@ def test_the_tokenizer_sees_titles_and_training_rows(data):
     assert text[len(CYCLE) + 7] == prompt + response_text(CYCLE[target])
 
 
-def test_the_tokenizer_never_sees_validation_or_test(tmp_path, data, tiny):
+def test_the_tokenizer_needs_no_validation_or_test_rows(tmp_path, data, tiny):
     for name in ("items", "train"):
         pl.read_parquet(data / f"{name}.parquet").write_parquet(tmp_path / f"{name}.parquet")
     backbone(TINY, tmp_path, tmp_path / "backbone")
@@ -103,15 +103,14 @@ def test_the_tokenizer_never_sees_validation_or_test(tmp_path, data, tiny):
     ).read_text()
 
 
-def test_the_tokenizer_writes_what_it_never_saw(tiny):
+def test_the_tokenizer_encodes_unseen_characters(tiny):
     vocabulary = load_tokenizer(tiny)
     text = '"Ünsèen ☃ 🙂 \t東京"\n'
     assert vocabulary.decode(vocabulary(text).input_ids) == text
 
 
-def test_a_title_takes_few_tokens(tiny):
-    """What the training text repeats becomes a token: most words of the catalogue, here."""
-    responses = PromptEncoder(load_tokenizer(tiny), CYCLE).responses()
+def test_frequent_words_are_tokens(tiny):
+    responses = PromptEncoder(load_tokenizer(tiny), CYCLE).encode_responses()
     assert max(map(len, responses)) <= 9
 
 
@@ -121,7 +120,7 @@ def test_tiny_needs_a_corpus(tmp_path):
     assert not (tmp_path / "backbone").exists()
 
 
-def test_a_catalogue_without_training_rows(tmp_path):
+def test_a_tokenizer_can_be_trained_without_training_rows(tmp_path):
     data = write_data(tmp_path / "data", CYCLE, train=[])
     backbone(TINY, data, tmp_path / "backbone")
     assert len(load_tokenizer(tmp_path / "backbone")) >= 257
@@ -139,15 +138,21 @@ def test_a_copy_has_the_same_weights_in_float32(tmp_path, published):
         assert torch.equal(copy[name], weight.float()), name
     titles = CYCLE[:3]
     assert (
-        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).responses()
-        == PromptEncoder(tokenizer("qwen2"), titles).responses()
+        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).encode_responses()
+        == PromptEncoder(tokenizer("qwen2"), titles).encode_responses()
     )
 
 
-def test_a_copy_asks_generate_for_nothing(tmp_path, published):
+def test_a_copy_has_no_generation_defaults(tmp_path, published):
     backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
-    asked = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
-    assert not asked.keys() & {"do_sample", "top_k", "top_p", "temperature", "repetition_penalty"}
+    defaults = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert not defaults.keys() & {
+        "do_sample",
+        "top_k",
+        "top_p",
+        "temperature",
+        "repetition_penalty",
+    }
 
 
 @pytest.fixture
@@ -179,7 +184,7 @@ def quantised(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_quantised_file_is_stored_dequantised(tmp_path, quantised):
+def test_a_gguf_file_is_stored_dequantised(tmp_path, quantised):
     options = Pretrained(model=str(quantised), gguf_file="model.gguf")
     backbone(options, None, tmp_path / "copy")
     copy = load_model(tmp_path / "copy")
@@ -189,18 +194,20 @@ def test_a_quantised_file_is_stored_dequantised(tmp_path, quantised):
     assert "quantization_config" not in (tmp_path / "copy" / "config.json").read_text()
     titles = CYCLE[:3]
     assert (
-        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).responses()
-        == PromptEncoder(tokenizer("qwen2"), titles).responses()
+        PromptEncoder(load_tokenizer(tmp_path / "copy"), titles).encode_responses()
+        == PromptEncoder(tokenizer("qwen2"), titles).encode_responses()
     )
 
 
-def test_no_quantised_file(quantised):
+def test_a_missing_gguf_file_is_refused(quantised):
     with pytest.raises(InputError, match=r"cannot load a tokenizer \(.*other.gguf"):
         load_tokenizer(quantised, gguf_file="other.gguf")
 
 
-def assert_refused(folder: Path, why: str) -> None:
-    with pytest.raises(InputError, match=rf"{folder.name}: cannot load a language model \(.*{why}"):
+def assert_refused(folder: Path, reason: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"{folder.name}: cannot load a language model \(.*{reason}"
+    ):
         load_model(folder)
 
 
@@ -232,7 +239,7 @@ def test_a_damaged_file_is_refused(published, kept):
     assert_refused(published, "")
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run(published, tmp_path):
+def test_code_of_a_checkpoint_is_not_run(published, tmp_path):
     config = json.loads((published / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
     (published / "config.json").write_text(json.dumps(config))
@@ -242,7 +249,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(published, tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_a_folder_that_is_not_there_is_refused(tmp_path, load):
+def test_a_missing_folder_is_refused(tmp_path, load):
     with pytest.raises(InputError, match="nowhere: cannot load"):
         load(tmp_path / "nowhere")
 

@@ -378,7 +378,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with its catalogue, as training stores it."""
     encoder = PromptEncoder(tokenizer("qwen2"), TITLES)
     folder = write_fixed_model(tmp_path_factory.mktemp("trained"))
-    Catalogue.build(encoder, encoder.responses()).save(folder / CATALOGUE)
+    Catalogue.build(encoder, encoder.encode_responses()).save(folder / CATALOGUE)
     return folder
 
 

@@ -1,18 +1,17 @@
+"""Outputs appear complete or not at all, and the user's own files are kept."""
+
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from rere.config.data import Fetch
 from rere.errors import InputError
 from rere.files import SNAKEMAKE, replacing, sha256, write_json
-from rere.provenance import provenance
 from rere.reporting.runs import read_json
 
 
 def write(path: Path, *names: str) -> None:
-    """Put a folder with files of these names at `path` by way of `replacing`."""
+    """Write a folder with files of these names to `path` with `replacing`."""
     with replacing(path) as temporary:
         temporary.mkdir()
         for name in names:
@@ -26,7 +25,7 @@ def contents(folder: Path) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- files
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_a_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "deep" / "a.csv"
     with replacing(path) as temporary:
         assert temporary.name == "a.csv"
@@ -36,7 +35,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_takes_the_place_of_another(tmp_path):
+def test_a_file_replaces_another(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("old")
     with replacing(path) as temporary:
@@ -46,7 +45,7 @@ def test_a_file_takes_the_place_of_another(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_of_a_block_that_fails(tmp_path, error):
+def test_a_failing_block_leaves_nothing(tmp_path, error):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_text("old")
@@ -59,7 +58,7 @@ def test_nothing_is_left_of_a_block_that_fails(tmp_path, error):
     assert contents(tmp_path / "folder") == {"a": "old"}
 
 
-def test_what_was_written_is_on_the_disk_before_it_is_seen(tmp_path, monkeypatch):
+def test_a_folder_is_flushed_to_disk_before_it_appears(tmp_path, monkeypatch):
     synced = []
 
     def fsync(descriptor: int) -> None:
@@ -80,14 +79,14 @@ def test_an_output_has_the_usual_permissions(tmp_path):
 # -------------------------------------------------------------------------------------- folders
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch):
+def test_a_folder_replaces_another(tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a").write_text("old")
     (folder / SNAKEMAKE).touch()
 
     def replace(new: Path, path: Path) -> None:
-        # Whole until the new one takes its place: gone from here, and not yet removed.
+        # The old one is moved away, and removed only after the new one has replaced it.
         assert not path.exists()
         assert sorted(file.read_text() for file in new.parent.rglob("a")) == ["new", "old"]
         os.replace(new, path)
@@ -98,12 +97,12 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_an_empty_folder_may_be_there_already(tmp_path):
+def test_a_folder_replaces_an_empty_one(tmp_path):
     write(tmp_path, "a")
     assert contents(tmp_path) == {"a": "new"}
 
 
-def test_a_folder_of_the_users_is_kept(tmp_path):
+def test_a_folder_with_other_files_is_kept(tmp_path):
     home = tmp_path / "home"
     (home / "thesis").mkdir(parents=True)
     (home / "a").write_text("old")
@@ -115,7 +114,7 @@ def test_a_folder_of_the_users_is_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [home]
 
 
-def test_the_current_folder_is_kept(tmp_path, monkeypatch):
+def test_the_working_directory_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine").touch()
     for path in (Path("."), Path(""), Path("../") / tmp_path.name):
@@ -124,7 +123,7 @@ def test_the_current_folder_is_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_file_and_a_folder_do_not_take_each_others_place(tmp_path):
+def test_files_and_folders_do_not_replace_each_other(tmp_path):
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.write_text("old")
     folder.mkdir()
@@ -149,7 +148,7 @@ def test_a_link_to_a_folder_is_followed(tmp_path):
         write(link, "a")
 
 
-def test_a_link_inside_of_a_folder_is_not_followed(tmp_path):
+def test_a_link_inside_a_folder_is_not_followed(tmp_path):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
@@ -160,10 +159,10 @@ def test_a_link_inside_of_a_folder_is_not_followed(tmp_path):
     assert (elsewhere / "mine").exists()
 
 
-# ------------------------------------------------------------------------- JSON, hash, provenance
+# -------------------------------------------------------------------------------- JSON and sha256
 
 
-def test_json_is_readable_and_strict(tmp_path):
+def test_json_ends_with_a_newline_and_refuses_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, "é"]})
     assert path.read_bytes().endswith(b"\n")
@@ -179,34 +178,3 @@ def test_sha256_of_a_known_text(tmp_path):
     assert sha256(tmp_path / "a") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
-
-
-def test_provenance_tells_what_a_run_came_from(tmp_path, monkeypatch):
-    folder, file, output = tmp_path / "model", tmp_path / "file", tmp_path / "run" / "run.json"
-    folder.mkdir()
-    for path in (folder / "b", folder / "a", folder / SNAKEMAKE, file):
-        path.write_bytes(b"abc")
-    monkeypatch.setattr(sys, "argv", ["rere", "fetch"])
-    with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]):
-        assert output.parent.is_dir()
-        assert not output.exists()
-    run = read_json(output)
-    options = {"source": "ml-100k", "category": None}
-    assert (run["command"], run["options"]) == (["rere", "fetch"], options)
-    assert run["seed"] == 3
-    assert 0 <= run["seconds"] < 60
-    assert 10 < run["peak_memory_mb"] < 100_000
-    assert list(run["inputs_sha256"]) == [f"{folder}/a", f"{folder}/b", str(file)]
-    assert set(run["inputs_sha256"].values()) == {sha256(file)}
-    assert run["packages"].keys() == {"numpy", "polars", "torch", "transformers"}
-    assert run["python"] == sys.version.split()[0]
-    assert run.keys() >= {"commit"}
-
-
-def test_no_provenance_of_a_run_that_fails(tmp_path):
-    with (
-        pytest.raises(InputError),
-        provenance(tmp_path / "run.json", Fetch(source="ml-100k"), 0, []),
-    ):
-        raise InputError("bad")
-    assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,17 @@
+"""Statistics of token lengths."""
+
 import json
 
 import polars as pl
 from tiny_models import TITLES, tokenizer
 
 from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
-from rere.token_lengths import summary, token_lengths
+from rere.token_lengths import length_statistics, token_lengths
 from rere.tokenization import PromptEncoder
 
 
-def test_summary_by_hand():
-    assert summary([[0] * n for n in (1, 2, 3, 10)]) == {
+def test_length_statistics_by_hand():
+    assert length_statistics([[0] * n for n in (1, 2, 3, 10)]) == {
         "count": 4,
         "mean": 4.0,
         "median": 3,
@@ -18,7 +20,7 @@ def test_summary_by_hand():
     }
 
 
-def test_the_lengths_are_those_of_the_encoder(tmp_path):
+def test_lengths_are_those_of_encoded_titles_and_prompts(tmp_path):
     tokenizer("qwen2").save_pretrained(tmp_path / "backbone")
     data = tmp_path / "data"
     data.mkdir()
@@ -29,8 +31,8 @@ def test_the_lengths_are_those_of_the_encoder(tmp_path):
     token_lengths(tmp_path / "backbone", data, None, tmp_path / "lengths.json")
     found = json.loads((tmp_path / "lengths.json").read_text())
     encoder = PromptEncoder(tokenizer("qwen2"), TITLES)
-    titles = [len(ids) for ids in encoder.responses()]
+    titles = [len(ids) for ids in encoder.encode_responses()]
     assert (found["titles"]["count"], found["titles"]["longest"]) == (len(TITLES), max(titles))
     assert found["titles"]["mean"] == sum(titles) / len(titles)
-    prompts = [len(ids) for ids in encoder.prompts([7, 8], [[0, 1], [1]], 0)]
+    prompts = [len(ids) for ids in encoder.encode_prompts([7, 8], [[0, 1], [1]], 0)]
     assert (found["prompts"]["count"], found["prompts"]["longest"]) == (2, max(prompts))

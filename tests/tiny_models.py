@@ -1,4 +1,4 @@
-"""Tiny real models, tokenizers and data folders, made in code: nothing is downloaded."""
+"""Tiny models, tokenizers and data folders, made in code without downloads."""
 
 import json
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ TITLES = [
 
 @cache
 def tokenizer(kind: str) -> PreTrainedTokenizerBase:
-    """One of TOKENIZERS, trained on prompts and responses of the plainest TITLES."""
+    """One of TOKENIZERS, trained on prompts and responses of the first four TITLES."""
     return TOKENIZERS[kind]()
 
 
@@ -49,38 +49,38 @@ def corpus() -> list[str]:
 
 
 def qwen2() -> PreTrainedTokenizerBase:
-    """Byte-level BPE without BOS; a newline belongs to the punctuation before it."""
+    """Byte-level BPE without BOS, which joins a newline to the punctuation before it."""
     return transformers.Qwen2Tokenizer().train_new_from_iterator(corpus(), 400, show_progress=False)
 
 
 def gpt2() -> PreTrainedTokenizerBase:
-    """Byte-level BPE whose BOS, the same as its EOS, opens no sequence."""
+    """Byte-level BPE whose BOS equals its EOS and does not start sequences."""
     return transformers.GPT2Tokenizer().train_new_from_iterator(corpus(), 400, show_progress=False)
 
 
 def opt() -> PreTrainedTokenizerBase:
-    """Byte-level BPE whose BOS, the same as its EOS, opens every sequence."""
+    """Byte-level BPE whose BOS equals its EOS and starts every sequence."""
     backend = byte_level("</s>")
     backend.post_processor = template("</s> $A", backend, "</s>")
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>")
 
 
 def eos_closed() -> PreTrainedTokenizerBase:
-    """Byte-level BPE that closes every sequence with EOS, the same as its BOS, and opens none."""
+    """Byte-level BPE whose EOS equals its BOS and ends every sequence."""
     backend = byte_level("</s>")
     backend.post_processor = template("$A </s>", backend, "</s>")
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>")
 
 
 def llama3() -> PreTrainedTokenizerBase:
-    """Byte-level BPE with BOS."""
+    """Byte-level BPE that starts sequences with BOS."""
     backend = byte_level("<s>", "</s>")
     backend.post_processor = template("<s> $A", backend, "<s>")
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
 def llama2() -> PreTrainedTokenizerBase:
-    """SentencePiece BPE with BOS, a prefix space, bytes for the unseen, and no pre-tokenizer."""
+    """SentencePiece BPE with BOS, a prefix space, byte fallback, and no pre-tokenizer."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = sentencepiece(split_lines=True)
     trained.train_from_iterator(corpus(), BpeTrainer(vocab_size=150, show_progress=False))
@@ -95,7 +95,7 @@ def llama2() -> PreTrainedTokenizerBase:
 
 
 def unigram(split_lines: bool = True) -> PreTrainedTokenizerBase:
-    """SentencePiece unigram model with BOS and a prefix space; the unseen is unknown."""
+    """SentencePiece unigram model with BOS, a prefix space, and an unknown token."""
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = sentencepiece(split_lines)
     special = ["<unk>", "<s>", "</s>"]
@@ -161,9 +161,9 @@ FAMILIES = {
         {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "layer_types": MIXED_LAYERS},
     ),
 }
-"""Architectures: rotary and learned positions, grouped heads, biases, soft-capping, windows."""
+"""Architectures with rotary and learned positions, grouped heads, biases, soft-capping, windows."""
 
-UNSTEERABLE = {
+MASK_IGNORING = {
     "gpt_neo": (
         transformers.GPTNeoConfig,
         {
@@ -175,12 +175,12 @@ UNSTEERABLE = {
     "mpt": (transformers.MptConfig, {"d_model": 16, "n_layers": 2, "n_heads": 4}),
     "mamba": (transformers.MambaConfig, {"hidden_size": 16, "num_hidden_layers": 2}),
 }
-"""Architectures whose attention no mask steers: local windows, ALiBi, a recurrence."""
+"""Architectures that ignore an attention mask: local windows, ALiBi, a recurrence."""
 
 
 def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrainedModel:
-    """A model in eval mode with weights large enough that no two sequences score alike."""
-    make_config, sizes = (FAMILIES | UNSTEERABLE)[family]
+    """A model in eval mode with weights so large that all sequences have different scores."""
+    make_config, sizes = (FAMILIES | MASK_IGNORING)[family]
     config = make_config(
         vocab_size=vocab_size,
         bos_token_id=None,
@@ -197,28 +197,28 @@ def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrai
 
 
 def precise(family: str, **changes) -> PreTrainedModel:
-    """A causal_lm of VOCAB_SIZE tokens, precise enough to tell implementations apart.
+    """A `causal_lm` of VOCAB_SIZE tokens in float64, to compare implementations.
 
-    In float64, but for Gemma-2, whose attention takes the softmax in float32 always.
+    Gemma-2 stays in float32, in which its attention always computes the softmax.
     """
     model = causal_lm(family, VOCAB_SIZE, **changes)
     return model if family == "gemma2" else model.double()
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """How far log-probabilities of one model may differ by rounding."""
+    """Largest difference of log-probabilities that rounding explains."""
     return 1e-9 if model.dtype == torch.float64 else 1e-4
 
 
 def write_fixed_model(folder: Path) -> Path:
-    """A folder with a model whose weights and tokenizer are this module's alone."""
+    """Write a model and tokenizer with fixed weights to a folder."""
     causal_lm("qwen2", len(tokenizer("qwen2"))).save_pretrained(folder)
     tokenizer("qwen2").save_pretrained(folder)
     return folder
 
 
 def unigram_lm(probabilities: Sequence[float]) -> PreTrainedModel:
-    """A float64 model that gives the next token these probabilities whatever came before."""
+    """A float64 model whose next token has these probabilities after any tokens."""
     model = causal_lm("phi", len(probabilities)).double()
     with torch.no_grad():
         for weight in model.parameters():
@@ -233,7 +233,7 @@ def unigram_lm(probabilities: Sequence[float]) -> PreTrainedModel:
 def write_data(
     folder: Path, titles: Sequence[str], **splits: Sequence[tuple[Sequence[int], int]]
 ) -> Path:
-    """A data folder of `titles` with rows (history, target) of each split; returns `folder`."""
+    """Write a data folder of `titles` with rows (history, target) per split; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = [target for _, target in splits.get("train", [])]
     counts = [targets.count(item) for item in range(len(titles))]
@@ -254,13 +254,13 @@ def write_data(
 
 
 CYCLE = ["Alpha One", "Beta", "Gamma Rays", "Delta", "Epsilon Five", "Zeta", "Eta Seven", "Theta"]
-"""Titles of a catalogue whose users go round it, one item up at a time."""
+"""Titles of a catalogue in which each user takes the items in turn, as a cycle."""
 
 
 def write_cycle(folder: Path) -> Path:
-    """A data folder whose targets are one up from the last item, without a test split."""
+    """Write a data folder whose targets follow the last item in CYCLE, without a test split."""
     rows = [
-        ([(start + place) % len(CYCLE) for place in range(length)], (start + length) % len(CYCLE))
+        ([(start + step) % len(CYCLE) for step in range(length)], (start + length) % len(CYCLE))
         for start in range(len(CYCLE))
         for length in (1, 2, 3)
     ]

@@ -1,4 +1,4 @@
-"""A model that tests of training start from, and what a run left in its folder."""
+"""A model for tests of training to start from, and readers of a run's folder."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,19 @@ import torch
 from safetensors.torch import load_file
 
 from rere.backbones import backbone, load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.backbones import Tiny
 from rere.config.training import SftOptions
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
 from rere.training.sft import sft
 
-TIMES = {"seconds", "candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
-"""What a line of the log says of the machine and not of the run."""
+MACHINE_FIELDS = {"seconds", "candidates_per_second", "peak_memory_mb", "peak_device_memory_mb"}
+"""Fields of the log that depend on the machine."""
 
 
-def half_trained(folder: Path, data: Path) -> Path:
-    """A model in a folder, trained too briefly to know the data set well."""
+def train_briefly(folder: Path, data: Path) -> Path:
+    """The folder of a model that was trained too briefly to know the dataset well."""
     untrained = folder / "backbone"
     backbone(Tiny(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4), data, untrained)
     options = SftOptions(
@@ -28,38 +29,46 @@ def half_trained(folder: Path, data: Path) -> Path:
     return folder / "model"
 
 
-def records(output: Path) -> list[dict]:
-    """Every line of the run's log, without what only tells of the machine."""
+def read_log(output: Path) -> list[dict]:
+    """Every line of the run's log, without MACHINE_FIELDS."""
     lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in MACHINE_FIELDS}
+        for line in lines
+    ]
 
 
-def steps(output: Path) -> list[dict]:
+def read_steps(output: Path) -> list[dict]:
     """The log's lines of optimiser steps."""
-    return [record for record in records(output) if "loss" in record]
+    return [record for record in read_log(output) if "loss" in record]
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    """The weights of the run's model."""
+def read_values(output: Path, name: str) -> list[float]:
+    """The values of one field of the log, from the lines that have it."""
+    return [line[name] for line in read_log(output) if name in line]
+
+
+def load_weights(output: Path) -> dict[str, torch.Tensor]:
+    """The weights of the run's model by name."""
     return load_file(output / "model" / "model.safetensors")
 
 
-def assert_carries_catalogue(output: Path, titles: list[str]) -> None:
-    """Hold the catalogue beside the run's model to `titles` under the model's tokenizer."""
+def assert_has_catalogue(output: Path, titles: list[str]) -> None:
+    """The catalogue in the run's model folder is that of `titles` in the model's tokens."""
     encoder = PromptEncoder(load_tokenizer(output / "model"), titles)
     vocab_size = load_model(output / "model").config.vocab_size
     catalogue = Catalogue.load(output / "model" / CATALOGUE, vocab_size)
     assert list(catalogue.titles) == titles
     assert catalogue.fingerprint == encoder.fingerprint()
-    expected = PrefixTree.build(encoder.responses())
+    expected = PrefixTree.build(encoder.encode_responses())
     assert catalogue.tree.token.equal(expected.token)
     assert catalogue.tree.leaf_of_item.equal(expected.leaf_of_item)
 
 
 def assert_weights_close(actual: Path, expected: Path, tolerance: float) -> None:
-    """Hold every weight of one run to within `tolerance` of another's."""
-    expected = weights(expected)
-    for name, weight in weights(actual).items():
+    """Every weight of one run is within `tolerance` of the other's."""
+    expected = load_weights(expected)
+    for name, weight in load_weights(actual).items():
         torch.testing.assert_close(
             weight,
             expected[name],

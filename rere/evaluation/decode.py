@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.catalogue import PrefixTree
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
@@ -40,6 +39,7 @@ from rere.evaluation.recommend import (
     rank_items,
     write_rankings,
 )
+from rere.prefix_tree import PrefixTree
 
 TITLES_PER_BATCH = 256
 
@@ -117,15 +117,15 @@ def make_bigrec_ranker(task: RankingTask) -> Callable[[list[int]], Iterable[Rank
     """
     policy, encoder = task.policy, task.encoder
     codes = {title: code for code, title in enumerate(dict.fromkeys(encoder.titles))}
-    vectors = embed(policy, encoder.titles_alone(list(codes)))  # (T, D)
+    vectors = embed(policy, encoder.encode_titles(list(codes)))  # (T, D)
     if not vectors.isfinite().all():
         raise InputError("the model's states are not numbers; its weights are broken")
     title_of_item = torch.tensor([codes[title] for title in encoder.titles], device=policy.device)
 
     def rank(batch: list[int]) -> Iterator[Ranking]:
         ids = generate_greedy(policy, task.tree, [task.prompts[row] for row in batch])
-        written = encoder.written_titles([[i for i in row if i >= 0] for row in ids.tolist()])
-        distances = l2_distances(embed(policy, encoder.titles_alone(written)), vectors)
+        written = encoder.decode_titles([[i for i in row if i >= 0] for row in ids.tolist()])
+        distances = l2_distances(embed(policy, encoder.encode_titles(written)), vectors)
         # Stable: items with equal distances, such as those that share a title, stay ordered by id.
         ranked = distances[:, title_of_item].sort(dim=-1, stable=True)
         return zip(ranked.indices.tolist(), (-ranked.values).tolist(), strict=True)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue, PrefixTree
+from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch, Decoding, Precision, Recommend
 from rere.data.dataset import read_items, read_split
 from rere.engine.search.batch_size import max_batch_size
@@ -19,6 +19,7 @@ from rere.engine.search.beam import Beams, beam_search
 from rere.engine.search.path_scorer import SearchScoring
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
+from rere.prefix_tree import PrefixTree
 from rere.progress import progress
 from rere.tokenization import PromptEncoder
 
@@ -72,7 +73,7 @@ def load_ranking_task(
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     tree = load_or_build_catalogue(model, policy, encoder).tree.to(policy.device)
     rows = read_split(data, "test", options.rows)
-    prompts = encoder.prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
+    prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
     return RankingTask(policy, encoder, tree, rows, prompts)
 
 
@@ -133,7 +134,7 @@ def recommend_titles(
         if title not in item_of_title:
             closest = ", ".join(map(repr, closest_titles(title, item_of_title)))
             raise InputError(f"there is no title {title!r}; the closest are {closest}")
-    prompts = encoder.prompts([0], [[item_of_title[title] for title in history]], seed)
+    prompts = encoder.encode_prompts([0], [[item_of_title[title] for title in history]], seed)
     leaf, score = beam_search(
         policy,
         catalogue.tree.to(policy.device),
@@ -165,7 +166,7 @@ def load_or_build_catalogue(
         stored = Catalogue.load(path, policy.config.get_text_config().vocab_size)
         if stored.fingerprint == encoder.fingerprint():
             return stored
-    return Catalogue.build(encoder, encoder.responses())
+    return Catalogue.build(encoder, encoder.encode_responses())
 
 
 def closest_titles(name: str, titles: Iterable[str]) -> list[str]:

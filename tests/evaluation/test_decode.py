@@ -8,7 +8,6 @@ import torch
 from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS
 from tiny_models import causal_lm, tokenizer, write_data, write_fixed_model
 
-from rere.catalogue import PrefixTree
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
@@ -17,6 +16,7 @@ from rere.errors import InputError
 from rere.evaluation import decode as module
 from rere.evaluation.decode import decode, embed
 from rere.evaluation.predictions import read_predictions
+from rere.prefix_tree import PrefixTree
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
 TOKENS = tokenizer("qwen2")

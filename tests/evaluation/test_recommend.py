@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
     encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES)
-    return Catalogue.build(encoder, encoder.responses())
+    return Catalogue.build(encoder, encoder.encode_responses())
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_rankings_equal_a_search_of_each_row(tmp_path, model, data, catalogue, o
         (leaf,), (score,) = beam_search(
             load_model(model),
             catalogue.tree,
-            encoder.prompts([row_id], [TEST_ROWS[row_id][0]], SEED),
+            encoder.encode_prompts([row_id], [TEST_ROWS[row_id][0]], SEED),
             7,
             options.get("scoring", "catalogue"),
             penalty,
@@ -196,7 +196,7 @@ def test_bfloat16_scores_are_close(tmp_path, model, data, predictions):
 def test_brute_force_prompts_equal_the_encoders():
     """The brute-force ranking tokenises texts by itself, and must agree with the encoder."""
     encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES)
-    (prompt,) = encoder.prompts([0], [TEST_ROWS[0][0]], SEED)
+    (prompt,) = encoder.encode_prompts([0], [TEST_ROWS[0][0]], SEED)
     text = prompt_text(choose_instruction(SEED, 0), [ITEM_TITLES[item] for item in TEST_ROWS[0][0]])
     assert prompt == tokenizer("qwen2")(text).input_ids
 
@@ -215,7 +215,7 @@ def test_the_catalogue_in_the_folder_is_used(
 def test_a_catalogue_of_other_titles_is_ignored(tmp_path, model, data, predictions):
     folder = write_fixed_model(tmp_path / "other")
     encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES[::-1])
-    Catalogue.build(encoder, encoder.responses()).save(folder / CATALOGUE)
+    Catalogue.build(encoder, encoder.encode_responses()).save(folder / CATALOGUE)
     expected = predict(tmp_path, model, data, rows=None, num_beams=30)
     assert predict(tmp_path, folder, data, rows=None, num_beams=30).equals(expected)
 

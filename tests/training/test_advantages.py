@@ -1,4 +1,4 @@
-"""Advantages: numbers worked out by hand, and plain loops over groups."""
+"""Advantages: values worked out by hand, and plain loops over groups."""
 
 import math
 
@@ -16,7 +16,7 @@ from rere.training.advantages import (
     rloo,
 )
 
-GROUP_WISE = {name: function for name, function in ADVANTAGES.items() if name != "global"}
+GROUPWISE = {name: function for name, function in ADVANTAGES.items() if name != "global"}
 
 
 def tensor(rows):
@@ -34,32 +34,32 @@ def test_grpo_advantage_by_hand():
     assert advantage[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_empty_places_do_not_count():
-    # Of 2, 0 and two empty places: mean 1, variance (1 + 1) / 1 = 2.
+def test_empty_slots_do_not_count():
+    # 2, 0 and two empty slots: mean 1, variance (1 + 1) / 1 = 2.
     advantage = grpo(tensor([[2.0, 0.0, 7.0, 7.0]]), mask([[1, 1, 0, 0]]))
     unit = 1 / (math.sqrt(2) + 1e-4)
     assert advantage[0].tolist() == pytest.approx([unit, -unit, 0.0, 0.0], abs=1e-12)
 
 
-def test_one_candidate_alone_has_no_advantage():
+def test_single_candidate_has_zero_advantage():
     advantage = grpo(tensor([[1.0, 0.0, 0.0]]), mask([[1, 0, 0]]))
     assert advantage.tolist() == [[0.0] * 3]
 
 
 def test_dr_grpo_by_hand():
-    # Mean of 1, 0, 0 and an empty place: 1/3.
+    # 1, 0, 0 and an empty slot: mean 1/3.
     advantage = dr_grpo(tensor([[1.0, 0.0, 0.0, 9.0]]), mask([[1, 1, 1, 0]]))
     assert advantage[0].tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 0.0])
 
 
 def test_rloo_by_hand():
-    # The others of 3 have (1 + 2) / 2, of 1 (3 + 2) / 2, of 2 (3 + 1) / 2.
+    # Means of the others: (1 + 2) / 2, (3 + 2) / 2 and (3 + 1) / 2.
     advantage = rloo(tensor([[3.0, 1.0, 2.0, 9.0]]), mask([[1, 1, 1, 0]]))
     assert advantage[0].tolist() == pytest.approx([1.5, -1.5, 0.0, 0.0])
 
 
-def test_the_global_baseline_by_hand():
-    # All six of both prompts: mean 1/3, squares of deviations 2 * 4/9 + 4 * 1/9 = 4/3, over 5.
+def test_global_baseline_by_hand():
+    # All six candidates: mean 1/3, sum of squared deviations 2 * 4/9 + 4 * 1/9 = 4/3, over 5.
     advantage = global_baseline(
         tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 9.0, 9.0]]), mask([[1, 1, 1, 1], [1, 1, 0, 0]])
     )
@@ -69,16 +69,16 @@ def test_the_global_baseline_by_hand():
     assert advantage.tolist() == [pytest.approx(row) for row in expected]
 
 
-def test_the_global_baseline_tells_groups_apart_that_are_silent_alone():
+def test_global_baseline_compares_groups_of_equal_rewards():
     reward, exists = tensor([[1.0, 1.0], [0.0, 0.0]]), mask([[1, 1], [1, 1]])
     assert has_zero_advantage(grpo(reward, exists)).tolist() == [True, True]
     assert has_zero_advantage(global_baseline(reward, exists)).tolist() == [False, False]
 
 
-# Thirds do not add up to a whole: 3 * .1 / 3 is not .1 in floating point.
+# In floating point 3 * .1 / 3 is not .1.
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.3])
 @pytest.mark.parametrize("name", ADVANTAGES)
-def test_equal_rewards_are_silent_to_the_last_bit(name, value):
+def test_equal_rewards_have_exactly_zero_advantage(name, value):
     for count in range(1, 12):
         reward = torch.full((2, 12), value)  # f32, as rewards are
         exists = torch.arange(12).expand(2, 12) < count
@@ -86,13 +86,13 @@ def test_equal_rewards_are_silent_to_the_last_bit(name, value):
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
-def test_a_group_without_candidates_has_none(name):
+def test_group_without_candidates_has_zero_advantage(name):
     advantage = ADVANTAGES[name](tensor([[1.0, 2.0], [1.0, 0.0]]), mask([[0, 0], [1, 1]]))
     assert advantage[0].tolist() == [0.0, 0.0]
     assert (advantage[1] != 0).all()
 
 
-def test_silent_is_told_group_by_group():
+def test_has_zero_advantage_by_hand():
     advantage = tensor([[0.0, 0.0], [0.5, -0.5], [0.0, 1e-30]])
     assert has_zero_advantage(advantage).tolist() == [True, False, False]
 
@@ -105,7 +105,7 @@ GROUPS = st.lists(
 
 
 def looped(name: str, groups: list[list[float]]) -> list[list[float]]:
-    """Advantages by the definitions, one candidate at a time."""
+    """Advantages by their definitions, one candidate at a time."""
     everything = [value for group in groups for value in group]
     rows = []
     for group in groups:
@@ -143,19 +143,19 @@ def test_advantages_equal_a_loop(name, groups):
 
 @given(GROUPS)
 @settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("name", GROUP_WISE)
-def test_advantages_of_a_group_add_up_to_nothing(name, groups):
+@pytest.mark.parametrize("name", GROUPWISE)
+def test_advantages_of_a_group_sum_to_zero(name, groups):
     for group in groups:
-        advantage = GROUP_WISE[name](tensor([group]), mask([[1] * len(group)]))
+        advantage = GROUPWISE[name](tensor([group]), mask([[1] * len(group)]))
         assert advantage.sum().item() == pytest.approx(0.0, abs=1e-9 * len(group) + 1e-9)
 
 
-@pytest.mark.parametrize("name", GROUP_WISE)
-def test_passes_do_not_matter_but_to_the_global_baseline(name):
+@pytest.mark.parametrize("name", GROUPWISE)
+def test_only_the_global_baseline_depends_on_other_groups(name):
     reward = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exists = torch.ones(4, 5, dtype=torch.bool)
-    whole = GROUP_WISE[name](reward, exists)
-    parts = torch.cat([GROUP_WISE[name](reward[i : i + 1], exists[:1]) for i in range(4)])
+    whole = GROUPWISE[name](reward, exists)
+    parts = torch.cat([GROUPWISE[name](reward[i : i + 1], exists[:1]) for i in range(4)])
     torch.testing.assert_close(parts, whole)
     alone = torch.cat([global_baseline(reward[i : i + 1], exists[:1]) for i in range(4)])
     assert not torch.allclose(alone, global_baseline(reward, exists))

@@ -1,4 +1,4 @@
-"""Options of training, each held against the run without it or a plain way to the same."""
+"""Options of training, each compared with a run without it or with a plain equivalent."""
 
 import importlib.util
 import json
@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data, write_fixed_model
-from training_runs import TIMES, assert_weights_close, records, steps, weights
+from training_runs import (
+    MACHINE_FIELDS,
+    assert_weights_close,
+    load_weights,
+    read_steps,
+    read_values,
+)
 from transformers import TrainerState
 
 from rere.backbones import load_model
@@ -24,8 +30,7 @@ from rere.engine.search.rollout import Candidates, roll_out
 from rere.errors import InputError
 from rere.prefix_tree import token_ids
 from rere.training import groups, models
-from rere.training import rl as loop
-from rere.training.advantages import has_zero_advantage
+from rere.training import rl as rl_module
 from rere.training.groups import num_distinct
 from rere.training.preference import preference
 from rere.training.rl import CollapseStop, rl
@@ -60,7 +65,7 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, init: Path, data: Path):
-    """Run a stage with options changed; returns its folder."""
+    """A function that runs a stage with changed options and returns its folder."""
 
     def run(stage: str, name: str, **changes: Any) -> Path:
         options = OPTIONS[stage].model_copy(update=changes)
@@ -71,19 +76,15 @@ def run(tmp_path: Path, init: Path, data: Path):
     return run
 
 
-def values(folder: Path, name: str) -> list[float]:
-    return [line[name] for line in steps(folder)]
-
-
-def same_bits(actual: Path, expected: Path) -> bool:
-    one, other = weights(actual), weights(expected)
+def has_same_weights(actual: Path, expected: Path) -> bool:
+    one, other = load_weights(actual), load_weights(expected)
     return all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
 # --------------------------------------------------------------------------- the training rows
 
 
-def part(options: Training, start: float, end: float) -> Training:
+def with_part(options: Training, start: float, end: float) -> Training:
     return options.model_copy(update={"train_part": [start, end]})
 
 
@@ -92,13 +93,13 @@ def part(options: Training, start: float, end: float) -> Training:
     [(sft, SFT), (preference, PREFERENCE), (rl, RL)],
     ids=["sft", "preference", "rl"],
 )
-def test_rows_outside_of_the_part_are_not_there(
+def test_train_part_equals_a_dataset_of_these_rows(
     tmp_path: Path, data: Path, init: Path, stage: Callable, options: Training
 ):
     inside = tmp_path / "inside"
     shutil.copytree(data, inside)
     read_split(data, "train")[24:72].write_parquet(inside / "train.parquet")
-    stage(part(options, 0.25, 0.75), init, data, 0, tmp_path / "part")
+    stage(with_part(options, 0.25, 0.75), init, data, 0, tmp_path / "part")
     stage(options, init, inside, 0, tmp_path / "whole")
     assert_weights_close(tmp_path / "part", tmp_path / "whole", 0.0)
     stage(options, init, data, 0, tmp_path / "all")
@@ -106,7 +107,7 @@ def test_rows_outside_of_the_part_are_not_there(
         assert_weights_close(tmp_path / "part", tmp_path / "all", 0.0)
 
 
-def test_a_part_has_rewards_of_factors_of_all_rows(tmp_path: Path, data: Path, init: Path):
+def test_train_part_with_factors_of_all_rows(tmp_path: Path, data: Path, init: Path):
     row_id = torch.tensor(read_split(data, "train")["row_id"].to_list())
     factors = tmp_path / "factors.safetensors"
     Factors(row_id, torch.ones(len(row_id), 2), torch.ones(8, 2)).save(factors)
@@ -115,18 +116,18 @@ def test_a_part_has_rewards_of_factors_of_all_rows(tmp_path: Path, data: Path, i
     assert (tmp_path / "run" / "model").is_dir()
 
 
-def test_a_part_without_enough_rows_is_refused(tmp_path: Path, data: Path, init: Path):
+def test_too_small_train_part_is_refused(tmp_path: Path, data: Path, init: Path):
     with pytest.raises(InputError, match="has 5 training rows in train_part, fewer than 8"):
-        rl(part(RL, 0.95, 1.0), init, data, 0, tmp_path / "run")
+        rl(with_part(RL, 0.95, 1.0), init, data, 0, tmp_path / "run")
     with pytest.raises(InputError, match="has 0 training rows in train_part, fewer than 1"):
-        sft(part(SFT, 0.999, 1.0), init, data, 0, tmp_path / "run")
+        sft(with_part(SFT, 0.999, 1.0), init, data, 0, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------ LoRA
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_adapters_are_merged_into_a_model_like_any_other(stage, run, init):
+def test_adapters_are_merged_into_the_saved_model(stage, run, init):
     folder = run(stage, "lora", lora_rank=4, learning_rate=1e-2, group_size=8)
     names = {path.name for path in (folder / "model").iterdir()}
     assert {"model.safetensors", "config.json", "catalogue.safetensors"} <= names
@@ -137,7 +138,7 @@ def test_adapters_are_merged_into_a_model_like_any_other(stage, run, init):
         for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True)
         if not torch.equal(new, old)
     }
-    # All linear layers, and they alone: a change of rank 4.
+    # All linear layers change, by at most rank 4, and nothing else does.
     linear = {
         f"{name}.weight"
         for name, module in before.named_modules()
@@ -149,27 +150,27 @@ def test_adapters_are_merged_into_a_model_like_any_other(stage, run, init):
         assert torch.linalg.matrix_rank(update, rtol=1e-3) <= 4
 
 
-def test_without_adapters_the_model_is_the_reference(run):
+def test_reference_is_the_model_without_adapters(run):
     folder = run("rl", "lora", lora_rank=4, learning_rate=1e-2)
-    kl = values(folder, "kl")
+    kl = read_values(folder, "kl")
     assert kl[0] == 0.0
     assert kl[-1] > 1e-4
 
 
-def test_the_model_that_was_validated_is_the_one_that_is_left(run, data):
+def test_merged_adapters_keep_the_validation_loss(run, data):
     folder = run("sft", "lora", lora_rank=4, learning_rate=1e-2)
-    (logged,) = [line["eval_loss"] for line in records(folder) if "eval_loss" in line]
+    (logged,) = read_values(folder, "eval_loss")
     options = SFT.model_copy(update={"learning_rate": 1e-12, "epochs": 1 / 12})
     sft(options, folder / "model", data, 0, folder / "again")
-    (loss,) = [line["eval_loss"] for line in records(folder / "again") if "eval_loss" in line]
+    (loss,) = read_values(folder / "again", "eval_loss")
     assert loss == pytest.approx(logged, rel=1e-5)
 
 
-# ---------------------------------------------------------------------------- prompts that are kept
+# -------------------------------------------------------------------------- shared prompt pass
 
 
 @pytest.mark.parametrize(
-    ("changes", "kept"),
+    ("changes", "is_reused"),
     [
         ({}, [True, True]),
         ({"updates": 2}, [True, False] * 2),
@@ -180,19 +181,19 @@ def test_the_model_that_was_validated_is_the_one_that_is_left(run, data):
         ({"beta": 0.0}, [False] * 2),
     ],
 )
-def test_the_first_update_in_one_pass_takes_the_searchs_prompts(changes, kept, run, monkeypatch):
+def test_first_update_reuses_the_prompts_of_the_rollout(changes, is_reused, run, monkeypatch):
     seen = []
 
     def score(model: Any, packed: PackedBatch, temperature: float, prompts: Any) -> TokenScores:
         seen.append(prompts is not None and prompts.cache is not None)
         return token_scores(model, packed, temperature, prompts)
 
-    monkeypatch.setattr(loop, "token_scores", score)
-    run("rl", "kept", steps=2, **changes)
-    assert seen == kept
+    monkeypatch.setattr(rl_module, "token_scores", score)
+    run("rl", "run", steps=2, **changes)
+    assert seen == is_reused
 
 
-# ---------------------------------------------------------- checkpointing, arithmetic and dropout
+# ----------------------------------------------- gradient checkpointing, precision and dropout
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -206,7 +207,7 @@ def test_gradient_checkpointing_changes_nothing(stage, lora_rank, run, monkeypat
         return original(*args, **more)
 
     monkeypatch.setattr(models, "checkpoint", counted)
-    # In two passes: a step of RL that is one would keep its prompts, but not to compute them again.
+    # In two passes, since an RL step in one pass has a prompt cache only without checkpointing.
     changes = {"lora_rank": lora_rank, "rows_per_pass": 4}
     plain = run(stage, "plain", **changes)
     assert called == []
@@ -214,8 +215,8 @@ def test_gradient_checkpointing_changes_nothing(stage, lora_rank, run, monkeypat
     assert True in called
 
 
-def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
-    """What the search says of a group is what the update's pass says, to bfloat16's rounding."""
+def test_bfloat16_rollout_and_update_have_the_same_scores(run, monkeypatch):
+    """The log-probabilities of rollout and update differ only by bfloat16 rounding."""
     searched, scored = [], []
 
     def search(*args: Any) -> Candidates:
@@ -228,112 +229,111 @@ def test_bfloat16_searches_and_scores_in_one_arithmetic(run, monkeypatch):
         return scores
 
     monkeypatch.setattr(groups, "roll_out", search)
-    monkeypatch.setattr(loop, "token_scores", score)
+    monkeypatch.setattr(rl_module, "token_scores", score)
     folder = run("rl", "bfloat16", dtype="bfloat16", steps=2)
-    assert {weight.dtype for weight in weights(folder).values()} == {torch.float32}
+    assert {weight.dtype for weight in load_weights(folder).values()} == {torch.float32}
     for found, again in zip(searched, scored, strict=False):
         # Sums of up to 14 log-probabilities of logits that keep 8 bits each.
         difference = (found.log_prob - again).abs().max()
         assert 0 < difference < 0.02 * again.abs().max()
-    # The reference computes as the policy does: no KL before the first update.
-    assert values(folder, "kl")[0] == 0.0
+    # The reference rounds as the policy does, so there is no KL before the first update.
+    assert read_values(folder, "kl")[0] == 0.0
 
 
 def test_bfloat16_is_close_to_float32(run):
     exact, rough = run("rl", "float32"), run("rl", "bfloat16", dtype="bfloat16")
-    assert values(rough, "entropy") == pytest.approx(values(exact, "entropy"), rel=0.02)
-    assert not same_bits(rough, exact)
+    assert read_values(rough, "entropy") == pytest.approx(read_values(exact, "entropy"), rel=0.02)
+    assert not has_same_weights(rough, exact)
 
 
-def test_rl_leaves_dropout_out(tmp_path, data):
-    """A model with dropout takes the very steps of the same one without."""
+def test_rl_has_no_dropout(tmp_path, data):
+    """A model with dropout takes the same steps as the model without."""
     for name, rate in [("with", 0.5), ("without", 0.0)]:
         model = causal_lm("gpt2", len(tokenizer("gpt2")), resid_pdrop=rate, attn_pdrop=rate)
         model.save_pretrained(tmp_path / "init" / name)
         tokenizer("gpt2").save_pretrained(tmp_path / "init" / name)
         rl(RL, tmp_path / "init" / name, data, 0, tmp_path / name)
-    assert same_bits(tmp_path / "with", tmp_path / "without")
+    assert has_same_weights(tmp_path / "with", tmp_path / "without")
     config = json.loads((tmp_path / "with" / "model" / "config.json").read_text())
     assert config["resid_pdrop"] == 0.5
 
 
-# --------------------------------------------------------------------------------- silent groups
-
-
-def test_silent_groups_by_hand():
-    advantage = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [-1.0, 1.0]])
-    assert has_zero_advantage(advantage).tolist() == [True, False, False]
+# ------------------------------------------------------------------------ zero-advantage groups
 
 
 @pytest.mark.parametrize("rows_per_pass", [1, 2, 8])
-def test_skipping_silent_groups_changes_no_bit(run, rows_per_pass):
+def test_skipping_zero_advantage_groups_changes_no_bit(run, rows_per_pass):
     changes = {"beta": 0.0, "steps": 6, "rows_per_pass": rows_per_pass, "weight_decay": 0.1}
     never = run("rl", "never", skip_zero_advantage="never", **changes)
     exact = run("rl", "exact", skip_zero_advantage="exact", **changes)
-    assert same_bits(exact, never)
+    assert has_same_weights(exact, never)
     for name in ("loss", "grad_norm", "reward", "hit_rate", "learning_rate"):
-        assert values(exact, name) == values(never, name)
-    assert values(never, "skipped") == [0.0] * 6
-    # A group of rule and ranking rewards is silent where it holds no hit.
-    missed = [1 - rate for rate in values(exact, "hit_rate")]
-    assert values(exact, "skipped") == pytest.approx(missed)
+        assert read_values(exact, name) == read_values(never, name)
+    assert read_values(never, "skipped") == [0.0] * 6
+    # With rule and ranking rewards a group without a hit has zero advantage.
+    missed = [1 - rate for rate in read_values(exact, "hit_rate")]
+    assert read_values(exact, "skipped") == pytest.approx(missed)
     assert 0 < min(missed) < max(missed)
 
 
-def test_steps_without_any_advantage_are_steps_of_the_optimiser(run):
-    """With one prompt a step most of them are silent as a whole; momentum carries on."""
+def test_optimiser_steps_without_any_advantage(run):
+    """With one prompt per step most steps have zero advantage; the momentum still counts."""
     changes = {"beta": 0.0, "steps": 12, "prompts": 1, "rows_per_pass": 1}
     never = run("rl", "never", skip_zero_advantage="never", **changes)
     exact = run("rl", "exact", skip_zero_advantage="exact", **changes)
-    assert same_bits(exact, never)
-    rates = values(exact, "hit_rate")
-    quiet = [norm for norm, rate in zip(values(exact, "grad_norm"), rates, strict=True) if not rate]
-    assert 0 < len(quiet) < 12
-    assert set(quiet) == {0.0}
+    assert has_same_weights(exact, never)
+    rates = read_values(exact, "hit_rate")
+    zero_steps = [
+        norm for norm, rate in zip(read_values(exact, "grad_norm"), rates, strict=True) if not rate
+    ]
+    assert 0 < len(zero_steps) < 12
+    assert set(zero_steps) == {0.0}
 
 
-def test_with_a_kl_only_the_named_approximation_skips(run):
+def test_with_a_kl_only_approximate_skips(run):
     never, exact, approximate = (
         run("rl", name, skip_zero_advantage=name, beta=0.1, learning_rate=1e-2)
         for name in ("never", "exact", "approximate")
     )
-    assert same_bits(exact, never)
-    assert values(exact, "skipped") == [0.0] * 4
-    assert max(values(approximate, "skipped")) > 0
-    assert not same_bits(approximate, never)
+    assert has_same_weights(exact, never)
+    assert read_values(exact, "skipped") == [0.0] * 4
+    assert max(read_values(approximate, "skipped")) > 0
+    assert not has_same_weights(approximate, never)
 
 
 # ------------------------------------------------------------------------- passes and references
 
 
-@pytest.mark.parametrize("changes", [{}, {"beta": 0.0}, {"scoring": "catalogue"}])
-def test_eight_passes_of_a_row_are_one_of_eight(run, changes):
+@pytest.mark.parametrize("changes", [{"beta": 0.0}, {"scoring": "catalogue"}])
+def test_rows_per_pass_does_not_change_the_result(run, changes):
     one = run("rl", "one", rows_per_pass=8, **changes)
     eight = run("rl", "eight", rows_per_pass=1, **changes)
     for name in ("loss", "grad_norm", "reward", "hit_rate", "entropy", "distinct"):
-        assert values(eight, name) == pytest.approx(values(one, name), rel=1e-4, abs=1e-6), name
-    # (Adam blows a rounding error up where a gradient is next to 0; a step is 1e-3 long.)
+        assert read_values(eight, name) == pytest.approx(
+            read_values(one, name), rel=1e-4, abs=1e-6
+        ), name
+    # Adam amplifies rounding where a gradient is almost 0; a step changes weights by 1e-3.
     assert_weights_close(eight, one, 1e-4)
 
 
-def test_a_last_step_of_fewer_rows_in_any_passes(tmp_path, init, data):
-    """21 rows make steps of 8, 8 and 5; five rows in passes of two, two and one."""
+def test_incomplete_last_step(tmp_path, init, data):
+    """21 rows are steps of 8, 8 and 5, the last in passes of two, two and one."""
     few = tmp_path / "few"
     shutil.copytree(data, few)
     read_split(few, "train").head(21).write_parquet(few / "train.parquet")
     for name, rows in [("one", 8), ("many", 2)]:
         options = RL.model_copy(update={"rows_per_pass": rows, "steps": 3})
         rl(options, init, few, 0, tmp_path / name)
-    assert values(tmp_path / "many", "loss") == pytest.approx(
-        values(tmp_path / "one", "loss"), rel=1e-4, abs=1e-6
+    assert read_values(tmp_path / "many", "loss") == pytest.approx(
+        read_values(tmp_path / "one", "loss"), rel=1e-4, abs=1e-6
     )
     assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
 
 
-def test_a_reference_that_is_the_policy_at_each_step(run):
+def test_reference_synced_to_the_policy_at_each_step(run):
     moving = run("rl", "moving", sync_interval=1, sync_mix=1.0)
-    assert values(moving, "kl") == [0.0] * 4
-    assert min(values(run("rl", "fixed"), "kl")[1:]) > 0
+    assert read_values(moving, "kl") == [0.0] * 4
+    assert min(read_values(run("rl", "fixed"), "kl")[1:]) > 0
 
 
 @pytest.mark.parametrize(
@@ -343,32 +343,32 @@ def test_a_reference_that_is_the_policy_at_each_step(run):
         ({"sync_interval": 64, "lora_rank": 8}, "sync_interval needs lora_rank: null"),
     ],
 )
-def test_a_reference_that_cannot_move_is_refused(changes, message):
+def test_reference_that_cannot_be_synced_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         RlOptions(**changes)
 
 
-def test_the_scoring_is_that_of_rollout_update_and_validation(run):
-    """Under `catalogue` forced tokens count for nothing: other entropies, other beams, a run."""
+def test_scoring_applies_to_rollout_update_and_validation(run):
+    """Under `catalogue` forced tokens do not count, so entropies and beams differ."""
     vocabulary, catalogue = run("rl", "vocabulary"), run("rl", "catalogue", scoring="catalogue")
-    assert max(values(catalogue, "entropy")) < min(values(vocabulary, "entropy"))
-    # Among eight titles no decision has more than eight ways.
-    assert max(values(catalogue, "entropy")) <= math.log(8)
+    assert max(read_values(catalogue, "entropy")) < min(read_values(vocabulary, "entropy"))
+    # Among eight titles no decision has more than eight choices.
+    assert max(read_values(catalogue, "entropy")) <= math.log(8)
 
 
-# ---------------------------------------------------------------------------- the log and its ends
+# -------------------------------------------------------------------------- log and early end
 
 
-def test_a_line_tells_rewards_by_part_and_more(run):
+def test_fields_of_the_log(run):
     folder = run("rl", "run")
-    for line in steps(folder):
+    for line in read_steps(folder):
         assert line["reward"] == pytest.approx(line["reward_rule"] + line["reward_ranking"])
         assert line["reward_rule"] == line["hit_rate"]
         assert line["distinct"] == 4.0
         assert 0 < line["entropy"] < math.log(512)
     raw = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert all(line["candidates_per_second"] > 0 for line in raw if "loss" in line)
-    assert all(line.keys() & TIMES >= {"peak_memory_mb"} for line in raw if "loss" in line)
+    assert all(line.keys() & MACHINE_FIELDS >= {"peak_memory_mb"} for line in raw if "loss" in line)
 
 
 def test_distinct_leaves_by_hand():
@@ -377,7 +377,7 @@ def test_distinct_leaves_by_hand():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_loss_that_is_no_number_ends_the_run(stage, run, tmp_path):
+def test_loss_that_is_not_finite_stops_the_run(stage, run, tmp_path):
     with pytest.raises(InputError) as stopped:
         run(stage, "run", learning_rate=1e30, warmup=0.0, checkpoint_seconds=0.0)
     assert "\n" not in str(stopped.value)
@@ -387,8 +387,8 @@ def test_a_loss_that_is_no_number_ends_the_run(stage, run, tmp_path):
         assert all(weight.isfinite().all() for weight in load_model(folder).parameters())
 
 
-def test_groups_that_collapse_end_the_run(tmp_path, init, monkeypatch):
-    def search(model, tree, prompts, way, group_size, *_) -> Candidates:
+def test_collapsed_groups_stop_the_run(tmp_path, init, monkeypatch):
+    def search(model, tree, prompts, strategy, group_size, *_) -> Candidates:
         leaf = tree.leaf_of_item[7].expand(len(prompts), group_size)
         return Candidates(leaf, torch.zeros(leaf.shape), token_ids(tree, leaf))
 
@@ -400,7 +400,7 @@ def test_groups_that_collapse_end_the_run(tmp_path, init, monkeypatch):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints"}
 
 
-def test_steps_of_collapse_are_counted_in_a_row_and_kept():
+def test_consecutive_collapsed_steps_are_counted_across_a_resume():
     stop = CollapseStop(3)
     state = TrainerState(global_step=7)
 
@@ -420,18 +420,18 @@ def test_steps_of_collapse_are_counted_in_a_row_and_kept():
 # ---------------------------------------------------------------------------------------- trackers
 
 
-def test_a_missing_tracker_is_one_line(run, tmp_path, monkeypatch):
+def test_missing_tracker_is_a_one_line_error(run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^report_to: wandb is not installed; pip install wandb$"):
         run("sft", "run", report_to=["wandb"])
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_gets_the_step_log(run):
+def test_tensorboard_has_the_step_log(run):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     folder = run("sft", "run", report_to=["tensorboard"])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
-    assert losses == pytest.approx(values(folder, "loss"), rel=1e-6)
+    assert losses == pytest.approx(read_values(folder, "loss"), rel=1e-6)

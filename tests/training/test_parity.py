@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_models import CYCLE, write_data, write_fixed_model
 from torch import Tensor
-from training_runs import steps
+from training_runs import read_steps
 from transformers import GenerationConfig, PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
@@ -188,7 +188,7 @@ def rere_steps(init: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyP
             line["grad_norm"],
             after,
         )
-        for seen, line, after in zip(rewards, steps(output), weights, strict=True)
+        for seen, line, after in zip(rewards, read_steps(output), weights, strict=True)
     ]
 
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CYCLE, precise, tokenizer, write_cycle, write_data, write_fixed_model
 from training_runs import (
-    assert_carries_catalogue,
+    assert_has_catalogue,
     assert_weights_close,
-    half_trained,
-    records,
-    steps,
+    load_weights,
+    read_steps,
+    read_values,
+    train_briefly,
 )
-from training_runs import weights as weights_of
 
 from rere.backbones import load_model, load_tokenizer
 from rere.benchmarks.plain import training as plain
@@ -57,7 +57,7 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    return half_trained(tmp_path_factory.mktemp("init"), data)
+    return train_briefly(tmp_path_factory.mktemp("init"), data)
 
 
 # ----------------------------------------------------------------------------------------- loss
@@ -200,7 +200,7 @@ def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
     rows = [([item], (item + 1) % 8) for item in range(8)]
     data = write_data(tmp_path / "data", CYCLE, train=rows, valid=rows)
     preference(SHORT.model_copy(update={"steps": 1}), fixed, data, 0, tmp_path)
-    (line,) = steps(tmp_path)
+    (line,) = read_steps(tmp_path)
     assert line["loss"] == pytest.approx(math.log(4), abs=1e-5)  # log(1 + 3)
     assert line["margin"] == pytest.approx(0, abs=1e-5)
 
@@ -228,13 +228,13 @@ def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
 def test_targets_come_to_be_preferred(tmp_path, init, data, algorithm):
     options = SHORT.model_copy(update={"algorithm": algorithm, "steps": 80, "validations": 4})
     preference(options, init, data, 0, tmp_path)
-    lines = [line for line in steps(tmp_path) if "margin" in line]
+    lines = [line for line in read_steps(tmp_path) if "margin" in line]
     assert sum(line["accuracy"] for line in lines[-5:]) / 5 > 0.6
-    logged = [line["eval_ndcg@10"] for line in records(tmp_path) if "eval_ndcg@10" in line]
+    logged = read_values(tmp_path, "eval_ndcg@10")
     assert len(logged) == 4
     assert max(logged) > ndcg(init, data) + 0.05
     assert ndcg(tmp_path / "model", data) == pytest.approx(max(logged), abs=1e-6)
-    assert_carries_catalogue(tmp_path, CYCLE)
+    assert_has_catalogue(tmp_path, CYCLE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model", "run.json"]
 
 
@@ -254,7 +254,7 @@ def ndcg(folder: Path, data: Path) -> float:
 
 def test_sprec_turns_from_targets_to_preferences_and_its_reference_moves(tmp_path, fixed, data):
     preference(SPREC, fixed, data, 0, tmp_path)
-    lines = steps(tmp_path)
+    lines = read_steps(tmp_path)
     assert ["margin" in line for line in lines] == [False, False, True, True] * 2
     # The first step of a turn: the reference is the policy, log(1 + 1).
     for first, second in (lines[2:4], lines[6:8]):
@@ -292,7 +292,7 @@ def test_passes_do_not_change_the_result(tmp_path, init, data, algorithm):
     preference(options, init, data, 0, tmp_path / "one")
     many = options.model_copy(update={"rows_per_pass": 2})
     preference(many, init, data, 0, tmp_path / "many")
-    for one, other in zip(steps(tmp_path / "one"), steps(tmp_path / "many"), strict=True):
+    for one, other in zip(read_steps(tmp_path / "one"), read_steps(tmp_path / "many"), strict=True):
         assert other == pytest.approx(one, abs=1e-4, rel=1e-3)
     assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
 
@@ -308,17 +308,17 @@ def test_the_seed_alone_decides(tmp_path, fixed, data):
 
 def test_with_adapters_the_reference_is_the_model_without(tmp_path, fixed, data):
     preference(SHORT.model_copy(update={"lora_rank": 4}), fixed, data, 0, tmp_path)
-    lines = steps(tmp_path)
+    lines = read_steps(tmp_path)
     assert lines[0]["loss"] == pytest.approx(math.log(4), abs=1e-5)
     assert lines[-1]["margin"] != 0
-    assert not any("lora" in name for name in weights_of(tmp_path))
+    assert not any("lora" in name for name in load_weights(tmp_path))
 
 
 def test_the_catalogues_probabilities(tmp_path, init, data):
     """Another loss is minimised, of the same value where nothing has been learnt."""
     preference(SHORT.model_copy(update={"scoring": "catalogue"}), init, data, 0, tmp_path / "c")
     preference(SHORT, init, data, 0, tmp_path / "v")
-    one, other = steps(tmp_path / "c"), steps(tmp_path / "v")
+    one, other = read_steps(tmp_path / "c"), read_steps(tmp_path / "v")
     assert one[0]["loss"] == pytest.approx(other[0]["loss"], abs=1e-5)
     assert one[-1]["loss"] != pytest.approx(other[-1]["loss"], abs=1e-4)
 

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 from tiny_models import write_cycle, write_fixed_model
-from training_runs import records
+from training_runs import read_log, read_values
 
 from rere.config.options import flags
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
@@ -102,7 +102,7 @@ def assert_same(actual: Path, expected: Path) -> None:
     """The same weights byte by byte and the same log but for times."""
     for path in (expected / "model").iterdir():
         assert (actual / "model" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert records(actual) == records(expected)
+    assert read_log(actual) == read_log(expected)
 
 
 def provenance(output: Path) -> dict:
@@ -226,7 +226,7 @@ def test_patience_goes_on_too(tmp_path, init, data, interrupt):
         update={"learning_rate": 10.0, "validations": 12, "patience": 3}
     )
     sft(options, init, data, 0, tmp_path / "unkilled")
-    losses = [line["eval_loss"] for line in records(tmp_path / "unkilled") if "eval_loss" in line]
+    losses = read_values(tmp_path / "unkilled", "eval_loss")
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 3 < 12
     for step in (best + 3, best + 4):  # after one without a better loss, and after two

@@ -1,4 +1,4 @@
-"""ReRe end to end, from a model that half knows a pattern with one right answer."""
+"""ReRe end to end, on a cycle of items, from a briefly trained model."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model
 from training_runs import (
-    assert_carries_catalogue,
+    assert_has_catalogue,
     assert_weights_close,
-    half_trained,
-    records,
-    steps,
+    read_steps,
+    read_values,
+    train_briefly,
 )
 
 from rere import tokenization
@@ -44,12 +44,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    return half_trained(tmp_path_factory.mktemp("init"), data)
+    return train_briefly(tmp_path_factory.mktemp("init"), data)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) -> Path:
-    """A run that sees all eight items each time, long enough to rank the target up."""
+    """A run with all eight items in each group, long enough to improve the target's rank."""
     output = tmp_path_factory.mktemp("trained")
     options = SHORT.model_copy(
         update={"steps": 40, "group_size": 8, "beta": 1e-3, "validations": 4}
@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path, init: Path) ->
 
 
 def ndcg(folder: Path, data: Path, num_beams: int) -> float:
-    """NDCG@10 of the beams of the validation rows, one row at a time."""
+    """NDCG@10 of beam search on the validation rows, one row at a time."""
     model, encoder = load_model(folder), PromptEncoder(load_tokenizer(folder), CYCLE)
     tree = PrefixTree.build(encoder.encode_responses())
     rows = read_split(data, "valid")
@@ -76,23 +76,23 @@ def ndcg(folder: Path, data: Path, num_beams: int) -> float:
 # ------------------------------------------------------------------------------------- learning
 
 
-def test_the_target_is_ranked_up(trained, init, data):
+def test_ndcg_rises(trained, init, data):
     before, after = ndcg(init, data, 8), ndcg(trained / "model", data, 8)
     assert after > before + 0.2
 
 
-def test_the_validation_of_the_log_is_that_of_the_model_left(trained, data):
-    logged = [line["eval_ndcg@10"] for line in records(trained) if "eval_ndcg@10" in line]
+def test_saved_model_is_the_best_validated_one(trained, data):
+    logged = read_values(trained, "eval_ndcg@10")
     assert len(logged) == 4
     assert ndcg(trained / "model", data, 8) == pytest.approx(max(logged), abs=1e-6)
 
 
 @pytest.mark.parametrize("rows_per_pass, dtype", [(4, torch.float32), (8, torch.float64)])
-def test_the_first_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
-    """Golden: they may change only where prompts, order of rows or arithmetic are meant to.
+def test_golden_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
+    """They may change only with an intended change of prompts, row order or arithmetic.
 
-    A step in one pass recalls what its search computed. Finely rounded, since at this rate of
-    learning what is rounded otherwise in the first step is 2e-4 of a norm in the sixth.
+    One pass per step reuses activations of the rollout. That case is in float64, since at this
+    learning rate a different rounding in the first step changes the sixth norm by 2e-4.
     """
     load = setup.load_trainable
 
@@ -104,8 +104,8 @@ def test_the_first_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
     changes = {"learning_rate": 1e-2, "beta": 1.0, "steps": 10, "rows_per_pass": rows_per_pass}
     options = SHORT.model_copy(update=changes)
     rl(options, write_fixed_model(tmp_path / "init"), data, 0, tmp_path)
-    lines = steps(tmp_path)
-    # The advantages of a group add up to 0, so that a loss is next to beta * KL.
+    lines = read_steps(tmp_path)
+    # The advantages of a group sum to 0, so the loss is almost beta * KL.
     for name, expected in GOLDEN.items():
         assert [line[name] for line in lines] == pytest.approx(expected, rel=1e-4, abs=1e-5), name
 
@@ -127,51 +127,51 @@ GOLDEN = {
 }
 
 
-# ---------------------------------------------------------------------------- what a run leaves
+# ------------------------------------------------------------------------------- output files
 
 
-def test_a_run_leaves_a_model_and_a_log_and_nothing_else(trained):
+def test_output_files(trained):
     assert sorted(path.name for path in trained.iterdir()) == ["log.jsonl", "model", "run.json"]
     suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
     assert (trained / "model" / "model.safetensors").is_file()
 
 
-def test_the_model_carries_its_catalogue(trained):
-    assert_carries_catalogue(trained, CYCLE)
+def test_model_folder_has_the_catalogue(trained):
+    assert_has_catalogue(trained, CYCLE)
 
 
-def test_the_log_has_a_line_a_step(trained):
-    lines = steps(trained)
+def test_log_has_one_line_per_step(trained):
+    lines = read_steps(trained)
     assert [line["step"] for line in lines] == list(range(1, 41))
     names = {"loss", "grad_norm", "learning_rate", "reward", "hit_rate", "kl"}
     assert all(names <= line.keys() for line in lines)
-    # All eight items are candidates: the target is among them always.
+    # All eight items are candidates, so the target always is.
     assert {line["hit_rate"] for line in lines} == {1.0}
     assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert lines[-1]["kl"] > 1e-3
 
 
-def test_without_kl_no_reference_is_kept(tmp_path, data, init):
+def test_without_kl_there_is_no_reference(tmp_path, data, init):
     rl(SHORT.model_copy(update={"beta": 0.0}), init, data, 0, tmp_path)
-    assert all("kl" not in line for line in steps(tmp_path))
-    assert [line["loss"] for line in steps(tmp_path)] == pytest.approx([0.0] * 4, abs=1e-6)
+    assert all("kl" not in line for line in read_steps(tmp_path))
+    assert read_values(tmp_path, "loss") == pytest.approx([0.0] * 4, abs=1e-6)
 
 
 # --------------------------------------------------------------------- seeds, passes and groups
 
 
-def test_the_seed_alone_decides(tmp_path, data, init):
+def test_same_seed_same_weights(tmp_path, data, init):
     for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
-        torch.rand(seed)  # whatever state the generator was left in
+        torch.rand(seed)  # the initial state of the generator must not matter
         rl(SHORT, init, data, seed, tmp_path / name)
     assert_weights_close(tmp_path / "again", tmp_path / "first", 0.0)
-    assert steps(tmp_path / "again") == steps(tmp_path / "first")
+    assert read_steps(tmp_path / "again") == read_steps(tmp_path / "first")
     with pytest.raises(AssertionError):
         assert_weights_close(tmp_path / "other", tmp_path / "first", 1e-3)
 
 
-def test_the_seed_reaches_the_order_of_rows(tmp_path, data, init, monkeypatch):
+def test_seed_changes_the_row_order(tmp_path, data, init, monkeypatch):
     monkeypatch.setattr(tokenization, "choose_instruction", lambda seed, row_id: "Go on.")
     for seed in (3, 4):
         rl(SHORT, init, data, seed, tmp_path / str(seed))
@@ -180,27 +180,27 @@ def test_the_seed_reaches_the_order_of_rows(tmp_path, data, init, monkeypatch):
 
 
 @pytest.mark.parametrize("rows_per_pass", [1, 2])
-def test_passes_do_not_change_the_result(tmp_path, data, init, rows_per_pass):
+def test_rows_per_pass_does_not_change_the_result(tmp_path, data, init, rows_per_pass):
     rl(SHORT, init, data, 0, tmp_path / "one")
     options = SHORT.model_copy(update={"rows_per_pass": rows_per_pass})
     rl(options, init, data, 0, tmp_path / "many")
-    one, many = steps(tmp_path / "one"), steps(tmp_path / "many")
+    one, many = read_steps(tmp_path / "one"), read_steps(tmp_path / "many")
     for name in ("loss", "grad_norm", "learning_rate", "reward", "hit_rate"):
         values = [line[name] for line in one]
         assert [line[name] for line in many] == pytest.approx(values, abs=1e-4, rel=1e-4), name
-    # (Adam blows a rounding error up where a gradient is next to 0; a step is 1e-3 long.)
+    # Adam amplifies rounding where a gradient is almost 0; a step changes weights by 1e-3.
     assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
 
 
-def test_rows_of_like_length_share_a_pass(tmp_path, data, init, monkeypatch):
+def test_prompts_of_similar_length_share_a_pass(tmp_path, data, init, monkeypatch):
     lengths = []
 
-    def counted(policy, tree, some, *more):
-        lengths.append([len(prompt) for prompt in some])
-        return roll_out(policy, tree, some, *more)
+    def spy(policy, tree, prompts, *more):
+        lengths.append([len(prompt) for prompt in prompts])
+        return roll_out(policy, tree, prompts, *more)
 
     monkeypatch.setattr(tokenization, "choose_instruction", lambda seed, row_id: "Go on.")
-    monkeypatch.setattr(groups, "roll_out", counted)
+    monkeypatch.setattr(groups, "roll_out", spy)
     rl(SHORT.model_copy(update={"rows_per_pass": 4}), init, data, 0, tmp_path)
     pairs = list(zip(lengths[::2], lengths[1::2], strict=True))
     assert len(pairs) == SHORT.steps
@@ -208,41 +208,28 @@ def test_rows_of_like_length_share_a_pass(tmp_path, data, init, monkeypatch):
     assert any(min(first) < max(second) for first, second in pairs)
 
 
-def test_a_group_larger_than_the_catalogue(tmp_path, data, init):
-    """Sixteen places for eight items; all of them are candidates."""
+def test_group_larger_than_the_catalogue(tmp_path, data, init):
+    """Sixteen slots for eight items: all items are candidates."""
     options = SHORT.model_copy(update={"group_size": 16, "reward": ["ranking"]})
     rl(options, init, data, 0, tmp_path)
-    assert {line["hit_rate"] for line in steps(tmp_path)} == {1.0}
-    # The items have the first eight of sixteen ranks, the target, which pays nothing, one of them:
-    # it saves the group 1 / log2(9) to 1 of the 3.953 that eight ranks cost, over the 6.106 of all.
-    for line in steps(tmp_path):
+    assert {line["hit_rate"] for line in read_steps(tmp_path)} == {1.0}
+    # The items have the first eight of sixteen ranks, whose discounts sum to 3.953 of 6.106. The
+    # target's own discount, 1 / log2(9) to 1, is not charged.
+    for line in read_steps(tmp_path):
         assert -(3.953 - 1 / math.log2(9)) / 6.106 - 1e-3 <= line["reward"]
         assert line["reward"] <= -(3.953 - 1) / 6.106 + 1e-3
 
 
-def test_titles_that_items_share_are_one_candidate(tmp_path, init):
-    """A hit is the target's title, whichever item of that title was meant."""
+def test_items_with_the_same_title_are_one_candidate(tmp_path, init):
+    """A candidate with the target's title is a hit, whichever item it was."""
     titles = [*CYCLE[:3], CYCLE[0]]
     rows = [([1], 3), ([2], 0)] * 8
     data = write_data(tmp_path / "data", titles, train=rows, valid=rows)
     rl(SHORT.model_copy(update={"group_size": 3}), init, data, 0, tmp_path / "run")
-    assert {line["hit_rate"] for line in steps(tmp_path / "run")} == {1.0}
+    assert {line["hit_rate"] for line in read_steps(tmp_path / "run")} == {1.0}
 
 
-@pytest.mark.parametrize("reward", [["rule"], ["ranking"]])
-def test_the_reward_is_that_of_the_options(tmp_path, data, init, reward):
-    options = SHORT.model_copy(update={"reward": reward, "group_size": 8, "steps": 1})
-    rl(options, init, data, 0, tmp_path)
-    (line,) = steps(tmp_path)
-    if reward == ["rule"]:
-        assert line["reward"] == 1.0  # one of the eight candidates is the target
-    else:
-        # All eight penalties add up to -1; the target's, 1 to 1 / log2(9) over their total, is 0.
-        total = sum(1 / math.log2(rank + 1) for rank in range(1, 9))
-        assert -(1 - 1 / math.log2(9) / total) <= line["reward"] <= -(1 - 1 / total)
-
-
-def test_fewer_training_rows_than_prompts_are_refused(tmp_path, init):
+def test_fewer_training_rows_than_prompts_is_refused(tmp_path, init):
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 7, valid=[([0], 1)])
     with pytest.raises(InputError, match="has 7 training rows in train_part, fewer than 8"):
         rl(SHORT, init, data, 0, tmp_path / "run")

@@ -21,12 +21,12 @@ from tiny_models import precise
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.model import activation_reuse as recall
 from rere.engine.model.activation_reuse import RecordedActivations, ReplayedLinear, start_recording
 from rere.engine.model.unpadding import UnpaddedTokens
+from rere.prefix_tree import PrefixTree
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_every_linear_layer_recalls_what_was_fed(computed):
     layers = [x for x in QWEN2.get_decoder().modules() if isinstance(x, nn.Linear)]
     num_nodes = packed.num_tokens - prompts.num_before
     # The prompts' last tokens, and what all items begin with, were computed with the prompts.
-    assert computed == [(num_nodes, len(PROMPTS) * (1 + TREE.opening))] * len(layers)
+    assert computed == [(num_nodes, len(PROMPTS) * (1 + TREE.root_length))] * len(layers)
 
 
 def test_what_was_not_fed_is_computed(computed):

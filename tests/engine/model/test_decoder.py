@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, UNSTEERABLE, VOCAB_SIZE, causal_lm, precise, tolerance
+from tiny_models import FAMILIES, MASK_IGNORING, VOCAB_SIZE, causal_lm, precise, tolerance
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Config
 
 from rere.engine.model.attention import GROUPED, attention_implementation
@@ -111,7 +111,7 @@ def test_attention_that_was_chosen_stays():
         assert model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
+@pytest.mark.parametrize("family", FAMILIES | MASK_IGNORING)
 def test_plain_is_the_models_own_forward(family):
     model = precise(family)
     ids = torch.tensor([[2, 3, 22, 6, 10]])
@@ -131,7 +131,7 @@ def test_plain_passes_hold_as_many_logits_as_allowed(monkeypatch):
 def test_who_follows_a_mask_by_position(dtype):
     for family in FAMILIES:
         assert follows_attention_mask(causal_lm(family, VOCAB_SIZE).to(dtype)), family
-    for family in UNSTEERABLE:
+    for family in MASK_IGNORING:
         assert not follows_attention_mask(causal_lm(family, VOCAB_SIZE).to(dtype)), family
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny_models import FAMILIES, VOCAB_SIZE, precise, tolerance
 
-from rere.catalogue import PrefixTree
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
@@ -18,6 +17,7 @@ from rere.engine.model.decoder import (
 )
 from rere.engine.model.unpadding import UnpaddedTokens
 from rere.engine.search.beam import beam_search
+from rere.prefix_tree import PrefixTree
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 CANDIDATES = [[[4, 5, 1], [4, 6, 7, 8, 1], [1]], [[9, 1]], [[10, 11, 12, 13, 14, 15, 1], [2, 1]]]

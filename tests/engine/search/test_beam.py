@@ -18,7 +18,7 @@ from search_oracles import (
     plain_search,
     random_catalogue,
 )
-from tiny_models import UNSTEERABLE, VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
+from tiny_models import MASK_IGNORING, VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
@@ -136,7 +136,7 @@ def test_many_beams_and_long_titles(chains):
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("family", UNSTEERABLE)
+@pytest.mark.parametrize("family", MASK_IGNORING)
 def test_architectures_without_a_shared_prompt_are_searched_exactly(family, scoring, caplog):
     model = precise(family)
     sequences, prompts = random_catalogue(40, seed=6), [[5, 9, 3, 4, 7, 11, 2, 2, 6], [8], [2, 3]]

@@ -12,7 +12,7 @@ from search_oracles import (
     brute_force,
     random_catalogue,
 )
-from tiny_models import FAMILIES, UNSTEERABLE, precise, tolerance
+from tiny_models import FAMILIES, MASK_IGNORING, precise, tolerance
 
 from rere.engine.search.best_first import best_first_search
 from rere.prefix_tree import PrefixTree
@@ -43,7 +43,7 @@ def assert_proved(model, sequences, prompts, number, scoring, **options):
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
+@pytest.mark.parametrize("family", FAMILIES | MASK_IGNORING)
 def test_all_ranks_are_proved(family, scoring):
     assert_proved(precise(family), random_catalogue(25, seed=3), PROMPTS, 5, scoring, width=3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from search_oracles import EOS, MODELS, at_temperature, brute_force, random_catalogue
-from tiny_models import FAMILIES, UNSTEERABLE, precise, tolerance, unigram_lm
+from tiny_models import FAMILIES, MASK_IGNORING, precise, tolerance, unigram_lm
 
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.sampling import (
@@ -54,7 +54,7 @@ def test_samples_follow_the_policy_at_its_temperature(family, temperature):
         assert score[row].tolist() == pytest.approx(expected, abs=max(tolerance(model), 1e-6))
 
 
-@pytest.mark.parametrize("family", FAMILIES | UNSTEERABLE)
+@pytest.mark.parametrize("family", FAMILIES | MASK_IGNORING)
 def test_log_probabilities_equal_those_of_plain_passes(family):
     model = precise(family)
     leaf, score = sample_candidates(model, TREE, PROMPTS, 8, row_seeds(0, 0, [0, 1, 2]))
