@@ -105,7 +105,7 @@ class PreferenceTrainer(Trainer):
         """The S-DPO loss, which is DPO's with one negative."""
         options, prompts = self.options, inputs["prompts"]
         target = self.tree.leaf_of_item[inputs["target"]][:, None]
-        negative = self.negatives(prompts, inputs["row_id"], target)
+        negative = self.find_negatives(prompts, inputs["row_id"], target)
         leaf = torch.cat([target, negative], dim=1)  # (rows of the step, 1 + N)
         host_leaf, sums = leaf.cpu(), torch.zeros(3, device=leaf.device)
         for rows in slices(len(prompts), options.rows_per_pass):
@@ -145,7 +145,9 @@ class PreferenceTrainer(Trainer):
         return total
 
     @torch.no_grad()
-    def negatives(self, prompts: list[list[int]], row_ids: list[int], target: Tensor) -> Tensor:
+    def find_negatives(
+        self, prompts: list[list[int]], row_ids: list[int], target: Tensor
+    ) -> Tensor:
         """Leaves (B, N) other than the `target` (B, 1); -1 where the search found too few."""
         options, count = self.options, self.options.num_negatives
         if not self.is_self_play:

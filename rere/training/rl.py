@@ -120,7 +120,7 @@ class RlTrainer(Trainer):
         prompt_cache = PromptCache() if self.shares_prompt_pass(len(inputs["prompts"])) else None
         initial = self.roll_out(inputs, prompt_cache)
         groups, extra_prompts = dynamic_sampling(
-            initial, self.extra_batches(inputs["row_id"]), self.is_zero_advantage
+            initial, self.roll_out_extra(inputs["row_id"]), self.is_zero_advantage
         )
 
         # Advantage: (B, G).
@@ -242,7 +242,7 @@ class RlTrainer(Trainer):
         with self.autocast():
             return self.rollouts(self.language_model, inputs, self.state.global_step, prompt_cache)
 
-    def extra_batches(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
+    def roll_out_extra(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
         """Yield up to `dynamic_sampling` batches of groups of other prompts, rolled out lazily.
 
         Their training rows depend only on the seed and the step.

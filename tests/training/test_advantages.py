@@ -110,12 +110,12 @@ def looped(name: str, groups: list[list[float]]) -> list[list[float]]:
     rows = []
     for group in groups:
         row = []
-        for place, value in enumerate(group):
+        for position, value in enumerate(group):
             pool = everything if name == "global" else group
             mean = sum(pool) / len(pool)
             squares = sum((other - mean) ** 2 for other in pool)
             deviation = math.sqrt(squares / max(1, len(pool) - 1))
-            others = group[:place] + group[place + 1 :]
+            others = group[:position] + group[position + 1 :]
             row.append(
                 {
                     "grpo": (value - mean) / (deviation + 1e-4),

@@ -1,7 +1,7 @@
-"""ReRe's update as it was released, against a plain implementation of its formulas.
+"""ReRe's update as released, against a plain implementation of its formulas.
 
 The plain one copies the prompt for every candidate, searches with transformers' `generate`, and
-has its own optimiser and schedule. It shares with `rere` the model, the prompts and the titles.
+has its own optimiser and schedule. It shares only model, prompts and titles with `rere`.
 """
 
 import copy
@@ -25,8 +25,8 @@ from rere.training.advantages import ADVANTAGES
 from rere.training.rl import RlTrainer, rl
 from rere.training.trainer import StepLog
 
-# The released trainer's, but for a rate and a beta at which four steps show, a smaller group, and a
-# norm that is exceeded in the last step alone.
+# The released trainer's options, except for a learning rate and beta large enough for four steps, a
+# smaller group, and a max_grad_norm that only the last step exceeds.
 FAITHFUL = RlOptions(
     learning_rate=1e-2,
     warmup=0.25,
@@ -47,7 +47,7 @@ ROWS = [([start], (start + step) % 8) for start, step in zip(range(8), [1, 3] * 
 
 
 class Step(NamedTuple):
-    """What one step of either implementation came to."""
+    """The results of one step of either implementation."""
 
     rewards: dict[tuple[int, ...], list[float]]  # by prompt, in the order of the candidates
     loss: float
@@ -55,7 +55,7 @@ class Step(NamedTuple):
     weights: dict[str, Tensor]
 
 
-# -------------------------------------------------------------------------- the plain one
+# --------------------------------------------------------------------------------- plain
 
 
 def plain_steps(
@@ -106,10 +106,10 @@ def plain_steps(
 def search(model: PreTrainedModel, prompt: list[int], titles: list[list[int]]) -> list[list[int]]:
     """The beams of `generate` under a constraint to the titles, best first."""
     eos = titles[0][-1]
-    allowed = defaultdict(lambda: {eos})  # (behind a title's end, in beams that count no more)
+    allowed = defaultdict(lambda: {eos})  # after a title's end, in finished beams
     for title in titles:
-        for place, token in enumerate(title):
-            allowed.setdefault(tuple(title[:place]), set()).add(token)
+        for position, token in enumerate(title):
+            allowed.setdefault(tuple(title[:position]), set()).add(token)
     output = model.generate(
         input_ids=torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -130,13 +130,13 @@ def search(model: PreTrainedModel, prompt: list[int], titles: list[list[int]]) -
 
 
 def released_reward(candidates: list[list[int]], target: list[int]) -> list[float]:
-    """1 for the target; else by place -1 / log2(place + 1), over the sum of all places.
+    """1 for the target, else -1 / log2(position + 1) over the sum of all positions.
 
-    Nothing at all in a group without the target.
+    0 in a group without the target.
     """
     if target not in candidates:
         return [0.0] * len(candidates)
-    discounts = [1 / math.log2(place + 1) for place in range(1, len(candidates) + 1)]
+    discounts = [1 / math.log2(position + 1) for position in range(1, len(candidates) + 1)]
     return [
         1.0 if candidate == target else -discount / sum(discounts)
         for candidate, discount in zip(candidates, discounts, strict=True)
@@ -159,7 +159,7 @@ def expanded_log_probs(
 
 
 def rere_steps(init: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
-    """The same steps by `rl`, in float64, watched from outside."""
+    """The same steps by `rl`, in float64, recorded by patching its methods."""
     rewards, weights = [], []
     training_step, on_step_end = RlTrainer.training_step, StepLog.on_step_end
 
@@ -192,7 +192,7 @@ def rere_steps(init: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_four_steps_of_the_released_update(tmp_path, monkeypatch):
+def test_four_steps_equal_the_released_update(tmp_path, monkeypatch):
     init = write_fixed_model(tmp_path / "init")
     data = write_data(tmp_path / "data", CYCLE, train=ROWS, valid=ROWS[:1])
     encoder = PromptEncoder(load_tokenizer(init), CYCLE)
@@ -209,12 +209,12 @@ def test_four_steps_of_the_released_update(tmp_path, monkeypatch):
         assert ours.rewards.keys() == plain.rewards.keys()
         for prompt, reward in plain.rewards.items():
             assert ours.rewards[prompt] == pytest.approx(reward, abs=1e-6)
-        # (The loss is added up in float32.)
+        # The loss is summed in float32.
         assert ours.loss == pytest.approx(plain.loss, rel=1e-4, abs=1e-7)
         assert ours.grad_norm == pytest.approx(plain.grad_norm, rel=1e-5)
         for name, weight in plain.weights.items():
             torch.testing.assert_close(ours.weights[name], weight, atol=1e-5, rtol=0)
-    # Clipped and not; and the weights moved by more than the tolerance.
+    # Gradients are clipped in some steps only, and weights change by more than the tolerance.
     norms = [step.grad_norm for step in expected]
     assert min(norms) < FAITHFUL.max_grad_norm < max(norms), norms
     start = dict(load_model(init).double().named_parameters())

@@ -1,4 +1,4 @@
-"""DPO, S-DPO and SPRec: their loss, their negatives, and runs from a model that half knows."""
+"""DPO, S-DPO and SPRec: loss, negatives, and runs from a briefly trained model."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def test_margins_by_hand():
     assert margins(log_prob, reference, 0.5, exists).tolist() == [[0.5, math.inf]]
 
 
-def test_the_loss_by_hand():
+def test_s_dpo_loss_by_hand():
     # -log sigmoid(-log s) = log(1 + s), s = sum_n exp(-margin_n): 1/2 + 1/3, 3 x 1, 1/4 + 0.
     margin = torch.tensor(
         [[math.log(2), math.log(3), math.inf], [0, 0, 0], [math.log(4), *[99.9] * 2]]
@@ -81,27 +81,29 @@ def test_the_loss_by_hand():
     assert s_dpo_loss(margin).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_no_negative_has_no_gradient():
+def test_missing_negative_has_no_gradient():
     log_prob = torch.tensor([[-1.0, -2, 0]], requires_grad=True)
     exists = torch.tensor([[True, True, False]])
     s_dpo_loss(margins(log_prob, torch.zeros(1, 3), 1.0, exists)).sum().backward()
-    # One negative and a margin of 1: the derivative is -(1 - sigmoid(1)) by the target's.
-    pull = 1 - 1 / (1 + math.exp(-1))
-    assert log_prob.grad[0].tolist() == pytest.approx([-pull, pull, 0], abs=1e-6)
+    # One negative with a margin of 1: the derivative by the target's is -(1 - sigmoid(1)).
+    expected = 1 - 1 / (1 + math.exp(-1))
+    assert log_prob.grad[0].tolist() == pytest.approx([-expected, expected, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("num_negatives", [1, 3])
-def test_equals_the_papers_formula_on_an_expanded_batch(num_negatives):
-    """Every candidate with its own copy of the prompt; value and gradient, in float64."""
+def test_loss_equals_the_papers_formula_on_an_expanded_batch(num_negatives):
+    """Value and gradient in float64; every candidate has its own copy of the prompt."""
     policy, reference = precise("qwen2", seed=0), precise("qwen2", seed=1)
     prompts = [[5, 6, 7], [9, 8, 7, 6, 5], [14]]
     candidates = [[[2, 3, 1], [2, 4, 1], [2, 3, 5, 1], [9, 1]][: 1 + num_negatives]] * 3
 
     packed = pack(prompts, candidates)
     with torch.no_grad():
-        held = sum_by_candidate(token_log_probs(reference, packed), packed)
-    own = sum_by_candidate(token_log_probs(policy, packed), packed)
-    actual = s_dpo_loss(margins(own, held, 0.3, torch.ones(own.shape, dtype=torch.bool))).sum()
+        reference_scores = sum_by_candidate(token_log_probs(reference, packed), packed)
+    scores = sum_by_candidate(token_log_probs(policy, packed), packed)
+    actual = s_dpo_loss(
+        margins(scores, reference_scores, 0.3, torch.ones(scores.shape, dtype=torch.bool))
+    ).sum()
     weights = list(policy.parameters())
     actual_gradient = torch.autograd.grad(actual, weights)
 
@@ -121,8 +123,8 @@ def test_equals_the_papers_formula_on_an_expanded_batch(num_negatives):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)  # norms are float32
 
 
-def test_equals_trl():
-    """DPO's mean loss and its gradient, as TRL has them."""
+def test_loss_equals_trl():
+    """The mean DPO loss and its gradient equal TRL's."""
     policy, reference = precise("qwen2", seed=0), precise("qwen2", seed=1)
     rows = RECORD["rows"]
     packed = pack(
@@ -130,10 +132,10 @@ def test_equals_trl():
         [[row["chosen_ids"], row["rejected_ids"]] for row in rows],
     )
     with torch.no_grad():
-        held = sum_by_candidate(token_log_probs(reference, packed), packed)
-    own = sum_by_candidate(token_log_probs(policy, packed), packed)
-    exists = torch.ones(own.shape, dtype=torch.bool)
-    loss = s_dpo_loss(margins(own, held, RECORD["beta"], exists)).mean()
+        reference_scores = sum_by_candidate(token_log_probs(reference, packed), packed)
+    scores = sum_by_candidate(token_log_probs(policy, packed), packed)
+    exists = torch.ones(scores.shape, dtype=torch.bool)
+    loss = s_dpo_loss(margins(scores, reference_scores, RECORD["beta"], exists)).mean()
     loss.backward()
     assert loss.item() == pytest.approx(RECORD["loss"], rel=1e-6)
     norms = {name: weight.grad.norm().item() for name, weight in policy.named_parameters()}
@@ -154,39 +156,39 @@ TREE = PrefixTree.build([[4, number, 1] for number in range(5, 25)])
 )
 def test_random_negatives_are_other_leaves(seed, row_ids, target, count):
     targets = torch.full((len(row_ids),), target)
-    drawn = random_leaves(TREE, seed, row_ids, targets, count)
-    assert drawn.shape == (len(row_ids), count)
-    for row in drawn.tolist():
+    samples = random_leaves(TREE, seed, row_ids, targets, count)
+    assert samples.shape == (len(row_ids), count)
+    for row in samples.tolist():
         assert len(set(row)) == count
         assert set(row) <= set(range(1, 21)) - {target}
-    # Each row by itself: which others there are plays no part.
-    assert drawn[-1:].equal(random_leaves(TREE, seed, row_ids[-1:], targets[-1:], count))
+    # A row's negatives do not depend on the other rows.
+    assert samples[-1:].equal(random_leaves(TREE, seed, row_ids[-1:], targets[-1:], count))
 
 
-def test_random_negatives_are_drawn_evenly():
+def test_random_negatives_are_uniform():
     rows = 4000
-    drawn = random_leaves(TREE, 0, range(rows), torch.full((rows,), 7), 3)
-    count = drawn.flatten().bincount(minlength=21)
+    samples = random_leaves(TREE, 0, range(rows), torch.full((rows,), 7), 3)
+    count = samples.flatten().bincount(minlength=21)
     assert count[0] == count[7] == 0
-    # 19 leaves share 12,000 draws, 632 each with a deviation of sqrt(12,000 / 19 x 18 / 19) = 24.5.
+    # 12,000 samples of 19 leaves: 632 each, standard deviation sqrt(12,000 / 19 x 18 / 19) = 24.5.
     others = count[count > 0]
     assert len(others) == 19
     assert (others - rows * 3 / 19).abs().max() < 4 * 24.5
 
 
-def test_the_best_but_the_target():
+def test_best_except_the_target():
     leaf = torch.tensor([[7, 3, 9, 5], [3, 7, 9, -1], [2, 4, 6, 8]])
     target = torch.tensor([[7], [7], [7]])
     assert best_except(leaf, target, 2).tolist() == [[3, 9], [3, 9], [2, 4]]
 
 
-def test_rows_come_twice_an_iteration_and_none_is_left_out():
+def test_sprec_sampler_takes_every_row_twice_per_iteration():
     order = list(SprecSampler(num_rows=10, rows_per_phase=6, iterations=5, seed=3))
     assert len(order) == 60 == len(SprecSampler(10, 6, 5, 3))
-    turns = [order[start : start + 6] for start in range(0, 60, 6)]
-    assert turns[::2] == turns[1::2]
-    # 30 rows are three times the split.
-    once = [row for turn in turns[::2] for row in turn]
+    phases = [order[start : start + 6] for start in range(0, 60, 6)]
+    assert phases[::2] == phases[1::2]
+    # 30 rows are three epochs.
+    once = [row for phase in phases[::2] for row in phase]
     assert [sorted(once[start : start + 10]) for start in (0, 10, 20)] == [[*range(10)]] * 3
     assert order == list(SprecSampler(10, 6, 5, 3))
     assert order != list(SprecSampler(10, 6, 5, 4))
@@ -195,8 +197,8 @@ def test_rows_come_twice_an_iteration_and_none_is_left_out():
 # ----------------------------------------------------------------------------------------- runs
 
 
-def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
-    """One pass of eight rows: the reference is the policy, so each margin is 0."""
+def test_first_step_equals_a_plain_one(tmp_path, fixed):
+    """The reference equals the policy, so each margin is 0. One pass of eight rows."""
     rows = [([item], (item + 1) % 8) for item in range(8)]
     data = write_data(tmp_path / "data", CYCLE, train=rows, valid=rows)
     preference(SHORT.model_copy(update={"steps": 1}), fixed, data, 0, tmp_path)
@@ -225,7 +227,7 @@ def test_the_first_step_equals_a_plain_one(tmp_path, fixed):
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "s_dpo", "sprec"])
-def test_targets_come_to_be_preferred(tmp_path, init, data, algorithm):
+def test_targets_become_preferred(tmp_path, init, data, algorithm):
     options = SHORT.model_copy(update={"algorithm": algorithm, "steps": 80, "validations": 4})
     preference(options, init, data, 0, tmp_path)
     lines = [line for line in read_steps(tmp_path) if "margin" in line]
@@ -239,7 +241,7 @@ def test_targets_come_to_be_preferred(tmp_path, init, data, algorithm):
 
 
 def ndcg(folder: Path, data: Path) -> float:
-    """NDCG@10 of four beams of the validation rows."""
+    """NDCG@10 of the validation rows with four beams."""
     encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
     tree = PrefixTree.build(encoder.encode_responses())
     rows = read_split(data, "valid")
@@ -249,21 +251,21 @@ def ndcg(folder: Path, data: Path) -> float:
     found = [
         row.index(target) for row, target in zip(leaves, targets, strict=True) if target in row
     ]
-    return sum(1 / math.log2(place + 2) for place in found) / len(rows)
+    return sum(1 / math.log2(position + 2) for position in found) / len(rows)
 
 
-def test_sprec_turns_from_targets_to_preferences_and_its_reference_moves(tmp_path, fixed, data):
+def test_sprec_alternates_phases_and_syncs_its_reference(tmp_path, fixed, data):
     preference(SPREC, fixed, data, 0, tmp_path)
     lines = read_steps(tmp_path)
     assert ["margin" in line for line in lines] == [False, False, True, True] * 2
-    # The first step of a turn: the reference is the policy, log(1 + 1).
+    # In the first step of a phase the reference equals the policy: log(1 + 1).
     for first, second in (lines[2:4], lines[6:8]):
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
         assert abs(second["margin"]) > 1e-5
 
 
-def test_sprec_has_the_references_best_as_negatives(tmp_path, fixed, data, monkeypatch):
-    """Held against a search with the weights that the first SFT steps leave."""
+def test_sprec_negatives_are_the_references_best(tmp_path, fixed, data, monkeypatch):
+    """Compared with a search in the initial model, which the tiny learning rate keeps."""
     from rere.training import preference as module
 
     seen = []
@@ -287,7 +289,7 @@ def test_sprec_has_the_references_best_as_negatives(tmp_path, fixed, data, monke
 
 
 @pytest.mark.parametrize("algorithm", ["s_dpo", "sprec"])
-def test_passes_do_not_change_the_result(tmp_path, init, data, algorithm):
+def test_rows_per_pass_does_not_change_the_result(tmp_path, init, data, algorithm):
     options = SPREC if algorithm == "sprec" else SHORT
     preference(options, init, data, 0, tmp_path / "one")
     many = options.model_copy(update={"rows_per_pass": 2})
@@ -297,16 +299,16 @@ def test_passes_do_not_change_the_result(tmp_path, init, data, algorithm):
     assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
 
 
-def test_the_seed_alone_decides(tmp_path, fixed, data):
+def test_same_seed_same_weights(tmp_path, fixed, data):
     for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
-        torch.rand(seed)  # whatever state the generator was left in
+        torch.rand(seed)  # the initial state of the generator must not matter
         preference(SHORT, fixed, data, seed, tmp_path / name)
     assert_weights_close(tmp_path / "again", tmp_path / "first", 0.0)
     with pytest.raises(AssertionError):
         assert_weights_close(tmp_path / "other", tmp_path / "first", 1e-5)
 
 
-def test_with_adapters_the_reference_is_the_model_without(tmp_path, fixed, data):
+def test_reference_is_the_model_without_adapters(tmp_path, fixed, data):
     preference(SHORT.model_copy(update={"lora_rank": 4}), fixed, data, 0, tmp_path)
     lines = read_steps(tmp_path)
     assert lines[0]["loss"] == pytest.approx(math.log(4), abs=1e-5)
@@ -314,8 +316,8 @@ def test_with_adapters_the_reference_is_the_model_without(tmp_path, fixed, data)
     assert not any("lora" in name for name in load_weights(tmp_path))
 
 
-def test_the_catalogues_probabilities(tmp_path, init, data):
-    """Another loss is minimised, of the same value where nothing has been learnt."""
+def test_catalogue_scoring(tmp_path, init, data):
+    """The losses of both scorings are equal in the first step only."""
     preference(SHORT.model_copy(update={"scoring": "catalogue"}), init, data, 0, tmp_path / "c")
     preference(SHORT, init, data, 0, tmp_path / "v")
     one, other = read_steps(tmp_path / "c"), read_steps(tmp_path / "v")
@@ -323,10 +325,10 @@ def test_the_catalogues_probabilities(tmp_path, init, data):
     assert one[-1]["loss"] != pytest.approx(other[-1]["loss"], abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------- wrong input
 
 
-def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
+def test_too_few_rows_or_titles_are_refused(tmp_path, fixed):
     rows = [([0], 1)] * 7
     data = write_data(tmp_path / "rows", CYCLE, train=rows, valid=rows)
     with pytest.raises(InputError, match="has 7 training rows in train_part, fewer than 8"):
@@ -348,6 +350,6 @@ def test_too_few_rows_and_titles_are_refused(tmp_path, fixed):
         ({"batch_size": 12}, "batch_size must be a multiple of rows_per_pass"),
     ],
 )
-def test_options_that_do_not_go_together(changes, message):
+def test_contradictory_options_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PreferenceOptions(**{"batch_size": 8, "rows_per_pass": 8, **changes})

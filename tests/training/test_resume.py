@@ -1,4 +1,4 @@
-"""Runs that are killed go on from their last checkpoint and end as if they had not been."""
+"""Killed runs resume from their last checkpoint and end with the same results."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ from rere.training.trainer import StepLog
 STAGES = {
     "sft": sft,
     **dict.fromkeys(("s_dpo", "sprec"), preference),
-    **dict.fromkeys(("rl", "rl_lora", "rl_moving", "rl_twice", "rl_redraw"), rl),
+    **dict.fromkeys(("rl", "rl_lora", "rl_synced", "rl_two_updates", "rl_dynamic_sampling"), rl),
 }
 OPTIONS = {
     # Two epochs of six steps; one of twelve and two steps of another.
     "sft": SftOptions(
         learning_rate=3e-2, batch_size=16, rows_per_pass=8, epochs=2.0, validations=4, patience=9
     ),
-    # Both begin again with the rows that they have seen; two iterations of three and three steps.
+    # Both see all rows more than once; sprec has two iterations of three and three steps.
     "s_dpo": PreferenceOptions(
         learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, validations=5, num_beams=4
     ),
@@ -59,11 +59,11 @@ OPTIONS = {
     ),
 }
 OPTIONS["rl_lora"] = OPTIONS["rl"].model_copy(update={"lora_rank": 4})
-OPTIONS["rl_moving"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
-OPTIONS["rl_twice"] = OPTIONS["rl"].model_copy(
+OPTIONS["rl_synced"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
+OPTIONS["rl_two_updates"] = OPTIONS["rl"].model_copy(
     update={"objective": "gspo", "updates": 2, "rollout": "iid", "scoring": "catalogue"}
 )
-OPTIONS["rl_redraw"] = OPTIONS["rl"].model_copy(
+OPTIONS["rl_dynamic_sampling"] = OPTIONS["rl"].model_copy(
     update={"objective": "dapo", "dynamic_sampling": 2, "beta": 0.0, "updates": 2}
 )
 EVERY_STEP = {"checkpoint_seconds": 0.0}
@@ -76,7 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with dropout, so that the state of the random numbers matters."""
+    """A model with dropout, so that random states matter."""
     folder = write_fixed_model(tmp_path_factory.mktemp("init"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
@@ -84,11 +84,11 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unkilled(
+def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, init: Path, data: Path
 ) -> Callable[[str], Path]:
-    """The folder of a stage's run that nobody disturbed and that wrote few checkpoints."""
-    folder = tmp_path_factory.mktemp("unkilled")
+    """A function that returns the folder of a stage's uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
 
     def run(stage: str) -> Path:
         if not (folder / stage).exists():
@@ -99,7 +99,7 @@ def unkilled(
 
 
 def assert_same(actual: Path, expected: Path) -> None:
-    """The same weights byte by byte and the same log but for times."""
+    """Two runs have the same model files and the same log, except for MACHINE_FIELDS."""
     for path in (expected / "model").iterdir():
         assert (actual / "model" / path.name).read_bytes() == path.read_bytes(), path.name
     assert read_log(actual) == read_log(expected)
@@ -109,9 +109,9 @@ def provenance(output: Path) -> dict:
     return json.loads((output / "run.json").read_text())
 
 
-# --------------------------------------------------------------------------- killed with kill -9
+# ------------------------------------------------------------------------------------- kill -9
 
-SUICIDE = """
+KILL_ITSELF = """
 import os, signal
 from rere.cli import main
 from {module} import {owner}
@@ -128,7 +128,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
+def test_run_killed_three_times(stage, tmp_path, init, data, uninterrupted):
     output = tmp_path / "run"
     options = flags(OPTIONS[stage].model_copy(update=EVERY_STEP))
     arguments = [stage, "--init", init, "--data", data, "--output", output, *options]
@@ -138,7 +138,7 @@ def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
             [sys.executable, *python, *map(str, arguments)], stderr=subprocess.PIPE, text=True
         )
 
-    # While it computes, by somebody else.
+    # Killed while it computes.
     process, log = start("-m", "rere"), output / "checkpoints" / "log.jsonl"
     while not (log.exists() and '"step": 3,' in log.read_text()):
         assert process.poll() is None
@@ -148,34 +148,34 @@ def test_killed_again_and_again(stage, tmp_path, init, data, unkilled):
     assert process.returncode == -signal.SIGKILL
     assert not (output / "model").exists()
 
-    # Where a checkpoint is all but written, and where the model is.
+    # Killed while it writes a checkpoint, then while it writes the model.
     for module, owner, name, calls in [
         ("rere.training.checkpoints", "CheckpointMetadata", "model_dump_json", 4),
         ("rere.catalogue", "Catalogue", "save", 1),
     ]:
-        code = SUICIDE.format(module=module, owner=owner, name=name, calls=calls)
+        code = KILL_ITSELF.format(module=module, owner=owner, name=name, calls=calls)
         process = start("-c", code)
-        _, said = process.communicate()
-        assert process.returncode == -signal.SIGKILL, said
-        assert "the run resumes from here" in said
+        _, stderr = process.communicate()
+        assert process.returncode == -signal.SIGKILL, stderr
+        assert "the run resumes from here" in stderr
         assert not (output / "model").exists()
         assert len([path for path in output.rglob(".*") if path.is_dir()]) == 1
 
     process = start("-m", "rere")
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     assert process.returncode == 0
-    assert "missing keys" not in said
+    assert "missing keys" not in stderr
     assert sorted(path.name for path in output.iterdir()) == ["log.jsonl", "model", "run.json"]
-    assert_same(output, unkilled(stage))
+    assert_same(output, uninterrupted(stage))
     assert provenance(output)["resumed"] == 3
 
 
-# ------------------------------------------------------------- interrupted, in the test's process
+# ------------------------------------------------------------------ interrupted within the test
 
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callable[..., None]:
-    """Start a stage and end it while it takes a step, after the checkpoint of the step before."""
+    """A function that runs a stage and interrupts it in a step, with a checkpoint of each step."""
 
     def run(stage: str, output: Path, step: int, options: Training | None = None) -> None:
         def on_step_end(self, args, state, control, **_):
@@ -194,48 +194,50 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callab
     ("stage", "step"),
     [
         *[("sft", 2), ("sft", 7), ("sft", 8), ("rl", 6), ("rl", 13)],
-        # In the midst of preferences, with a reference that has moved; where it moves.
+        # sprec: within DPO, with a synced reference; at the step that syncs it.
         *[("s_dpo", 7), ("s_dpo", 13), ("sprec", 6), ("sprec", 10)],
-        *[("rl_lora", 6), ("rl_moving", 8), ("rl_twice", 7), ("rl_redraw", 7)],
+        *[("rl_lora", 6), ("rl_synced", 8), ("rl_two_updates", 7), ("rl_dynamic_sampling", 7)],
     ],
 )
-def test_interrupted_in_an_epoch_and_between(
-    stage, step, tmp_path, init, data, unkilled, interrupt
+def test_interrupted_run_resumes_with_the_same_results(
+    stage, step, tmp_path, init, data, uninterrupted, interrupt
 ):
     interrupt(stage, tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
     STAGES[stage](OPTIONS[stage], init, data, 0, tmp_path)
-    assert_same(tmp_path, unkilled(stage))
+    assert_same(tmp_path, uninterrupted(stage))
 
 
-def test_how_often_checkpoints_are_written_changes_nothing(tmp_path, init, data, unkilled):
+def test_checkpoint_frequency_changes_nothing(tmp_path, init, data, uninterrupted):
     sft(OPTIONS["sft"].model_copy(update=EVERY_STEP), init, data, 0, tmp_path)
-    assert_same(tmp_path, unkilled("sft"))
+    assert_same(tmp_path, uninterrupted("sft"))
     assert provenance(tmp_path)["resumed"] == 0
 
 
-def test_interrupted_before_the_first_checkpoint(tmp_path, init, data, unkilled, interrupt):
+def test_run_interrupted_before_its_first_checkpoint(
+    tmp_path, init, data, uninterrupted, interrupt
+):
     interrupt("sft", tmp_path, 1)
     sft(OPTIONS["sft"], init, data, 0, tmp_path)
-    assert_same(tmp_path, unkilled("sft"))
+    assert_same(tmp_path, uninterrupted("sft"))
 
 
-def test_patience_goes_on_too(tmp_path, init, data, interrupt):
-    """Validations of steps 1, 2, 3 ...; the rate wrecks the model, and three are not better."""
+def test_patience_survives_a_resume(tmp_path, init, data, interrupt):
+    """Validation after every step; the high learning rate soon makes three in a row worse."""
     options = OPTIONS["sft"].model_copy(
         update={"learning_rate": 10.0, "validations": 12, "patience": 3}
     )
-    sft(options, init, data, 0, tmp_path / "unkilled")
-    losses = read_values(tmp_path / "unkilled", "eval_loss")
+    sft(options, init, data, 0, tmp_path / "uninterrupted")
+    losses = read_values(tmp_path / "uninterrupted", "eval_loss")
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 3 < 12
-    for step in (best + 3, best + 4):  # after one without a better loss, and after two
+    for step in (best + 3, best + 4):  # after one and two validations without a better loss
         interrupt("sft", tmp_path / str(step), step, options)
         sft(options, init, data, 0, tmp_path / str(step))
-        assert_same(tmp_path / str(step), tmp_path / "unkilled")
+        assert_same(tmp_path / str(step), tmp_path / "uninterrupted")
 
 
-def test_the_seconds_are_those_of_all_parts(tmp_path, init, data, interrupt):
+def test_seconds_include_those_before_the_resume(tmp_path, init, data, interrupt):
     interrupt("sft", tmp_path, 7)
     metadata = tmp_path / "checkpoints" / "checkpoint-6" / "checkpoint.json"
     before = json.loads(metadata.read_text())
@@ -245,10 +247,10 @@ def test_the_seconds_are_those_of_all_parts(tmp_path, init, data, interrupt):
     assert 1000 < provenance(tmp_path)["seconds"] < 1100
 
 
-# ---------------------------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------------------- checkpoint files
 
 
-def test_a_checkpoint_holds_no_pickle_and_no_other_is_kept_but_the_best(
+def test_checkpoints_have_no_pickle_and_only_last_and_best_are_kept(
     tmp_path, init, data, interrupt
 ):
     interrupt("rl", tmp_path, 9)
@@ -271,19 +273,19 @@ def remove_optimizer(folder: Path) -> None:
     (folder / "optimizer.pt").unlink()
 
 
-def cut_facts(folder: Path) -> None:
+def cut_metadata(folder: Path) -> None:
     (folder / "checkpoint.json").write_text('{"fingerprint": ')
 
 
-def remove_facts(folder: Path) -> None:
+def remove_metadata(folder: Path) -> None:
     (folder / "checkpoint.json").unlink()
 
 
-@pytest.mark.parametrize("harm", [cut_weights, remove_optimizer, cut_facts, remove_facts])
-def test_half_a_checkpoint_is_passed_over(
-    harm, tmp_path, init, data, unkilled, interrupt, monkeypatch
+@pytest.mark.parametrize("harm", [cut_weights, remove_optimizer, cut_metadata, remove_metadata])
+def test_incomplete_checkpoint_is_ignored(
+    harm, tmp_path, init, data, uninterrupted, interrupt, monkeypatch
 ):
-    """The one before, of the best validation, is gone on from; without it all of the run is."""
+    """The run resumes from the best checkpoint before it; without that it starts again."""
     monkeypatch.setattr(StepLog, "on_train_begin", remember_start)
     options = OPTIONS["sft"]
     interrupt("sft", tmp_path, 6)
@@ -292,11 +294,11 @@ def test_half_a_checkpoint_is_passed_over(
     STARTS.clear()
     interrupt("sft", tmp_path, 4)
     assert not last.exists()
-    shutil.copytree(best, last)  # a name that is not its own
+    shutil.copytree(best, last)  # under a wrong name
     harm(best)
     sft(options, init, data, 0, tmp_path)
     assert STARTS == [3, 0]
-    assert_same(tmp_path, unkilled("sft"))
+    assert_same(tmp_path, uninterrupted("sft"))
 
 
 STARTS: list[int] = []
@@ -308,11 +310,11 @@ def remember_start(self, args, state, control, **more):
     begin(self, args, state, control, **more)
 
 
-def test_without_its_best_a_checkpoint_is_not_whole(tmp_path, init, data, unkilled, interrupt):
+def test_checkpoint_without_its_best_is_ignored(tmp_path, init, data, uninterrupted, interrupt):
     interrupt("sft", tmp_path, 6)
     shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-3")
     sft(OPTIONS["sft"], init, data, 0, tmp_path)
-    assert_same(tmp_path, unkilled("sft"))
+    assert_same(tmp_path, uninterrupted("sft"))
     assert provenance(tmp_path)["resumed"] == 0
 
 
@@ -338,15 +340,15 @@ def test_checkpoints_of_another_run_are_removed(other, tmp_path, init, data, int
     assert_same(tmp_path / "run", tmp_path / "fresh")
 
 
-def test_the_same_data_elsewhere_is_the_same_run(tmp_path, init, data, unkilled, interrupt):
+def test_moved_dataset_is_the_same_run(tmp_path, init, data, uninterrupted, interrupt):
     interrupt("sft", tmp_path / "run", 6)
     shutil.copytree(data, tmp_path / "copy")
     sft(OPTIONS["sft"], init, tmp_path / "copy", 0, tmp_path / "run")
     assert provenance(tmp_path / "run")["resumed"] == 1
-    assert_same(tmp_path / "run", unkilled("sft"))
+    assert_same(tmp_path / "run", uninterrupted("sft"))
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, init, data):
+def test_second_process_in_a_folder_is_refused(tmp_path, init, data):
     with (
         locked(tmp_path / "checkpoints"),
         pytest.raises(InputError, match="checkpoints: another process is training here"),
@@ -354,7 +356,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, init, data):
         sft(OPTIONS["sft"], init, data, 0, tmp_path)
 
 
-def test_a_launcher_of_several_processes_is_refused(tmp_path, init, data, monkeypatch):
+def test_launcher_of_several_processes_is_refused(tmp_path, init, data, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="training takes one process"):
         sft(OPTIONS["sft"], init, data, 0, tmp_path / "run")

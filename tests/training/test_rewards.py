@@ -1,4 +1,4 @@
-"""Rewards beyond the rule: by hand, against loops, and a user's own."""
+"""Rewards: by hand, against loops, and own functions."""
 
 import math
 import sys
@@ -43,7 +43,7 @@ def hits(rows):
 
 
 def groups(item=((3, 1, -1),), target=(1,), row_id=(7,)) -> Groups:
-    """One group of three by default: a wrong item, the target, and no item."""
+    """By default one group of three: a wrong item, the target, and a non-item."""
     item, target = torch.tensor(item), torch.tensor(target)
     log_prob = torch.arange(-1.0, -1 - item.shape[1], -1).expand(item.shape)
     return Groups(
@@ -66,19 +66,19 @@ def test_rule_is_one_for_the_target():
 
 def test_ranking_by_hand():
     log_prob = tensor([[-1.0, -2.0, -3.0, -4.0]])
-    for place in range(4):
-        hit = torch.arange(4)[None] == place
+    for position in range(4):
+        hit = torch.arange(4)[None] == position
         expected = [-discount / TOTAL for discount in DISCOUNTS]
-        expected[place] = 0.0
+        expected[position] = 0.0
         assert ranking(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_ranking_divides_by_all_sixteen_places():
+def test_ranking_with_sixteen_candidates():
     total = sum(1 / math.log2(rank + 1) for rank in range(1, 17))
     assert total == pytest.approx(6.106, abs=5e-4)
     reward = ranking(torch.arange(16)[None] == 2, -torch.arange(16.0)[None])[0]
-    # The best wrong candidate: -1 / 6.106. The target, third, gives up its 1 / log2(4) = 1/2:
-    # the group's penalties add up to -(6.106 - 0.5) / 6.106.
+    # The best wrong candidate has -1 / 6.106. The sum lacks the target's third discount,
+    # 1 / log2(4) = 1/2: it is -(6.106 - 0.5) / 6.106.
     assert reward[0].item() == pytest.approx(-1 / total)
     assert reward[2].item() == 0.0
     assert reward[15].item() == pytest.approx(-1 / math.log2(17) / total)
@@ -98,39 +98,26 @@ def test_ranking_ranks_by_log_probability():
     assert reward.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_empty_place_has_no_reward_and_keeps_its_share():
+def test_empty_slots_have_no_reward_but_a_share_of_the_sum():
     hit, log_prob = hits([[0, 1, 0, 0]]), tensor([[-1.0, -2.0, NONE, NONE]])
-    # Two empty places rank last; the sum is still over all four.
+    # Two empty slots rank last; the sum is still over all four.
     expected = [-1 / TOTAL, 0.0, 0.0, 0.0]
     assert ranking(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_sixteen_discounts_add_up_to_the_published_constant():
-    # 1/log2(2) + 1/log2(3) + ... + 1/log2(17) = 1 + .6309 + .5 + .4307 + ... + .2447
-    total = sum(1 / math.log2(rank + 1) for rank in range(1, 17))
-    assert total == pytest.approx(6.106, abs=5e-4)
-    hit, log_prob = torch.zeros(1, 16, dtype=torch.bool), -torch.arange(16.0)[None]
-    hit[0, 15] = True
-    # The released rule divides by all sixteen, the target's included; times 6.106, the penalties
-    # are the discounts again.
-    weights = -ranking(hit, log_prob)[0] * total
-    assert weights[:15].tolist() == pytest.approx([1 / math.log2(k + 1) for k in range(1, 16)])
-    assert weights.sum().item() == pytest.approx(total - 1 / math.log2(17), rel=1e-6)
 
 
 def test_literal_ranking_by_hand():
     log_prob = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])
     hit = torch.tensor([[False, True, False, False]])
-    # Wrong are ranks 1, 3 and 4: 1 + .5 + .4307 = 1.9307.
+    # The wrong candidates have ranks 1, 3 and 4: 1 + .5 + .4307 = 1.9307.
     expected = [-1 / 1.9306766, 0.0, -0.5 / 1.9306766, -0.4306766 / 1.9306766]
     assert ranking_literal(hit, log_prob)[0].tolist() == pytest.approx(expected, abs=1e-6)
-    # Without the target all four: 2.5616.
+    # Without the target all four are wrong: 2.5616.
     missed = ranking_literal(torch.zeros_like(hit), log_prob)[0]
     assert missed.tolist() == pytest.approx([-d / 2.5616064 for d in DISCOUNTS], abs=1e-6)
     assert ranking(torch.zeros_like(hit), log_prob)[0].tolist() == [0.0] * 4
 
 
-def test_literal_ranking_of_one_wrong_candidate_and_of_none():
+def test_literal_ranking_of_one_or_no_wrong_candidate():
     hit = torch.tensor([[True, False, False], [True, False, False]])
     log_prob = torch.tensor([[-1.0, -2.0, NONE], [-1.0, NONE, NONE]])
     assert ranking_literal(hit, log_prob).tolist() == [[0.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
@@ -148,22 +135,22 @@ RANKED = st.integers(2, 16).flatmap(
 @given(RANKED)
 @settings(max_examples=100, deadline=None)
 def test_both_rankings_equal_a_loop(group):
-    log_probs, place, invalid = group
+    log_probs, position, invalid = group
     size = len(log_probs)
     log_probs = [
-        NONE if bad and i != place else float(lp)
+        NONE if bad and i != position else float(lp)
         for i, (lp, bad) in enumerate(zip(log_probs, invalid, strict=True))
     ]
     better = sorted(range(size), key=lambda i: -log_probs[i])
     cost = {i: 1 / math.log2(rank + 1) for rank, i in enumerate(better, start=1)}
-    wrong = [i for i in range(size) if i != place and log_probs[i] > NONE]
+    wrong = [i for i in range(size) if i != position and log_probs[i] > NONE]
     released = [0.0] * size
     literal = [0.0] * size
     for i in wrong:
         literal[i] = -cost[i] / sum(cost[j] for j in wrong)
-        if place < size:
+        if position < size:
             released[i] = -cost[i] / sum(cost.values())
-    hit, log_prob = torch.arange(size)[None] == place, torch.tensor([log_probs])
+    hit, log_prob = torch.arange(size)[None] == position, torch.tensor([log_probs])
     assert ranking(hit, log_prob)[0].tolist() == pytest.approx(released, abs=1e-6)
     assert ranking_literal(hit, log_prob)[0].tolist() == pytest.approx(literal, abs=1e-6)
     assert sum(literal) == pytest.approx(-1.0 if wrong else 0.0)
@@ -181,9 +168,9 @@ GROUPS = st.integers(2, 16).flatmap(
 @given(GROUPS)
 @settings(max_examples=100, deadline=None)
 @pytest.mark.parametrize("name", HIT_REWARDS)
-def test_the_order_of_candidates_is_irrelevant(name, group):
-    order, place, log_probs = group
-    hit = torch.arange(len(order))[None] == place  # none where `place` is one past the last
+def test_order_of_candidates_does_not_matter(name, group):
+    order, position, log_probs = group
+    hit = torch.arange(len(order))[None] == position  # none where `position` is one past the last
     log_prob = tensor([log_probs])
     reward = HIT_REWARDS[name](hit, log_prob)
     shuffled = HIT_REWARDS[name](hit[:, order], log_prob[:, order])
@@ -195,8 +182,8 @@ def test_the_order_of_candidates_is_irrelevant(name, group):
 
 def test_semantic_by_hand():
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [-6.0, -8.0], [0.0, 2.0], [0.0, 0.0]])
-    # Target 1 is (3, 4) of length 5: with 0 it has 3/5, with itself 1, with 2, opposite, -1,
-    # with 3 (4 * 2) / (5 * 2) = 4/5, with 4, of length 0, nothing.
+    # The target, item 1, is (3, 4) of length 5. Its similarity to item 0 is 3/5, to itself 1, to
+    # item 2, the opposite, -1, to item 3 (4 * 2) / (5 * 2) = 4/5, to item 4, of length 0, 0.
     item = torch.tensor([[0, 1, 2, 3, 4, -1]])
     reward = semantic(item, torch.tensor([1]), embeddings)[0]
     assert reward.tolist() == pytest.approx([0.6, 1.0, -1.0, 0.8, 0.0, 0.0], abs=1e-6)
@@ -227,7 +214,7 @@ def test_collaborative_by_hand():
 
 @pytest.fixture
 def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
-    """A model with large weights, training rows in no order, and its factors."""
+    """A model with large weights, unsorted training rows, and the model's factors."""
     torch.manual_seed(0)
     model = SasrecModel(config.baselines.Sasrec(hidden_size=8), num_items=6, max_history=3)
     with torch.no_grad():
@@ -238,7 +225,7 @@ def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
     return model, rows, sequential.make_factors(model, rows)
 
 
-def test_the_factors_give_the_models_own_logits(sasrec):
+def test_factors_give_the_models_logits(sasrec):
     model, rows, factors = sasrec
     items, logits = sequential.rank_top(model, rows["history"], 6)
     reward = make_reward("collaborative", factors=factors)
@@ -246,7 +233,7 @@ def test_the_factors_give_the_models_own_logits(sasrec):
     assert made.tolist() == pytest.approx(logits, abs=1e-5)
 
 
-def test_factors_survive_their_file(sasrec, tmp_path):
+def test_factors_are_saved_and_loaded(sasrec, tmp_path):
     _, rows, factors = sasrec
     path = tmp_path / "factors.safetensors"
     factors.save(path)
@@ -255,7 +242,7 @@ def test_factors_survive_their_file(sasrec, tmp_path):
         assert torch.equal(getattr(loaded, name), value), name
 
 
-def test_factors_of_other_data_are_refused(sasrec, tmp_path):
+def test_factors_of_another_dataset_are_refused(sasrec, tmp_path):
     _, rows, factors = sasrec
     path, row_ids = tmp_path / "factors.safetensors", rows["row_id"].to_numpy()
     factors.save(path)
@@ -275,31 +262,31 @@ def test_factors_of_other_data_are_refused(sasrec, tmp_path):
 # --------------------------------------------------------------------------- names and weights
 
 
-def test_every_name_of_the_config_is_a_reward(sasrec):
+def test_every_name_in_the_config_is_a_reward(sasrec):
     made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.training.REWARDS}
     each = groups()
-    parts = {name: reward(each) for name, reward in made.items()}
-    assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in parts.values())
-    assert all(part[0, 2] == 0 for part in parts.values())  # the place without an item
+    components = {name: reward(each) for name, reward in made.items()}
+    assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in components.values())
+    assert all(part[0, 2] == 0 for part in components.values())  # the non-item
     assert set(HIT_REWARDS) < set(config.training.REWARDS)
 
 
-def test_a_weighted_sum_by_hand():
+def test_weighted_sum_by_hand():
     each = groups()
     weights = reward_weights(["rule=2", "ranking_literal=0.5"])
-    parts = {name: make_reward(name)(each) for name in weights}
-    # The one wrong candidate pays 1, half of it; the target earns twice 1.
-    assert weighted_sum(parts, weights).tolist() == [[-0.5, 2.0, 0.0]]
+    components = {name: make_reward(name)(each) for name in weights}
+    # The one wrong candidate gets half of -1, the target twice 1.
+    assert weighted_sum(components, weights).tolist() == [[-0.5, 2.0, 0.0]]
 
 
-def test_weights_of_one_are_a_plain_sum():
+def test_default_weights_give_a_plain_sum():
     hit, log_prob = torch.tensor([[False, True, False]]), torch.tensor([[-1.0, -2.0, -3.0]])
-    parts = {"rule": rule(hit, log_prob), "ranking": ranking(hit, log_prob)}
-    total = weighted_sum(parts, reward_weights(["rule", "ranking"]))
-    assert torch.equal(total, parts["rule"] + parts["ranking"])
+    components = {"rule": rule(hit, log_prob), "ranking": ranking(hit, log_prob)}
+    total = weighted_sum(components, reward_weights(["rule", "ranking"]))
+    assert torch.equal(total, components["rule"] + components["ranking"])
 
 
-def test_rewards_are_written_with_or_without_a_weight():
+def test_rewards_with_and_without_a_weight_are_parsed():
     written = ["rule", "semantic=0.5", "collaborative=-1e-2", "my.rewards:short=3"]
     assert reward_weights(written) == {
         "rule": 1.0,
@@ -320,13 +307,13 @@ def test_rewards_are_written_with_or_without_a_weight():
         (["os.system('x'):y"], "there is no os.system('x'):y"),
     ],
 )
-def test_rewards_written_wrong_say_so(written, message):
+def test_wrong_rewards_are_refused(written, message):
     with pytest.raises(InputError) as error:
         reward_weights(written)
     assert str(error.value).startswith(message)
 
 
-# ---------------------------------------------------------------------------------- one's own
+# --------------------------------------------------------------------------------- own rewards
 
 OWN = """
 def early(groups):
@@ -352,9 +339,9 @@ def modules(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_reward_of_ones_own_in_three_lines(modules):
+def test_own_reward(modules):
     each = groups()._replace(log_prob=torch.tensor([[-1.0, -2.0, -3.0]]))
-    # Item 3: 0 + .1; item 1: 1 + .2; what is no item has 0 whatever the function says.
+    # Item 3: 0 + .1; item 1: 1 + .2; a non-item has 0 whatever the function returns.
     reward = make_reward("own_rewards:early")(each)
     assert reward[0].tolist() == pytest.approx([0.1, 1.2, 0.0])
     assert reward.dtype == torch.float32
@@ -369,7 +356,7 @@ def test_a_reward_of_ones_own_in_three_lines(modules):
         ("infinite", "returned an infinite or NaN reward; return finite numbers"),
     ],
 )
-def test_a_wrong_result_is_told_in_one_line(modules, name, message):
+def test_wrong_result_is_a_one_line_error(modules, name, message):
     reward = make_reward(f"broken_rewards:{name}")
     with pytest.raises(InputError, match=f"reward broken_rewards:{name}: {message}") as error:
         reward(groups())
@@ -377,6 +364,6 @@ def test_a_wrong_result_is_told_in_one_line(modules, name, message):
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "broken_rewards:f", "own_rewards:"])
-def test_what_cannot_be_imported_is_told_at_once(modules, name):
+def test_function_that_cannot_be_imported_is_refused(modules, name):
     with pytest.raises(InputError, match=f"reward {name}: cannot be imported"):
         make_reward(name)

@@ -170,30 +170,30 @@ class PlainTrainer:
         if self.options.scoring == "vocabulary":
             return logits.log_softmax(-1)[torch.arange(len(ids)), ids]
         scores = []
-        for place, token in enumerate(ids):
-            same = [other for other in self.responses if other[:place] == ids[:place]]
-            allowed = sorted({other[place] for other in same})
+        for position, token in enumerate(ids):
+            same = [other for other in self.responses if other[:position] == ids[:position]]
+            allowed = sorted({other[position] for other in same})
             if len(allowed) > 1:
-                log_prob = logits[place, allowed].log_softmax(-1)
+                log_prob = logits[position, allowed].log_softmax(-1)
                 scores.append(log_prob[allowed.index(token)])
         return torch.stack(scores)
 
     def advantages(self, rewards: list[list[float]]) -> list[list[float]]:
         every = list(itertools.chain(*rewards))
 
-        def one(group: list[float], place: int) -> float:
-            others = group[:place] + group[place + 1 :]
+        def one(group: list[float], position: int) -> float:
+            others = group[:position] + group[position + 1 :]
             match self.options.advantage:
                 case "grpo":
-                    return (group[place] - fmean(group)) / (stdev(group) + 1e-4)
+                    return (group[position] - fmean(group)) / (stdev(group) + 1e-4)
                 case "dr_grpo":
-                    return group[place] - fmean(group)
+                    return group[position] - fmean(group)
                 case "rloo":
-                    return group[place] - fmean(others)
+                    return group[position] - fmean(others)
                 case "global":
-                    return (group[place] - fmean(every)) / (stdev(every) + 1e-4)
+                    return (group[position] - fmean(every)) / (stdev(every) + 1e-4)
 
-        return [[one(group, place) for place in range(len(group))] for group in rewards]
+        return [[one(group, position) for position in range(len(group))] for group in rewards]
 
     def loss(
         self, advantages: list[float], new: list[Tensor], old: list[Tensor], reference: list[Tensor]
@@ -374,25 +374,27 @@ def test_zero_advantage_groups_are_replaced(limit, tmp_path, init, plain_descent
     chosen = options(objective="dapo", dynamic_sampling=limit, group_size=2, reward=["rule"])
     rl(chosen, init, data, 0, tmp_path / "run")
     plain = PlainTrainer(chosen, init, data)
-    own, *others = rolled_out
-    assert 1 <= len(others) <= limit
-    assert len(set(own).union(*others)) == 8 * len(rolled_out)  # no prompt twice
+    own, *extra = rolled_out
+    assert 1 <= len(extra) <= limit
+    assert len(set(own).union(*extra)) == 8 * len(rolled_out)  # no prompt twice
 
     rewards = {row_id: plain.group(row_id, 0)[2] for row_id in itertools.chain(*rolled_out)}
 
-    def teaches(row_id: int) -> bool:
+    def has_advantage(row_id: int) -> bool:
         return min(rewards[row_id]) < max(rewards[row_id])
 
-    fresh = filter(teaches, itertools.chain(*others))
-    rows = [row_id if teaches(row_id) else next(fresh, row_id) for row_id in own]
+    replacements = filter(has_advantage, itertools.chain(*extra))
+    rows = [row_id if has_advantage(row_id) else next(replacements, row_id) for row_id in own]
     assert rows != own
     plain.update(rows)
     assert_same_step(plain, tmp_path / "run")
 
     (line,) = read_steps(tmp_path / "run")
-    assert line["extra_prompts"] == 8 * len(others)
-    assert line["skipped"] == pytest.approx(1 - sum(map(teaches, rows)) / 8)
-    assert line["hit_rate"] == pytest.approx(sum(map(teaches, own)) / 8)  # of the step's prompts
+    assert line["extra_prompts"] == 8 * len(extra)
+    assert line["skipped"] == pytest.approx(1 - sum(map(has_advantage, rows)) / 8)
+    assert line["hit_rate"] == pytest.approx(
+        sum(map(has_advantage, own)) / 8
+    )  # of the step's prompts
     if limit == 9:
         assert line["skipped"] == 0.0
 
@@ -422,18 +424,18 @@ def make_groups(*rewards: float, start: int = 0) -> RewardedGroups:
 
 
 def test_dynamic_sampling_by_hand():
-    others = iter(
+    extra = iter(
         [make_groups(0, 5, start=10), make_groups(6, 7, 8, start=20), make_groups(9, start=30)]
     )
     groups, extra_prompts = dynamic_sampling(
-        make_groups(0, 1, 0, 0), others, lambda groups: (groups.reward[:, 0] == 0).tolist()
+        make_groups(0, 1, 0, 0), extra, lambda groups: (groups.reward[:, 0] == 0).tolist()
     )
     # 11, 20 and 21 replace the groups of reward 0; 22 and the last batch are not needed.
     assert [prompt for (prompt,) in groups.prompts] == [11, 1, 20, 21]
     assert groups.leaf.flatten().tolist() == [11, 1, 20, 21]
     assert groups.reward.flatten().tolist() == [5, 1, 6, 7]
     assert extra_prompts == 5
-    assert next(others).prompts == [[30]]
+    assert next(extra).prompts == [[30]]
 
 
 def test_num_decisions_by_hand():
