@@ -1,4 +1,4 @@
-"""Snakemake on a study's configs in a folder, and raw files for the small study."""
+"""Run Snakemake on a study's configs, and write raw files for the small study."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
 def snakemake(
     folder: Path, configs: list[Path], *arguments: str, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Snakemake in a folder on one core; `changes` are sections laid over the configs."""
+    """Run Snakemake in a folder on one core; `changes` are sections laid over the configs."""
     process = start(folder, configs, *arguments, **changes)
     output, _ = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output)
@@ -29,7 +29,7 @@ def start(
     start_new_session: bool = False,
     **changes: Any,
 ) -> subprocess.Popen[str]:
-    """The same while it runs."""
+    """Start Snakemake as `snakemake` does, without waiting for it."""
     if changes:
         overlay = folder / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(changes))
@@ -47,7 +47,7 @@ def start(
 
 
 def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:
-    """How many jobs of each rule a dry run plans."""
+    """Return the number of jobs of each rule in a dry run."""
     done = snakemake(folder, configs, "--dry-run", *targets, **changes)
     assert done.returncode == 0, done.stdout
     stats = re.search(r"Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)*)", done.stdout)
@@ -59,7 +59,7 @@ def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) ->
 
 
 def write_raw(folder: Path) -> None:
-    """60 users who walk through 40 items in steps of one to three, as GroupLens lays files out."""
+    """Write events of 60 users, who go through 40 items in steps of one to three, as u.data."""
     folder.mkdir()
     events = [
         (user, (user + step * (1 + user % 3)) % 40, 100 * step + user)

@@ -16,7 +16,7 @@ ABSENT = "<absent>"
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """The shipped config with keys set, or removed if ABSENT; `__` goes a level deeper."""
+    """The shipped config with keys set, or removed if ABSENT; `__` separates nested keys."""
     config = copy.deepcopy(SHIPPED)
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -30,7 +30,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return config
 
 
-def error(config: Any) -> str:
+def config_error(config: Any) -> str:
     """Return the message with which loading a config fails."""
     with pytest.raises(InputError) as caught:
         load_study(config)

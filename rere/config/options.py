@@ -12,8 +12,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 Scoring = Literal["catalogue", "vocabulary"]
-"""Tokens over which probabilities are normalised: those the catalogue allows, or all."""
-
+"""Tokens over which probabilities are normalised: those that continue a title, or all."""
 
 RENAMED = {
     "skip_silent": "skip_zero_advantage",
@@ -25,8 +24,8 @@ RENAMED = {
     "rollout: common": "iid",
     "rollout: dynamic": "oversample",
     "rollout: dynamic_with_target": "oversample_with_target",
-    "speed": "it under benchmarks",
-    "search": "it under benchmarks",
+    "speed": "benchmarks",
+    "search": "benchmarks",
 }
 """New names of renamed keys, and new values of renamed values (`key: value`)."""
 
@@ -39,7 +38,7 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def keys_are_known(cls, values: Any) -> Any:
+    def check_keys(cls, values: Any) -> Any:
         """Raise an error that names the key that was meant, which `extra="forbid"` does not."""
         refuse_renamed(values, cls.model_fields)
         for key in values if isinstance(values, dict) else ():
@@ -53,7 +52,7 @@ def refuse_renamed(values: Any, fields: Collection[str]) -> Any:
     """Return `values`; raise an error with the new name if a key or value has an old one."""
     for key, value in values.items() if isinstance(values, dict) else ():
         if new := new_name(key, fields, value):
-            raise PydanticCustomError("renamed", f"renamed; write {new}", {"key": key})
+            raise PydanticCustomError("renamed", "renamed; write {new}", {"key": key, "new": new})
     return values
 
 
@@ -61,8 +60,8 @@ def new_name(key: Any, fields: Collection[str], value: Any = None) -> str | None
     """Return the new name of a key, or of its value, if it was renamed; else None."""
     if key in fields:
         return RENAMED.get(f"{key}: {value}")
-    new = RENAMED.get(key, "")
-    return new if new.removeprefix("it under ") in fields else None
+    new = RENAMED.get(key)
+    return new if new in fields else None
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:

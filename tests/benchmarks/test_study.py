@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 from snakemake_runs import SMALL, planned, snakemake, write_raw
-from study_configs import SHIPPED, changed, error
+from study_configs import SHIPPED, changed, config_error
 
 from rere.study import load_study
 
@@ -60,18 +60,18 @@ from rere.study import load_study
 )
 def test_one_line_names_the_key_and_the_remedy(changes, message):
     changes = {f"benchmarks__{key}": value for key, value in changes.items()}
-    assert error(changed(**changes)) == f"benchmarks.{message}"
+    assert config_error(changed(**changes)) == f"benchmarks.{message}"
 
 
 def test_a_table_may_not_have_the_name_of_a_benchmark():
     config = changed(tables__speed=SHIPPED["tables"]["main"])
-    assert error(config) == "tables.speed: a benchmark has that name; choose another name"
+    assert config_error(config) == "tables.speed: a benchmark has that name; choose another name"
 
 
 @pytest.mark.parametrize("section", ["speed", "search"])
 def test_an_old_section_fails_with_the_new_one(section):
     config = changed(**{section: {"mine": {"dataset": "ml-100k"}}})
-    assert error(config) == f"{section}: renamed; write it under benchmarks"
+    assert config_error(config) == f"{section}: renamed; write benchmarks"
 
 
 def test_the_folders_of_the_models():

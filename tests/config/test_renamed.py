@@ -1,7 +1,7 @@
 """Old names of keys, values and flags fail and give the new one."""
 
 import pytest
-from study_configs import changed, error
+from study_configs import changed, config_error
 
 from rere.cli import parse
 from rere.config.options import RENAMED, new_name
@@ -22,6 +22,7 @@ from rere.config.options import RENAMED, new_name
             {"methods__d3__decode": {"method": "d3"}},
             "methods.d3.decode.method: renamed; write algorithm",
         ),
+        ({"speed": {"mine": {}}}, "speed: renamed; write benchmarks"),
         (
             {"datasets__ml-100k__repeats": "merge"},
             "datasets.ml-100k.repeats: renamed; write first",
@@ -33,7 +34,7 @@ from rere.config.options import RENAMED, new_name
     ],
 )
 def test_a_study_with_an_old_name_fails(changes, message):
-    assert error(changed(**changes)) == message
+    assert config_error(changed(**changes)) == message
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_command_with_an_old_name_fails(flags, message, capsys):
     assert capsys.readouterr().err == f"rere rl: {message}\n"
 
 
-def test_a_name_that_is_still_in_use_is_no_old_one():
+def test_a_key_that_still_exists_elsewhere_is_accepted():
     assert RENAMED["method"] == "algorithm"
     assert new_name("method", ["method", "algorithm"]) is None
     assert new_name("method", ["seed"]) is None

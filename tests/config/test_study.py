@@ -1,3 +1,5 @@
+"""A study's config: valid ones, errors with the key and the remedy, grids, and the JSON schema."""
+
 import copy
 import json
 import math
@@ -9,27 +11,27 @@ from typing import Any
 import jsonschema  # comes with Snakemake
 import pytest
 import yaml
-from study_configs import ABSENT, CONFIG, SHIPPED, changed, error
+from study_configs import ABSENT, CONFIG, SHIPPED, changed, config_error
 
 from rere.config.evaluation import Recommend
 from rere.config.options import flags
 from rere.study import load_study
 
-LAID_OVER = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
-FULL = {**SHIPPED, "tables": {"main": {**SHIPPED["tables"]["main"], **LAID_OVER}}}
+FULL_MAIN = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
+FULL = {**SHIPPED, "tables": {"main": {**SHIPPED["tables"]["main"], **FULL_MAIN}}}
 
 
 def grid(grid: Any, stage: Any = None, **more: Any) -> dict[str, Any]:
-    """The shipped config with a grid over `rl`, in a table of its own."""
+    """The shipped config with a grid over `rl` in another table."""
     method = {"init": "sft", "rl": {} if stage is None else stage, "grid": grid, **more}
     table = {**SHIPPED["tables"]["main"], "methods": ["sft", "sweep"]}
     return changed(methods__sweep=method, tables__sweep=table)
 
 
-# -------------------------------------------------------------------------------- what is right
+# -------------------------------------------------------------------------------- valid configs
 
 
-def test_the_shipped_configs_are_studies():
+def test_the_shipped_configs_are_valid():
     study = load_study(SHIPPED)
     assert [run.folder for run in study.runs("main")] == [
         "results/runs/ml-100k/none/popularity/seed0",
@@ -49,26 +51,26 @@ def test_the_shipped_configs_are_studies():
     assert len(load_study(FULL).runs("main")) == 3 * len(study.runs("main"))
 
 
-def test_a_run_without_a_backbone_appears_once_a_data_set():
+def test_a_baseline_has_one_run_per_data_set():
     tables = {"main": {**SHIPPED["tables"]["main"], "backbones": ["tiny", "other"]}}
     other = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
     runs = load_study(changed(backbones__other=other, tables=tables)).runs("main")
     assert [run.backbone for run in runs] == ["none"] * 6 + ["tiny"] * 7 + ["other"] * 7
 
 
-def test_options_that_are_not_given_have_their_defaults():
+def test_missing_options_have_their_defaults():
     study = load_study(changed(methods__sft__sft={}))
     assert study.methods["sft"].options.batch_size == 128
     assert study.evaluation == Recommend()
 
 
-def test_the_config_is_read_without_heavy_imports():
+def test_the_config_imports_nothing_heavy():
     heavy = {"torch", "transformers", "numpy", "polars", "snakemake"}
     code = f"import rere.config, sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_papers_data_sets_have_its_rules():
+def test_the_papers_data_sets_follow_its_rules():
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
     datasets = {**SHIPPED["datasets"], **paper["datasets"]}
     study = load_study({**SHIPPED, **paper, "datasets": datasets})
@@ -99,13 +101,13 @@ def test_the_papers_data_sets_have_its_rules():
         ({"source": "table"}, "datasets.x.category: unknown key"),
     ],
 )
-def test_wrong_options_of_a_data_set(changes, message):
+def test_wrong_options_of_a_data_set_are_named(changes, message):
     options = {"source": "amazon-2018", "category": "Toys_and_Games"} | changes
     options = {key: value for key, value in options.items() if value != ABSENT}
-    assert error(changed(datasets__x=options)).startswith(message)
+    assert config_error(changed(datasets__x=options)).startswith(message)
 
 
-def test_flags_name_every_option_as_the_command_line_spells_it():
+def test_flags_have_every_option():
     options = Recommend(rows=None, num_beams=20)
     assert " ".join(flags(options, skip=("dtype",))) == (
         "--rows None --list-length 50 --num-beams 20 "
@@ -115,7 +117,7 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
     assert " ".join(flags(reward)).count("--reward rule ranking --embeddings None") == 1
 
 
-# -------------------------------------------------------------------------------- what is wrong
+# -------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -328,18 +330,18 @@ def test_flags_name_every_option_as_the_command_line_spells_it():
     ],
 )
 def test_one_line_names_the_key_and_the_remedy(changes, message):
-    assert error(changed(**changes)) == message
+    assert config_error(changed(**changes)) == message
 
 
-def test_each_wrong_key_has_its_line():
+def test_each_wrong_key_has_a_line():
     config = changed(evaluation__rows=0, methods__sft__sft__epochs=-1.0, tables__main__seeds=[-1])
-    assert [line.split(":")[0] for line in error(config).splitlines()] == [
+    assert [line.split(":")[0] for line in config_error(config).splitlines()] == [
         "methods.sft.sft.epochs",
         "evaluation.rows",
         "tables.main.seeds",
     ]
     config = changed(methods__rere__init="x", tables__main__methods=["sft", "y", "z"])
-    assert [line.split(";")[0] for line in error(config).splitlines()] == [
+    assert [line.split(";")[0] for line in config_error(config).splitlines()] == [
         "methods.rere.init: there is no x",
         "tables.main.methods: there is no y",
         "tables.main.methods: there is no z",
@@ -347,27 +349,27 @@ def test_each_wrong_key_has_its_line():
 
 
 @pytest.mark.parametrize("number", ["3e-4", "1E5", "1.5e3", "2.e3", ".5e3", "+1e+2"])
-def test_the_number_to_write_instead_is_the_one_that_was_meant(number):
+def test_the_suggested_number_equals_the_written_one(number):
     assert yaml.safe_load(number) == number
-    message = error(changed(methods__sft__sft__learning_rate=number))
+    message = config_error(changed(methods__sft__sft__learning_rate=number))
     assert yaml.safe_load(message.rpartition("write ")[2]) == float(number)
 
 
-def test_a_key_that_is_a_number_to_yaml():
+def test_a_key_that_yaml_reads_as_a_number_is_named():
     config = changed()
     config["datasets"][2018] = {"source": "ml-100k"}
-    assert error(config) == "datasets.2018: 2018 is not a string to YAML; put it in quotes"
+    assert config_error(config) == "datasets.2018: 2018 is not a string to YAML; put it in quotes"
 
 
 @pytest.mark.parametrize(("config", "kind"), [(None, "nothing"), ([], "a list"), ("x", "'x'")])
-def test_a_config_that_is_no_mapping(config, kind):
-    assert error(config) == f"input should be a mapping, not {kind}"
+def test_a_config_other_than_a_mapping_is_refused(config, kind):
+    assert config_error(config) == f"input should be a mapping, not {kind}"
 
 
 # ---------------------------------------------------------------------------------------- grids
 
 
-def test_a_grid_is_a_method_for_each_combination():
+def test_a_grid_has_a_method_per_combination():
     betas, rates = [0.0, 1.0e-3, 0.01, 0.1], [1.0e-6, 1.0e-5, 1.0e-4, 1.0e-3, 1.0e-2]
     study = load_study(grid({"beta": betas, "learning_rate": rates}, {"steps": 7}))
     members = study.tables["sweep"].methods[1:]
@@ -382,7 +384,7 @@ def test_a_grid_is_a_method_for_each_combination():
     assert len(study.runs("main")) == 13
 
 
-def test_a_member_of_a_grid_has_a_name_of_its_own():
+def test_tables_and_methods_may_name_a_member_of_a_grid():
     config = grid({"reward": [["rule"], ["rule", "ranking"]]})
     config["tables"]["sweep"] |= {"methods": ["sweep-rule_ranking"], "reference": None}
     config["methods"]["more"] = {"init": "sweep-rule", "sft": {}}
@@ -391,7 +393,7 @@ def test_a_member_of_a_grid_has_a_name_of_its_own():
     assert study.methods["sweep-rule_ranking"].options.reward == ["rule", "ranking"]
 
 
-def test_a_grid_of_rewards_names_its_baseline_once():
+def test_a_grid_of_rewards_names_one_baseline():
     config = grid({"reward": [["rule"], ["collaborative=0.1"]]}, collaborative="sasrec")
     study = load_study(config)
     assert [study.methods[name].needs_baseline for name in study.tables["sweep"].methods] == [
@@ -409,7 +411,7 @@ def test_a_method_with_one_seed_has_one_run():
     assert (study.seed_of("sft", 3), study.seed_of("rere", 3)) == (7, 3)
 
 
-def test_the_ablations_are_a_study():
+def test_the_ablations_have_one_budget():
     overlay = yaml.safe_load((CONFIG / "ablations.yaml").read_text())
     config = copy.deepcopy(SHIPPED)
     for section, entries in overlay.items():
@@ -427,7 +429,7 @@ def test_the_ablations_are_a_study():
     assert budgets == {(60, 32, 16)}
 
 
-def test_a_grid_may_range_over_models():
+def test_a_grid_may_vary_the_model():
     models = {"baseline": {}, "grid": {"model": ["popularity", "repeat_last"]}}
     study = load_study(changed(methods__trivial=models))
     assert study.methods["trivial-repeat_last"].options.model == "repeat_last"
@@ -480,20 +482,22 @@ def test_a_grid_may_range_over_models():
         ),
     ],
 )
-def test_what_is_wrong_in_a_grid_is_named_once_as_written(config, message):
-    assert error(config) == message
+def test_errors_in_a_grid_name_the_key_as_written(config, message):
+    assert config_error(config) == message
 
 
-def test_a_grid_collides_with_a_method_before_or_after_it():
+def test_a_grid_with_the_name_of_a_method_is_refused():
     config, same = grid({"beta": [0.1]}), {"sweep-0.1": {"sft": {}}}
     for methods in (same | config["methods"], config["methods"] | same):
-        assert error(config | {"methods": methods}) == ("methods.sweep.grid: sweep-0.1 comes twice")
+        assert config_error(config | {"methods": methods}) == (
+            "methods.sweep.grid: sweep-0.1 comes twice"
+        )
 
 
-def test_a_grid_and_its_member_in_one_table():
+def test_a_table_with_a_grid_and_its_member_is_refused():
     config = grid({"beta": [0.0, 0.1]})
     config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-0.1"]
-    assert error(config) == "tables.sweep.methods: sweep-0.1 comes twice"
+    assert config_error(config) == "tables.sweep.methods: sweep-0.1 comes twice"
 
 
 # --------------------------------------------------------------------------------------- schema
