@@ -10,7 +10,6 @@ from torch import Tensor
 from rere.backbones import load_model
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model.activation_reuse import uses_half_precision
 from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import recompute_prompts
 from rere.training.models import Model
@@ -69,3 +68,9 @@ class Reference:
         """Restore it from a checkpoint."""
         if self.is_synced:
             self.model.load_state_dict(load_model(checkpoint / FOLDER).state_dict())
+
+
+def uses_half_precision(model: Model) -> bool:
+    """Whether rounding differs visibly between passes, so that equal models need equal passes."""
+    is_half = torch.finfo(model.dtype).bits < 32
+    return is_half or torch.is_autocast_enabled(model.device.type)

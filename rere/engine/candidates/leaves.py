@@ -42,8 +42,8 @@ def pack_leaves(
     edge, length, depth = tree.edge.numpy(), tree.edge_length.numpy(), tree.depth.numpy()
     token = tree.token.numpy()
     if scoring == "vocabulary":
-        at = ranges(edge[node], length[node])
-        return pack_tokens(prompts, row, slot, token[at], depth[leaf], num_candidates, at)
+        tokens = token[ranges(edge[node], length[node])]
+        return pack_tokens(prompts, row, slot, tokens, depth[leaf], num_candidates)
 
     inner = node[~is_leaf]
     fed = to_matrix(

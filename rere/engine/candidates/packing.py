@@ -62,7 +62,6 @@ class PackedBatch:
     position_ids: Tensor  # (B, S) i64
     is_token: Tensor  # (B, S) bool, False in padding
     ancestors: Tensor  # (B, M, M) bool, which nodes are on the path to each, itself included
-    tree_index: Tensor  # (B, M) i64, index of the node's token in the catalogue's tree, or -1
     logits_index: Tensor  # (U,) i64, in [0, R), the logits that predict the token
     token: Tensor  # (U,) i64, the predicted token
     prediction: Tensor  # (B, N) i64, in [0, U], which predicted token; U is padding
@@ -114,7 +113,6 @@ class TokenTrees(NamedTuple):
     """The nodes of all rows' trees, level by level. The first B are the roots."""
 
     token: Ints  # (n,)
-    tree_index: Ints  # (n,) index of the token in the catalogue's tree, or -1
     row: Ints  # (n,)
     depth: Ints  # (n,)
     path: Ints  # (C, T + 1) the nodes of each candidate from its root on; -1 behind its end
@@ -146,12 +144,10 @@ def pack_tokens(
     tokens: Ints,
     length: Ints,
     num_candidates: int,
-    tree_index: Ints | None = None,
 ) -> PackedBatch:
     """Pack C candidates, of which `tokens` holds `length` (C,) tokens each, one after another.
 
-    `row` (C,) ascends. `slot` (C,) in [0, G) tells the candidates of a row apart. `tree_index`
-    holds the index of each token in the catalogue's tree.
+    `row` (C,) ascends. `slot` (C,) in [0, G) tells the candidates of a row apart.
     """
     candidate = np.arange(len(length)).repeat(length)
     num_before = rank_in_row(candidate, len(length))
@@ -159,9 +155,6 @@ def pack_tokens(
     is_fed = num_before < length[candidate] - 1
     fed = to_matrix(candidate[is_fed], num_before[is_fed], tokens[is_fed], len(length), fill=-1)
     trees = build_token_trees(last_tokens(prompts), row, fed)
-    if tree_index is not None:
-        node = trees.path[candidate[is_fed], num_before[is_fed] + 1]
-        trees.tree_index[node] = tree_index[is_fed]
     predictions = Predictions(candidate, num_before, tokens)
     return assemble(prompts, slot, trees, predictions, num_candidates)
 
@@ -211,8 +204,7 @@ def build_token_trees(roots: Ints, row: Ints, fed: Ints) -> TokenTrees:
         rows.append(row[exists][first])
         num_nodes += len(first)
     depth = np.arange(len(tokens)).repeat([len(level) for level in tokens])
-    tree_index = np.full(num_nodes, -1)
-    return TokenTrees(np.concatenate(tokens), tree_index, np.concatenate(rows), depth, path)
+    return TokenTrees(np.concatenate(tokens), np.concatenate(rows), depth, path)
 
 
 def depth_first_order(trees: TokenTrees, num_rows: int) -> Ints:
@@ -250,8 +242,6 @@ def assemble(
     ids, depth = np.zeros((2, num_rows, num_nodes), dtype=np.int64)
     ids[trees.row, column] = trees.token
     depth[trees.row, column] = trees.depth
-    tree_index = np.full(ids.shape, -1)
-    tree_index[trees.row, column] = trees.tree_index
     exists = np.zeros(ids.shape, dtype=bool)
     exists[trees.row, column] = True
     exists[0, -1] |= not predicts.any()  # at least one column with logits
@@ -279,7 +269,6 @@ def assemble(
         position_ids=torch.cat([position, prompt_length + torch.from_numpy(depth)], dim=1),
         is_token=is_token,
         ancestors=torch.from_numpy(ancestors),
-        tree_index=torch.from_numpy(tree_index),
         logits_index=torch.from_numpy(pair // base),
         token=torch.from_numpy(pair % base),
         prediction=torch.from_numpy(to_matrix(row, at, which, num_rows, len(pair))),

@@ -4,7 +4,6 @@ B rows, R logits, U predicted tokens, N tokens of all candidates of a row, G can
 vocabulary, E allowed tokens of all R logits (`rere.engine.candidates.packing`).
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -64,23 +63,20 @@ def logits_of_candidates(
 ) -> Tensor:
     """Logits (R, V), computed with the prompts, or behind those of a filled cache."""
     first, tokens = 0, packed.tokens
-    cache, replay = {"use_cache": False}, nullcontext()
+    cache = {"use_cache": False}
     if prompt_cache is not None and prompt_cache.is_filled:
         first, num_tokens = packed.num_prompt_columns, packed.num_tokens - prompt_cache.num_reused
         tokens = tokens._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
         cache = {"past_key_values": prompt_cache.without_last_tokens()}
-        if prompt_cache.activations is not None:
-            replay = prompt_cache.activations.replay(packed.tree_index, tokens)
-    with replay:
-        return forward_logits(
-            model,
-            packed.input_ids[:, first:],
-            packed.position_ids[:, first:],
-            packed.visible[:, first:],
-            packed.position_ids,
-            tokens,
-            **cache,
-        )
+    return forward_logits(
+        model,
+        packed.input_ids[:, first:],
+        packed.position_ids[:, first:],
+        packed.visible[:, first:],
+        packed.position_ids,
+        tokens,
+        **cache,
+    )
 
 
 def gather_log_probs(logits: Tensor, packed: PackedBatch, temperature: float) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from rere.engine.model.activation_reuse import RecordedActivations
 from rere.engine.model.attention import in_rows
 
 
@@ -79,7 +78,6 @@ class PromptCache:
     prompts: Sequence[Sequence[int]] = ()
     opening: Tensor | None = None  # (X,) i64, tokens that were computed behind each prompt
     logits_to_keep: int = 0  # last tokens of each row whose logits were computed
-    activations: RecordedActivations | None = None  # of the tokens fed behind the prompts
 
     @property
     def is_filled(self) -> bool:

@@ -19,7 +19,6 @@ children of a node, C tokens of an edge, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -27,7 +26,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.config.options import Scoring
-from rere.engine.model.activation_reuse import start_recording
 from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import make_decoder
 from rere.engine.model.softmax import logsumexp_of_rows, upcast
@@ -83,10 +81,6 @@ class PathScorer:
         self.is_normalised = scoring == "catalogue"
         self.temperature, self.auxiliary = temperature, auxiliary
         self.decoder = make_decoder(model, prompts, tree.longest, prompt_cache)
-        self.activations = None
-        if prompt_cache is not None and scoring == "vocabulary":
-            self.activations = start_recording(model, len(prompts), len(tree.token))
-            prompt_cache.activations = self.activations
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass_tokens = full_pass_tokens(model)
@@ -169,8 +163,6 @@ class PathScorer:
     def select(self, rows: Tensor) -> None:
         """Keep only the rows `rows` (N,)."""
         self.decoder.select(rows)
-        if self.activations is not None:
-            self.activations.select(rows)
         if self.auxiliary is not None:
             self.auxiliary = self.auxiliary._replace(
                 node_log_probs=self.auxiliary.node_log_probs[rows]
@@ -197,17 +189,14 @@ class PathScorer:
         offset = offset.where(layout.is_token, 0)  # on the edge
         depth = self.tree.depth[node] - self.tree.edge_length[node]
         depth = depth.where(layout.is_token, 0) + offset
-        tree_index = self.tree.edge[node] + offset
-        ids = self.tree.token[tree_index]
+        ids = self.tree.token[self.tree.edge[node] + offset]
         visible = torch.cat([gather_rows(known.ancestors, path), same_edge_mask(layout)], dim=-1)
         # `vocabulary` needs logits after all tokens, the others after the last one of each path.
         logits_to_keep, num_logits = ids.shape[1], plan.num_tokens
         if self.by_decision:
             logits_to_keep, num_logits = plan.num_feeding, plan.num_ends
         tokens = UnpaddedTokens(layout.is_token, plan.num_tokens, logits_to_keep, num_logits)
-        recording = self.activations and self.activations.record(tree_index, tokens)
-        with recording or nullcontext():
-            logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
+        logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
         logits_index = tokens.logits_index  # (B, logits_to_keep)
         last_index = logits_index.gather(1, layout.last - (ids.shape[1] - logits_to_keep))
 

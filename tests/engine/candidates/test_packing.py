@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rere.prefix_tree import PrefixTree
 
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import AllowedTokens, pack
 from rere.engine.candidates.scoring import sum_by_candidate
 from rere.engine.model.padding import left_pad, token_positions
-from rere.prefix_tree import PrefixTree
 
 EOS = 1
 # Nodes of the tree and the tokens of their edges: root 0 [7]; below it 1 [2] and leaf 2 [3 5 1];
@@ -91,24 +91,11 @@ def test_leaves_are_packed_like_their_sequences():
     actual = pack_leaves(prompts, leaves, TREE, "vocabulary")
     expected = pack(prompts, [[SEQUENCES[3], SEQUENCES[1]], [SEQUENCES[0], SEQUENCES[2]]], 3)
     for name, value in vars(expected).items():
-        if name == "tree_index":  # `pack` does not know it
-            assert (value == -1).all()
-            continue
         if name == "candidate":
             # The second row's second candidate is in the third slot.
             value = torch.where((value == 1) & torch.tensor([[False], [True]]), 2, value)
         same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
         assert same(getattr(actual, name), value), name
-
-
-def test_nodes_have_the_index_of_their_token_in_the_tree():
-    leaves = torch.tensor([[LEAF[3], LEAF[1], -1], [LEAF[0], -1, LEAF[2]]])
-    packed = pack_leaves([[5, 6], [9]], leaves, TREE, "vocabulary")
-    nodes = packed.is_token[:, packed.num_prompt_columns :].clone()
-    nodes[:, 0] = False  # the prompts' last tokens
-    assert torch.equal(packed.tree_index >= 0, nodes)
-    ids = packed.input_ids[:, packed.num_prompt_columns :]
-    assert torch.equal(TREE.token[packed.tree_index[nodes]], ids[nodes])
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rere.prefix_tree import PrefixTree
 from search_oracles import (
     CATALOGUES,
     EOS,
@@ -31,7 +32,6 @@ from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.errors import InputError
 from rere.evaluation.decode import node_log_probs
-from rere.prefix_tree import PrefixTree
 
 
 def search(model, sequences, prompts, num_beams, **options):
