@@ -10,8 +10,6 @@ from torch.nn.utils.rnn import pad_sequence
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model.caches import PromptCache
-from rere.engine.search.beam import beam_search
 from rere.prefix_tree import PrefixTree
 
 SCORINGS = ("vocabulary", "catalogue")
@@ -152,13 +150,6 @@ def record_synchronisations(wrapped):
 
 
 # -------------------------------------------------------------------------- passes behind a search
-
-
-def search_and_pack(model, tree=TREE, prompts=PROMPTS, num_beams=4):
-    """The prompt cache of a search, and the packed batch of the leaves that it found."""
-    cache = PromptCache()
-    leaf = beam_search(model, tree, prompts, num_beams, prompt_cache=cache).leaf
-    return cache, pack_leaves(prompts, leaf, tree, "vocabulary")
 
 
 def assert_passes_equal(model, packed, cache, allowed):
