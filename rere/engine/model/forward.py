@@ -10,7 +10,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rere.engine.model.attention import BY_ROWS, OURS, attention_implementation, unpadded
 from rere.engine.model.attention_blocks import parts_of
 from rere.engine.model.last_layer import at_the_end
-from rere.engine.model.logits_buffer import logits_in_room
 from rere.engine.model.masks import attention_mask
 from rere.engine.model.unpadding import UnpaddedTokens
 
@@ -33,7 +32,7 @@ def forward_logits(
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
     rows_apart, num_logits = nullcontext(), tokens.logits_to_keep
-    with attention_implementation(base, BY_ROWS), logits_in_room(base):
+    with attention_implementation(base, BY_ROWS):
         if base.config._attn_implementation in OURS and not computes_again(base):
             index = tokens.index
             parts = parts_of(index, visible, base.config.get_text_config().hidden_size)
