@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
-from rere.engine.candidates.scoring import token_log_probs
 from rere.prefix_tree import PrefixTree
 
 SCORINGS = ("vocabulary", "catalogue")
@@ -147,22 +146,3 @@ def record_synchronisations(wrapped):
         ),
     )
     return synchronised
-
-
-# -------------------------------------------------------------------------- passes behind a search
-
-
-def assert_passes_equal(model, packed, cache, allowed):
-    """Compare a pass behind the prompts of `cache` with one that computes them again.
-
-    `allowed` is the tolerance of the gradients.
-    """
-    expected = split_by_candidate(token_log_probs(model, packed), packed)
-    actual = split_by_candidate(token_log_probs(model, packed, prompt_cache=cache), packed)
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=tolerance(model), rtol=0)
-    assert_gradients_equal(
-        gradients_of(model, weighted_sum(actual)),
-        gradients_of(model, weighted_sum(expected)),
-        allowed,
-    )

@@ -14,7 +14,6 @@ from rere.config.training import RlOptions, reward_weights
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
-from rere.engine.model.caches import PromptCache
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.prefix_tree import PrefixTree, token_ids
@@ -95,11 +94,7 @@ class Rollouts:
 
     @torch.no_grad()
     def __call__(
-        self,
-        policy: PreTrainedModel,
-        inputs: dict[str, Any],
-        step: int,
-        prompt_cache: PromptCache | None = None,
+        self, policy: PreTrainedModel, inputs: dict[str, Any], step: int
     ) -> RewardedGroups:
         """The rewarded groups of a step's prompts; they do not depend on `rows_per_pass`."""
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
@@ -116,7 +111,6 @@ class Rollouts:
                 options.scoring,
                 options.temperature,
                 target_leaf[rows],
-                prompt_cache,
             )
             for rows in slices(len(prompts), options.rows_per_pass)
         ]

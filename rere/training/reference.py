@@ -10,8 +10,6 @@ from torch import Tensor
 from rere.backbones import load_model
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model.caches import PromptCache
-from rere.engine.model.decoder import recompute_prompts
 from rere.training.models import Model
 
 FOLDER = "reference"
@@ -29,26 +27,13 @@ class Reference:
         if not isinstance(model, PeftModel):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def log_probs(
-        self, policy: Model, packed: PackedBatch, prompt_cache: PromptCache | None = None
-    ) -> Tensor:
-        """Log-probabilities of the candidates' tokens under the reference, (B, N).
-
-        In half precision the reference computes the prompts of the policy's `prompt_cache` in a
-        separate pass, as the policy did: else rounding would give equal models a KL.
-        """
-        if self.model is not None:
-            return self._log_probs(self.model, packed, prompt_cache)
-        with policy.disable_adapter():
-            return self._log_probs(policy, packed, prompt_cache)
-
     @torch.no_grad()
-    def _log_probs(
-        self, model: Model, packed: PackedBatch, prompt_cache: PromptCache | None
-    ) -> Tensor:
-        is_separate = prompt_cache is not None and uses_half_precision(model)
-        own = recompute_prompts(model, prompt_cache) if is_separate else None
-        return token_log_probs(model, packed, self.temperature, own)
+    def log_probs(self, policy: Model, packed: PackedBatch) -> Tensor:
+        """Log-probabilities of the candidates' tokens under the reference, (B, N)."""
+        if self.model is not None:
+            return token_log_probs(self.model, packed, self.temperature)
+        with policy.disable_adapter():
+            return token_log_probs(policy, packed, self.temperature)
 
     @torch.no_grad()
     def sync(self, policy: Model, mix: float = 1.0) -> None:
@@ -68,9 +53,3 @@ class Reference:
         """Restore it from a checkpoint."""
         if self.is_synced:
             self.model.load_state_dict(load_model(checkpoint / FOLDER).state_dict())
-
-
-def uses_half_precision(model: Model) -> bool:
-    """Whether rounding differs visibly between passes, so that equal models need equal passes."""
-    is_half = torch.finfo(model.dtype).bits < 32
-    return is_half or torch.is_autocast_enabled(model.device.type)

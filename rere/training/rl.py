@@ -20,7 +20,6 @@ from transformers.trainer_callback import ExportableState
 from rere.config.training import RlOptions
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
-from rere.engine.model.caches import PromptCache
 from rere.engine.search.noise import row_seeds
 from rere.errors import InputError
 from rere.training.advantages import ADVANTAGES, has_zero_advantage
@@ -82,7 +81,6 @@ class UpdatePass:
     """Some groups of a step, for one forward and backward pass; the first update fills it in."""
 
     rows: list[int]
-    prompt_cache: PromptCache | None = None  # of the rollout, for the first update
     packed: PackedBatch | None = None
     reference: Tensor | None = None  # (B, N), log-probabilities under the reference, for the KL
     old: Tensor | None = None  # (B, N), under the policy that rolled out; None in the first update
@@ -117,8 +115,7 @@ class RlTrainer(Trainer):
         self.sync_reference()
 
         # Roll out and reward; dynamic sampling replaces some groups.
-        prompt_cache = PromptCache() if self.shares_prompt_pass(len(inputs["prompts"])) else None
-        initial = self.roll_out(inputs, prompt_cache)
+        initial = self.roll_out(inputs)
         groups, extra_prompts = dynamic_sampling(
             initial, self.roll_out_extra(inputs["row_id"]), self.is_zero_advantage
         )
@@ -130,7 +127,7 @@ class RlTrainer(Trainer):
         # optimiser step of the last update.
         length = self.rollouts.num_scored(groups)
         count = self.objective.count(length, self.rollouts.max_scored).clamp(min=1)
-        passes = self.plan_passes(has_zero_advantage(advantage).tolist(), prompt_cache)
+        passes = self.plan_passes(has_zero_advantage(advantage).tolist())
         beta = options.beta
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
@@ -168,13 +165,9 @@ class RlTrainer(Trainer):
                 each.packed = pack(each.rows).to(advantage.device)
                 if beta > 0:
                     with self.autocast():
-                        each.reference = self.reference.log_probs(
-                            self.model, each.packed, each.prompt_cache
-                        )
+                        each.reference = self.reference.log_probs(self.model, each.packed)
             with self.autocast():
-                log_prob, entropy = token_scores(  # (B, N)
-                    model, each.packed, options.temperature, each.prompt_cache
-                )
+                log_prob, entropy = token_scores(model, each.packed, options.temperature)  # (B, N)
                 kl = KL[options.kl](log_prob, each.reference) if beta > 0 else None
                 loss = policy_loss(
                     self.objective,
@@ -186,7 +179,6 @@ class RlTrainer(Trainer):
                     count,
                 )
             self.accelerator.backward(loss)
-            each.prompt_cache = None  # valid for one backward pass and the current weights only
             if each.old is None and options.updates > 1:
                 each.old = log_prob.detach()
             kl_sum = entropy.new_zeros(()) if kl is None else kl.detach().sum()
@@ -194,41 +186,22 @@ class RlTrainer(Trainer):
             sums += torch.stack([loss.detach(), kl_sum, entropy.sum(), tokens])
         return sums
 
-    def plan_passes(
-        self, is_zero: list[bool], prompt_cache: PromptCache | None = None
-    ) -> list[UpdatePass]:
-        """Split the groups into the passes of an update; one pass if there is a prompt cache.
+    def plan_passes(self, is_zero: list[bool]) -> list[UpdatePass]:
+        """Split the groups into the passes of an update.
 
         Groups that may be skipped have passes of their own, so skipping them does not change the
         arithmetic of the others.
         """
         options, rows = self.options, range(len(is_zero))
-        if self.mixes_zero_advantage:
+        # With a KL no group is skipped, unless its KL may be left out.
+        if options.beta > 0 and options.skip_zero_advantage != "approximate":
             blocks = [list(rows)]
         else:
             blocks = [[row for row in rows if is_zero[row] == which] for which in (False, True)]
             if options.skip_zero_advantage != "never":
                 blocks.pop()
         size = options.rows_per_pass
-        return [
-            UpdatePass(block[rows], prompt_cache)
-            for block in blocks
-            for rows in slices(len(block), size)
-        ]
-
-    @property
-    def mixes_zero_advantage(self) -> bool:
-        """Whether zero-advantage groups share passes with others, since none is skipped."""
-        return self.options.beta > 0 and self.options.skip_zero_advantage != "approximate"
-
-    def shares_prompt_pass(self, num_prompts: int) -> bool:
-        """Whether prompts are computed once, for both the rollout and the first update.
-
-        Not if that kept activations of several passes or of groups that are replaced or skipped.
-        """
-        options = self.options
-        in_one_pass = self.mixes_zero_advantage and num_prompts <= options.rows_per_pass
-        return in_one_pass and not options.dynamic_sampling and not options.gradient_checkpointing
+        return [UpdatePass(block[rows]) for block in blocks for rows in slices(len(block), size)]
 
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """The optimiser step of an update that is not the last of its rollout."""
@@ -236,11 +209,9 @@ class RlTrainer(Trainer):
         self.optimizer.step()
         model.zero_grad()
 
-    def roll_out(
-        self, inputs: dict[str, Any], prompt_cache: PromptCache | None = None
-    ) -> RewardedGroups:
+    def roll_out(self, inputs: dict[str, Any]) -> RewardedGroups:
         with self.autocast():
-            return self.rollouts(self.language_model, inputs, self.state.global_step, prompt_cache)
+            return self.rollouts(self.language_model, inputs, self.state.global_step)
 
     def roll_out_extra(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
         """Yield up to `dynamic_sampling` batches of groups of other prompts, rolled out lazily.

@@ -167,33 +167,6 @@ def test_merged_adapters_keep_the_validation_loss(run, data):
     assert loss == pytest.approx(logged, rel=1e-5)
 
 
-# -------------------------------------------------------------------------- shared prompt pass
-
-
-@pytest.mark.parametrize(
-    ("changes", "is_reused"),
-    [
-        ({}, [True, True]),
-        ({"updates": 2}, [True, False] * 2),
-        ({"rows_per_pass": 4}, [False] * 4),
-        ({"dynamic_sampling": 1}, [False] * 2),
-        ({"gradient_checkpointing": True}, [False] * 2),
-        ({"skip_zero_advantage": "approximate"}, [False] * 2),
-        ({"beta": 0.0}, [False] * 2),
-    ],
-)
-def test_first_update_reuses_the_prompts_of_the_rollout(changes, is_reused, run, monkeypatch):
-    seen = []
-
-    def score(model: Any, packed: PackedBatch, temperature: float, prompts: Any) -> TokenScores:
-        seen.append(prompts is not None and prompts.cache is not None)
-        return token_scores(model, packed, temperature, prompts)
-
-    monkeypatch.setattr(rl_module, "token_scores", score)
-    run("rl", "run", steps=2, **changes)
-    assert seen == is_reused
-
-
 # ----------------------------------------------- gradient checkpointing, precision and dropout
 
 
@@ -208,7 +181,6 @@ def test_gradient_checkpointing_changes_nothing(stage, lora_rank, run, monkeypat
         return original(*args, **more)
 
     monkeypatch.setattr(models, "checkpoint", counted)
-    # In two passes, since an RL step in one pass has a prompt cache only without checkpointing.
     changes = {"lora_rank": lora_rank, "rows_per_pass": 4}
     plain = run(stage, "plain", **changes)
     assert called == []

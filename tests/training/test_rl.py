@@ -91,8 +91,8 @@ def test_saved_model_is_the_best_validated_one(trained, data):
 def test_golden_steps(rows_per_pass, dtype, tmp_path, data, monkeypatch):
     """They may change only with an intended change of prompts, row order or arithmetic.
 
-    A step in one pass computes its prompts once. It runs in float64, since at this learning rate
-    other rounding in the first step grows to 2e-4 of a norm in the sixth.
+    One pass per step runs in float64, since at this learning rate other rounding in the first step
+    grows to 2e-4 of a norm in the sixth.
     """
     load = setup.load_trainable
 

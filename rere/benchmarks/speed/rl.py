@@ -60,7 +60,6 @@ def benchmark_rl(
     middle, label = batches[len(batches) // 2], f"speed: {model.name}, {STEP}"
     with TemporaryDirectory() as folder:
         calls = make_steps(model, Path(folder))
-        # Ours may take the whole step in one pass, too, and then computes its prompts once.
         choices = list(dict.fromkeys([*sizes, PROMPTS]))
         best = {
             scoring: find_fastest(calls[scoring, BETAS[0]], choices, middle, label)

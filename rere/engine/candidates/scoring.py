@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from rere.engine.candidates.packing import AllowedTokens, PackedBatch
-from rere.engine.model.caches import PromptCache
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.softmax import LogSoftmaxAt, entropy, scale_by_temperature
 
@@ -28,25 +27,22 @@ def token_log_probs(
     model: PreTrainedModel,
     packed: PackedBatch,
     temperature: float = 1.0,
-    prompt_cache: PromptCache | None = None,
 ) -> Tensor:
     """log p(token | prompt, earlier tokens) of each candidate token at a temperature, (B, N) f32.
 
     Normalised over the whole vocabulary, or over the tokens that `packed` allows. The model may be
-    wrapped for several devices or carry adapters. A filled `prompt_cache` holds the prompts of
-    `packed`, computed with the model's current weights and without dropout.
+    wrapped for several devices or carry adapters.
     """
-    return gather_log_probs(logits_of_candidates(model, packed, prompt_cache), packed, temperature)
+    return gather_log_probs(logits_of_candidates(model, packed), packed, temperature)
 
 
 def token_scores(
     model: PreTrainedModel,
     packed: PackedBatch,
     temperature: float = 1.0,
-    prompt_cache: PromptCache | None = None,
 ) -> TokenScores:
     """The log-probabilities of `token_log_probs`, and the entropies of their distributions."""
-    logits = logits_of_candidates(model, packed, prompt_cache)
+    logits = logits_of_candidates(model, packed)
     return TokenScores(
         gather_log_probs(logits, packed, temperature), gather_entropies(logits, packed, temperature)
     )
@@ -58,24 +54,16 @@ def sum_by_candidate(values: Tensor, packed: PackedBatch) -> Tensor:
     return sums.scatter_add(1, packed.candidate, values)[:, :-1]
 
 
-def logits_of_candidates(
-    model: PreTrainedModel, packed: PackedBatch, prompt_cache: PromptCache | None
-) -> Tensor:
-    """Logits (R, V), computed with the prompts, or behind those of a filled cache."""
-    first, tokens = 0, packed.tokens
-    cache = {"use_cache": False}
-    if prompt_cache is not None and prompt_cache.is_filled:
-        first, num_tokens = packed.num_prompt_columns, packed.num_tokens - prompt_cache.num_reused
-        tokens = tokens._replace(is_token=packed.is_token[:, first:], num_tokens=num_tokens)
-        cache = {"past_key_values": prompt_cache.without_last_tokens()}
+def logits_of_candidates(model: PreTrainedModel, packed: PackedBatch) -> Tensor:
+    """Logits (R, V) of a packed batch."""
     return forward_logits(
         model,
-        packed.input_ids[:, first:],
-        packed.position_ids[:, first:],
-        packed.visible[:, first:],
+        packed.input_ids,
         packed.position_ids,
-        tokens,
-        **cache,
+        packed.visible,
+        packed.position_ids,
+        packed.tokens,
+        use_cache=False,
     )
 
 

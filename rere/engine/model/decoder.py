@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from rere.engine.model.attention import GROUPED, attention_implementation
-from rere.engine.model.caches import DifferentiableCache, GrowingLayer, PromptCache
+from rere.engine.model.attention import GROUPED, attention_implementation, in_rows
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.masks import causal, layer_windows
 from rere.engine.model.padding import left_pad, right_pad, token_positions
@@ -51,7 +51,6 @@ def make_decoder(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    prompt_cache: PromptCache | None = None,
 ) -> "SharedPromptDecoder | FullSequenceDecoder":
     """A decoder for prompts with up to `max_new_tokens` behind them, exact for any causal model.
 
@@ -59,7 +58,7 @@ def make_decoder(
     """
     check_positions(model, prompts, max_new_tokens)
     if supports_shared_prompt(model):
-        return SharedPromptDecoder(model, prompts, prompt_cache)
+        return SharedPromptDecoder(model, prompts)
     return FullSequenceDecoder(model, prompts)
 
 
@@ -77,29 +76,11 @@ def check_positions(
         )
 
 
-def recompute_prompts(model: PreTrainedModel, prompt_cache: PromptCache) -> PromptCache:
-    """The prompts of a cache as another model computes them, by the same operations."""
-    own = PromptCache()
-    if prompt_cache.is_filled:
-        with eval_mode(model):
-            decoder = SharedPromptDecoder(model, prompt_cache.prompts, own)
-            decoder.prefill(prompt_cache.opening, prompt_cache.logits_to_keep)
-    return own
-
-
 class SharedPromptDecoder:
-    """A batch's prompts in a key-value cache, and the tokens fed behind them.
+    """A batch's prompts in a key-value cache, and the tokens fed behind them."""
 
-    With a `prompt_cache`, the prompts are computed with gradient and kept there.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        prompt_cache: PromptCache | None = None,
-    ) -> None:
-        self.model, self.prompts, self.prompt_cache = model, prompts, prompt_cache
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self.model, self.prompts = model, prompts
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
 
@@ -107,7 +88,7 @@ class SharedPromptDecoder:
         """Compute the prompts, with the tokens `opening` (X,) behind each.
 
         Returns the logits after the last `logits_to_keep` tokens of each row,
-        (B logits_to_keep, V), without gradient.
+        (B logits_to_keep, V).
         """
         ids, is_token = (tensor.to(self.model.device) for tensor in left_pad(self.prompts))
         ids = torch.cat([ids, opening.expand(len(ids), -1)], dim=1)
@@ -118,16 +99,7 @@ class SharedPromptDecoder:
         tokens = UnpaddedTokens(
             self.is_token, num_tokens, logits_to_keep, len(ids) * logits_to_keep
         )
-        if self.prompt_cache is None:
-            return self._forward(ids, position, visible, tokens, self.cache)
-        kept = self.prompt_cache
-        kept.states, kept.prompts = DifferentiableCache(), self.prompts
-        kept.opening, kept.logits_to_keep = opening, logits_to_keep
-        with torch.enable_grad():
-            logits = self._forward(ids, position, visible, tokens, kept.states)
-        for number, layer in enumerate(kept.states.layers):
-            self.cache.update(layer.keys.detach(), layer.values.detach(), number)
-        return logits.detach()
+        return self._forward(ids, position, visible, tokens)
 
     def feed(self, ids: Tensor, depth: Tensor, visible: Tensor, tokens: UnpaddedTokens) -> Tensor:
         """Feed the ids (B, Q) of `tokens`, which lie `depth` (B, Q) tokens behind the prompt.
@@ -137,7 +109,7 @@ class SharedPromptDecoder:
         """
         prompt = self.is_token[:, None, :].expand(-1, ids.shape[1], -1)
         visible = torch.cat([prompt, visible], dim=-1)
-        return self._forward(ids, self.prompt_length + depth, visible, tokens, self.cache)
+        return self._forward(ids, self.prompt_length + depth, visible, tokens)
 
     def keep(self, kept: Tensor) -> None:
         """Drop all fed tokens but `kept` (B, N), in that order."""
@@ -154,12 +126,52 @@ class SharedPromptDecoder:
         self.cache.batch_select_indices(rows)
 
     def _forward(
-        self, ids: Tensor, position: Tensor, visible: Tensor, tokens: UnpaddedTokens, cache: Cache
+        self, ids: Tensor, position: Tensor, visible: Tensor, tokens: UnpaddedTokens
     ) -> Tensor:
         self.position = torch.cat([self.position, position], dim=1)
         return forward_logits(
-            self.model, ids, position, visible, self.position, tokens, past_key_values=cache
+            self.model, ids, position, visible, self.position, tokens, past_key_values=self.cache
         )
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer with spare capacity, so that a pass copies nothing but its own tokens.
+
+    transformers' layer copies the whole cache in every pass. Sliding windows are left to the mask,
+    since a token that is out of one path's window may be in another's.
+    """
+
+    length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        key_states, value_states = in_rows(key_states), in_rows(value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        end = self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self.keys, self.values = (self._grow(x, end) for x in (self.keys, self.values))
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, start: int, kept: Tensor) -> None:
+        """Drop all tokens behind the first `start` but `kept` (B, N)."""
+        self.length = start + kept.shape[1]
+        at = (start + kept)[:, None, :, None]
+        for states in (self.keys, self.values):
+            index = at.expand(-1, states.shape[1], -1, states.shape[-1])
+            states[:, :, start : self.length] = states.gather(2, index)
+
+    def _grow(self, states: Tensor, end: int) -> Tensor:
+        batch, heads, _, width = states.shape
+        grown = states.new_empty(batch, heads, end + end // 2, width)
+        grown[:, :, : self.length] = states[:, :, : self.length]
+        return grown
+
+    def get_seq_length(self) -> int:
+        return self.length
 
 
 class FullSequenceDecoder:

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer, SearchScoring
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
@@ -51,28 +50,19 @@ def beam_search(
     length_penalty: float = 0.0,
     temperature: float = 1.0,
     auxiliary: AuxiliaryScorer | None = None,
-    prompt_cache: PromptCache | None = None,
 ) -> Beams:
     """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
 
     `tree` and `auxiliary` lie on the model's device. Final scores are divided by length **
-    `length_penalty`, the length in tokens including the end of sequence. `prompt_cache` is filled
-    for a later training pass. Raises ValueError for num_beams below 1 and for a temperature of 0
-    or below; InputError for a prompt beyond the model's positions and for logits that are NaN.
+    `length_penalty`, the length in tokens including the end of sequence. Raises ValueError for
+    num_beams below 1 and for a temperature of 0 or below; InputError for a prompt beyond the
+    model's positions and for logits that are NaN.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     rows = torch.arange(len(prompts), device=model.device)
     with eval_mode(model):
-        scorer = PathScorer(
-            model,
-            tree,
-            prompts,
-            scoring,
-            temperature,
-            auxiliary=auxiliary,
-            prompt_cache=prompt_cache,
-        )
+        scorer = PathScorer(model, tree, prompts, scoring, temperature, auxiliary=auxiliary)
         beams, known, num_steps = scorer.start()
         found, results = (empty_beams(beams.score, num_beams) for _ in range(2))
         while True:

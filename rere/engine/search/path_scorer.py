@@ -26,7 +26,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.config.options import Scoring
-from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import make_decoder
 from rere.engine.model.softmax import logsumexp_of_rows, upcast
 from rere.engine.model.unpadding import UnpaddedTokens
@@ -59,8 +58,7 @@ class PathScorer:
 
     Log-probabilities are at `temperature`, above 0. Under `vocabulary` scoring a pass feeds only
     part of a long edge, unless `whole_edges`. `auxiliary` takes part in the scores of children.
-    `prompt_cache` is filled for a later training pass. Raises ValueError for a temperature of 0 or
-    below, and for `auxiliary` under `vocabulary`.
+    Raises ValueError for a temperature of 0 or below, and for `auxiliary` under `vocabulary`.
     """
 
     def __init__(
@@ -72,7 +70,6 @@ class PathScorer:
         temperature: float = 1.0,
         whole_edges: bool = False,
         auxiliary: AuxiliaryScorer | None = None,
-        prompt_cache: PromptCache | None = None,
     ) -> None:
         check_temperature(temperature)
         if auxiliary is not None and scoring == "vocabulary":
@@ -80,7 +77,7 @@ class PathScorer:
         self.tree, self.by_decision = tree, scoring != "vocabulary"
         self.is_normalised = scoring == "catalogue"
         self.temperature, self.auxiliary = temperature, auxiliary
-        self.decoder = make_decoder(model, prompts, tree.longest, prompt_cache)
+        self.decoder = make_decoder(model, prompts, tree.longest)
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass_tokens = full_pass_tokens(model)

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from rere.config.options import Scoring
 from rere.config.training import RolloutStrategy
-from rere.engine.model.caches import PromptCache
 from rere.engine.search.beam import beam_search
 from rere.engine.search.sampling import (
     keep_distinct,
@@ -52,45 +51,33 @@ def roll_out(
     scoring: Scoring = "vocabulary",
     temperature: float = 1.0,
     target: Tensor | None = None,
-    prompt_cache: PromptCache | None = None,
 ) -> Candidates:
     """`group_size` candidates per prompt, best first from searches, else in the order of sampling.
 
     `tree`, `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) and `target` (B,) i64, the leaf
     that `oversample_with_target` keeps, lie on the model's device. `scoring` is for `beam` only:
-    constrained samples have `catalogue` scores, unconstrained candidates `vocabulary` ones. A
-    constrained strategy fills `prompt_cache` for the training pass that follows. Raises ValueError
-    for an unknown strategy, a missing target and numbers out of range; InputError as
+    constrained samples have `catalogue` scores, unconstrained candidates `vocabulary` ones. Raises
+    ValueError for an unknown strategy, a missing target and numbers out of range; InputError as
     `rere.engine.search.beam.beam_search` does.
     """
     threshold = None
     match strategy:
         case "beam":
             leaf, log_prob = beam_search(
-                model,
-                tree,
-                prompts,
-                group_size,
-                scoring,
-                temperature=temperature,
-                prompt_cache=prompt_cache,
+                model, tree, prompts, group_size, scoring, temperature=temperature
             )
         case "iid":
-            leaf, log_prob = sample_candidates(
-                model, tree, prompts, group_size, seeds, temperature, prompt_cache
-            )
+            leaf, log_prob = sample_candidates(model, tree, prompts, group_size, seeds, temperature)
         case "oversample" | "oversample_with_target":
             if target is None and strategy == "oversample_with_target":
                 raise ValueError("oversample_with_target needs the target's leaf of each row")
             first = target if strategy == "oversample_with_target" else None
             num_samples = -(-3 * group_size // 2)  # half as many again, rounded up
-            samples = sample_candidates(
-                model, tree, prompts, num_samples, seeds, temperature, prompt_cache
-            )
+            samples = sample_candidates(model, tree, prompts, num_samples, seeds, temperature)
             leaf, log_prob = keep_distinct(samples, group_size, first)
         case "stochastic_beam":
             leaf, log_prob, _, threshold = stochastic_beam_search(
-                model, tree, prompts, group_size, seeds, temperature, prompt_cache
+                model, tree, prompts, group_size, seeds, temperature
             )
         case "unconstrained":
             ids, log_prob = generate_samples(model, tree, prompts, group_size, seeds, temperature)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.model.caches import PromptCache
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.noise import gumbel, uniform
 from rere.engine.search.path_scorer import PathScorer
@@ -57,19 +56,15 @@ def sample_candidates(
     num_samples: int,
     seeds: Tensor,
     temperature: float = 1.0,
-    prompt_cache: PromptCache | None = None,
 ) -> Samples:
     """`num_samples` independent samples per prompt, with replacement.
 
     `tree` and `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) lie on the model's device.
-    `prompt_cache` is filled for a later training pass. Raises ValueError for num_samples below 1
-    and for a temperature of 0 or below.
+    Raises ValueError for num_samples below 1 and for a temperature of 0 or below.
     """
     check_num_samples(num_samples)
     with eval_mode(model):
-        scorer = PathScorer(
-            model, tree, prompts, "catalogue", temperature, prompt_cache=prompt_cache
-        )
+        scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
         paths, known, _ = scorer.start()
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=seeds.device)
         parent, score = node, paths.score.expand(node.shape)
@@ -150,21 +145,17 @@ def stochastic_beam_search(
     num_beams: int,
     seeds: Tensor,
     temperature: float = 1.0,
-    prompt_cache: PromptCache | None = None,
 ) -> PerturbedSamples:
     """`num_beams` samples per prompt without replacement, by the Gumbel-top-k trick.
 
     Kool, van Hoof and Welling, "Stochastic beams and where to find them", ICML 2019: the leaves
     with the highest log-probability plus Gumbel noise, found from the root down. Finished leaves
-    compete with unfinished paths. `seeds`, `prompt_cache` and errors as in
-    `sample_candidates`.
+    compete with unfinished paths. `seeds` and errors as in `sample_candidates`.
     """
     check_num_samples(num_beams)
     with eval_mode(model):
         # The score of one more beam is the threshold.
-        scorer = PathScorer(
-            model, tree, prompts, "catalogue", temperature, prompt_cache=prompt_cache
-        )
+        scorer = PathScorer(model, tree, prompts, "catalogue", temperature)
         start, known, _ = scorer.start()
         noise = gumbel(seeds, start.node).to(start.score.dtype)
         beams = StochasticBeams(start.node, start.score, noise, start.parent)
