@@ -1,11 +1,10 @@
-"""Attention in parts: tokens that see alike, each part over what it sees.
+"""Blocks of tokens that attend together, each over the keys that it can see.
 
-Of the products of all tokens of a batch with all others, a mask throws most away: those with
-padding, with tokens that no path follows any more, and with other branches of a tree. Here the
-tokens of a row are taken in the order of a walk through its tree, so that some in a row see little
-together, and each part of them attends to that alone.
+Most pairs of a query and a key in a batch of trees are masked: those with padding, with tokens that
+no path follows any more, and with other branches. In depth-first order neighbouring tokens share
+most of their ancestors, so a block of them sees few keys and attends to these alone.
 
-B rows, Q columns, T tokens in them, S columns that are seen, n tokens of a part, m seen by it.
+B rows, Q columns, T tokens in them, S columns that are seen, n tokens of a block, m keys it sees.
 """
 
 from typing import NamedTuple
@@ -14,91 +13,95 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SIZE = 64
-"""Tokens of a part."""
-COST = {"cpu": 5e6}
-"""Multiplications that a part costs beside its own, by device; elsewhere all is done at once."""
+BLOCK_SIZE = 64
+"""Tokens per block."""
+BLOCK_COST = {"cpu": 5e6}
+"""Overhead of a block in multiplications, by device; other devices attend to whole rows."""
 
 
-class Part(NamedTuple):
+class AttentionBlock(NamedTuple):
     """Tokens of one row that attend together."""
 
     row: int
     token: Tensor  # (n,) i64, which of the T they are
-    column: Tensor  # (n,) i64, and where in the Q columns
-    seen: Tensor  # (m,) i64, which of the S some of them sees
+    column: Tensor  # (n,) i64, their columns, in [0, Q)
+    seen: Tensor  # (m,) i64, the columns in [0, S) that any of them sees
 
 
-class Parts:
-    """All parts of a pass."""
+class AttentionBlocks:
+    """All blocks of a forward pass."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts, self.masks = parts, {}
-        self.token = torch.cat([part.token for part in parts])
-        self.row = torch.cat([torch.full_like(part.seen, part.row) for part in parts])
-        self.seen = torch.cat([part.seen for part in parts])
-        self.in_order = torch.equal(self.token, torch.arange(len(self.token)))  # T of them, then
-        self.num_tokens = [len(part.token) for part in parts]
-        self.num_seen = [len(part.seen) for part in parts]
+    def __init__(self, blocks: list[AttentionBlock]) -> None:
+        self.blocks, self.masks = blocks, {}
+        self.token = torch.cat([block.token for block in blocks])
+        self.row = torch.cat([torch.full_like(block.seen, block.row) for block in blocks])
+        self.seen = torch.cat([block.seen for block in blocks])
+        self.is_in_order = torch.equal(self.token, torch.arange(len(self.token)))
+        self.num_tokens = [len(block.token) for block in blocks]
+        self.num_seen = [len(block.seen) for block in blocks]
 
-    def masks_of(self, mask: Tensor, repeats: int) -> list[Tensor]:
-        """What a mask (B, 1, Q, S) of the pass says of each, (1, 1, repeats n, m)."""
-        if (mask, repeats) not in self.masks:  # the same tensor, not an equal one
+    def select_masks(self, mask: Tensor, repeats: int) -> list[Tensor]:
+        """Each block's part of a pass's mask (B, 1, Q, S), as (1, 1, repeats n, m)."""
+        if (mask, repeats) not in self.masks:  # tensors are equal as keys only to themselves
             self.masks[mask, repeats] = [
                 mask[row, :, column][None, :, :, seen].repeat(1, 1, repeats, 1)
-                for row, _, column, seen in self.parts
+                for row, _, column, seen in self.blocks
             ]
         return self.masks[mask, repeats]
 
-    def since(self, first: int) -> "Parts":
-        """Those of the tokens from number `first` on."""
-        parts = []
-        for row, token, column, seen in self.parts:
-            is_in = token >= first
-            if is_in.any():
-                parts.append(Part(row, token[is_in], column[is_in], seen))
-        return Parts(parts)
+    def starting_at(self, first: int) -> "AttentionBlocks":
+        """The blocks of the tokens from number `first` on."""
+        blocks = []
+        for row, token, column, seen in self.blocks:
+            is_chosen = token >= first
+            if is_chosen.any():
+                blocks.append(AttentionBlock(row, token[is_chosen], column[is_chosen], seen))
+        return AttentionBlocks(blocks)
 
 
-def parts_of(index: Tensor, visible: Tensor, width: int) -> Parts | None:
-    """The parts of the tokens at `index` (T,) in (B Q,), of which `visible` (B, Q, S) are seen.
+def make_blocks(index: Tensor, visible: Tensor, width: int) -> AttentionBlocks | None:
+    """Blocks of the tokens at `index` (T,) in (B Q,), which see `visible` (B, Q, S).
 
-    None where they save less than they cost; `width` is that of all heads.
+    None where they would save less than they cost. `width` is that of all heads together.
     """
     num_rows, num_columns, _ = visible.shape
-    cost = COST.get(visible.device.type, torch.inf) / width
-    if visible.numel() <= cost * max(num_rows, len(index) / SIZE):
+    cost = BLOCK_COST.get(visible.device.type, torch.inf) / width
+    if visible.numel() <= cost * max(num_rows, len(index) / BLOCK_SIZE):
         return None
     row, column = index // num_columns, index % num_columns
     sees = visible[row, column]
-    parts = []
-    for token in walks(row, sees):
-        for some in token.split(SIZE):
-            seen = sees[some].any(0).nonzero()[:, 0]
-            parts.append(Part(int(row[some[0]]), some, column[some], seen))
-    left = sum(len(part.token) * len(part.seen) for part in parts)
-    return Parts(parts) if left + cost * len(parts) < visible.numel() else None
+    blocks = []
+    for token in depth_first_rows(row, sees):
+        for part in token.split(BLOCK_SIZE):
+            seen = sees[part].any(0).nonzero()[:, 0]
+            blocks.append(AttentionBlock(int(row[part[0]]), part, column[part], seen))
+    num_pairs = sum(len(block.token) * len(block.seen) for block in blocks)
+    is_cheaper = num_pairs + cost * len(blocks) < visible.numel()
+    return AttentionBlocks(blocks) if is_cheaper else None
 
 
-def walks(row: Tensor, sees: Tensor) -> list[Tensor]:
-    """The T tokens, those of a row (T,) in the order of a walk by what they see, (T, S) bool.
+def depth_first_rows(row: Tensor, sees: Tensor) -> list[Tensor]:
+    """The tokens of each row, in depth-first order of its tree.
 
-    As they lie, where that is the order of walks.
+    row (T,) i64 of each token, sees (T, S) bool. Tokens that are in such an order stay in theirs.
     """
     every = torch.arange(len(row))
     runs = every.tensor_split(row.diff().nonzero()[:, 0] + 1)
-    if all(is_walk(sees[run]) for run in runs):
+    if all(is_depth_first(sees[run]) for run in runs):
         return list(runs)
     rows = (every[row == number] for number in row.unique())
-    return [token[walk(sees[token])] for token in rows]
+    return [token[depth_first_order(sees[token])] for token in rows]
 
 
-def is_walk(sees: Tensor) -> bool:
-    """Whether each token goes on from the one before, or from one that this sees."""
+def is_depth_first(sees: Tensor) -> bool:
+    """Whether each token follows the one before, or one of that one's ancestors."""
     return bool(((sees[1:] & ~sees[:-1]).sum(-1) == 1).all())
 
 
-def walk(sees: Tensor) -> Tensor:
-    """The order (n,) of tokens, depth first: what they see, (n, S) bool, as strings of bits."""
+def depth_first_order(sees: Tensor) -> Tensor:
+    """A depth-first order (n,) i64 of tokens by what they see, (n, S) bool.
+
+    Sorting the rows as strings of bits puts each token behind its ancestors.
+    """
     bits = np.packbits(sees.numpy(), axis=1)
     return torch.from_numpy(bits.view(f"S{bits.shape[1]}")[:, 0].argsort(kind="stable"))

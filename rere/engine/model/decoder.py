@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from rere.engine.model.attention import GROUPED, attention_implementation, in_rows
+from rere.engine.model.attention import in_rows, own_attention
 from rere.engine.model.forward import forward_logits
 from rere.engine.model.masks import causal, layer_windows
 from rere.engine.model.padding import left_pad, right_pad, token_positions
@@ -41,7 +41,7 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with attention_implementation(model, GROUPED):
+        with own_attention(model):
             yield
     finally:
         model.train(training)

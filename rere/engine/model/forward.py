@@ -1,15 +1,14 @@
-"""A forward pass over a batch of trees: logits after the tokens asked for, without padding."""
+"""One forward pass over a batch of trees, without computing padding."""
 
 from contextlib import nullcontext
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rere.engine.model.attention import BY_ROWS, OURS, attention_implementation, unpadded
-from rere.engine.model.attention_blocks import parts_of
-from rere.engine.model.last_layer import at_the_end
+from rere.engine.model.attention import own_attention, unpadded
+from rere.engine.model.attention_blocks import make_blocks
+from rere.engine.model.last_layer import last_layer_for
 from rere.engine.model.masks import attention_mask
 from rere.engine.model.unpadding import UnpaddedTokens
 
@@ -23,23 +22,23 @@ def forward_logits(
     tokens: UnpaddedTokens,
     **kwargs,
 ) -> Tensor:
-    """Logits (N, V) after the tokens in the last columns, row by row.
+    """The logits (N, V) that `tokens` needs, in row order.
 
-    ids and position (B, Q) i64; visible (B, Q, S) bool, which of the tokens at seen_position (B, S)
-    each one follows. The model may be wrapped for several devices or carry adapters; `kwargs` are
-    its own. Padding is computed where attention is not ours to steer.
+    ids and position (B, Q) i64; visible (B, Q, S) bool says which tokens, at seen_position (B, S),
+    each query sees. The model may be wrapped for several devices or carry adapters; `kwargs` go to
+    its forward. Padding is computed where the model's attention cannot be replaced.
     """
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
-    rows_apart, num_logits = nullcontext(), tokens.logits_to_keep
-    with attention_implementation(base, BY_ROWS):
-        if base.config._attn_implementation in OURS and not computes_again(base):
-            index = tokens.index
-            parts = parts_of(index, visible, base.config.get_text_config().hidden_size)
-            if parts is not None or tokens.num_tokens < ids.numel():
-                ids, position = (x.flatten()[index][None] for x in (ids, position))
-                rows_apart, num_logits = unpadded(tokens, index, parts), tokens.num_logits
-        with rows_apart, at_the_end(base, ids.shape[1], num_logits, tokens.logits_to_keep):
+    rows, num_logits = nullcontext(), tokens.logits_to_keep
+    with own_attention(base) as is_own:
+        if is_own:
+            column = tokens.index
+            blocks = make_blocks(column, visible, base.config.get_text_config().hidden_size)
+            if blocks is not None or tokens.num_tokens < ids.numel():
+                ids, position = (x.flatten()[column][None] for x in (ids, position))
+                rows, num_logits = unpadded(tokens, column, blocks), tokens.num_logits
+        with rows, last_layer_for(base, ids.shape[1], num_logits, tokens.logits_to_keep):
             logits = model(
                 input_ids=ids,
                 position_ids=position,
@@ -48,12 +47,3 @@ def forward_logits(
                 **kwargs,
             ).logits
     return tokens.drop_padding(logits)
-
-
-def computes_again(model: torch.nn.Module) -> bool:
-    """Whether layers are computed again for their gradient, when nobody knows of rows any more."""
-    layers = (layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
-    return torch.is_grad_enabled() and any(
-        "forward" in vars(layer) or (layer.gradient_checkpointing and layer.training)
-        for layer in layers
-    )

@@ -1,9 +1,8 @@
-"""The last layer of a model, computed for tokens with logits alone.
+"""Compute the last layer for the tokens with logits alone.
 
-Other tokens see what a layer makes of one by its keys and values in the next layer. The last has
-none behind it: of a token without logits its own keys and values are all that anyone asks for. Its
-query, attention and feed-forward network serve nobody; in a model of four layers they are a fifth
-of what a prompt costs.
+Other tokens matter to later layers by their keys and values. The last layer has none after it, so
+that of a token without logits only its keys and values are needed, not its query, attention and
+feed-forward network.
 """
 
 from collections.abc import Iterator
@@ -13,40 +12,41 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from rere.engine.model.attention import for_last_queries
+from rere.engine.model.attention import last_queries_only
 
-PARTS = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
-"""Of a layer, those that take tokens one by one and make nothing that other tokens see."""
+TOKEN_WISE = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
+"""Modules of a layer that handle tokens one by one and do not affect other tokens."""
 
 
 @contextmanager
-def at_the_end(
+def last_layer_for(
     model: PreTrainedModel, num_tokens: int, num_logits: int, num_queries: int
 ) -> Iterator[None]:
-    """For a pass of `num_tokens` a row that asks for the logits of the last `num_logits`.
+    """Let the last layer of a pass compute the last `num_logits` of its `num_tokens` tokens.
 
-    Attention is for the last `num_queries` of each of its rows: those of the batch, where the pass
-    has but one (`rere.engine.model.unpadding`). Parts that an architecture names differently compute all
-    tokens.
+    Its attention computes the last `num_queries` tokens of each padded row. Modules under other
+    names than TOKEN_WISE compute all tokens.
     """
-    layer, others = last_layer(model), num_tokens - num_logits
-    if layer is None or not others:
+    layer, num_skipped = last_layer(model), num_tokens - num_logits
+    if layer is None or not num_skipped:
         yield
         return
     modules = dict(layer.named_modules())
     with ExitStack() as stack:
-        for part in (modules[name] for name in PARTS if name in modules):
-            before = part.register_forward_pre_hook(lambda _, x: (x[0][:, others:].contiguous(),))
-            after = part.register_forward_hook(lambda *x: pad(x[-1], (0, 0, others, 0)))
-            stack.enter_context(before)
-            stack.enter_context(after)
+        for module in (modules[name] for name in TOKEN_WISE if name in modules):
+            cut = module.register_forward_pre_hook(
+                lambda _, x: (x[0][:, num_skipped:].contiguous(),)
+            )
+            fill = module.register_forward_hook(lambda *x: pad(x[-1], (0, 0, num_skipped, 0)))
+            stack.enter_context(cut)
+            stack.enter_context(fill)
         if "self_attn" in modules:
-            stack.enter_context(for_last_queries(modules["self_attn"], num_queries))
+            stack.enter_context(last_queries_only(modules["self_attn"], num_queries))
         yield
 
 
 def last_layer(model: PreTrainedModel) -> nn.Module | None:
-    """None where it is not found, or is computed again for its gradient."""
+    """The last layer; None if it is not found, or is computed again in the backward pass."""
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", getattr(decoder, "h", None))
     if layers is None or (layers[-1].training and getattr(layers[-1], "gradient_checkpointing", 0)):

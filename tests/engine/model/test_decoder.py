@@ -5,7 +5,7 @@ import torch
 from tiny_models import FAMILIES, MASK_IGNORING, VOCAB_SIZE, causal_lm, precise, tolerance
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, Qwen2Config
 
-from rere.engine.model.attention import GROUPED, attention_implementation
+from rere.engine.model.attention import NAME, own_attention
 from rere.engine.model.decoder import (
     FullSequenceDecoder,
     GrowingLayer,
@@ -93,8 +93,8 @@ def test_heads_that_share_keys_need_no_copies_of_them(family):
         logits(SharedPromptDecoder(model, PROMPTS)),
         logits(FullSequenceDecoder(model, PROMPTS)),
     )
-    with attention_implementation(model, GROUPED):
-        assert model.config._attn_implementation == GROUPED
+    with own_attention(model):
+        assert model.config._attn_implementation == NAME
         actual = (
             logits(SharedPromptDecoder(model, PROMPTS)),
             logits(FullSequenceDecoder(model, PROMPTS)),
@@ -107,7 +107,7 @@ def test_heads_that_share_keys_need_no_copies_of_them(family):
 def test_attention_that_was_chosen_stays():
     model = precise("qwen2")
     model.set_attn_implementation("eager")
-    with attention_implementation(model, GROUPED):
+    with own_attention(model):
         assert model.config._attn_implementation == "eager"
 
 

@@ -1,4 +1,4 @@
-"""What the last layer leaves out; that nothing hangs on it is shown where logits are compared."""
+"""Tokens that the last layer skips; tests that compare logits show that this changes nothing."""
 
 import pytest
 import torch
@@ -6,20 +6,20 @@ from tiny_models import causal_lm, precise
 
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model.attention import BY_ROWS, attention_implementation
+from rere.engine.model.attention import own_attention
 from rere.engine.model.decoder import SharedPromptDecoder
-from rere.engine.model.last_layer import PARTS, at_the_end, last_layer
+from rere.engine.model.last_layer import TOKEN_WISE, last_layer, last_layer_for
 
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 
 
 @pytest.fixture
 def seen(model):
-    """How many tokens the parts of each layer get, pass after pass."""
+    """How many tokens the modules of each layer get, pass after pass."""
     layers = model.get_decoder().layers
-    seen = [{name: [] for name in PARTS} for _ in layers]
-    for layer, parts in zip(layers, seen, strict=True):
-        for name, counts in parts.items():
+    seen = [{name: [] for name in TOKEN_WISE} for _ in layers]
+    for layer, modules in zip(layers, seen, strict=True):
+        for name, counts in modules.items():
             layer.get_submodule(name).register_forward_hook(
                 lambda *x, counts=counts: counts.append(x[1][0].shape[1])
             )
@@ -28,7 +28,7 @@ def seen(model):
 
 @pytest.fixture
 def queries(monkeypatch):
-    """How many queries a row each layer attends for, pass after pass."""
+    """How many queries per row each layer attends for, pass after pass."""
     attend, counts = torch.nn.functional.scaled_dot_product_attention, []
 
     def counted(query, *args, **kwargs):
@@ -51,27 +51,28 @@ def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     token_log_probs(model, packed).sum().backward()
     *others, last = seen
     # Prompts of 6, 1 and 3 tokens, with 2 more; attention has them in rows of 8.
-    assert others == [{part: [16, packed.num_tokens] for part in PARTS}] * len(others)
-    assert last == {part: [9, packed.num_logits] for part in PARTS}
-    length = packed.input_ids.shape[1]
-    assert queries == [8] * len(others) + [3] + [length] * len(others) + [packed.logits_to_keep]
+    assert others == [{name: [16, packed.num_tokens] for name in TOKEN_WISE}] * len(others)
+    assert last == {name: [9, packed.num_logits] for name in TOKEN_WISE}
+    # Two heads share their keys, so that each token is two queries.
+    prefill, scoring = [8] * len(others) + [3], [packed.input_ids.shape[1]] * len(others)
+    assert queries == [2 * number for number in (*prefill, *scoring, packed.logits_to_keep)]
 
 
-def test_all_of_them_before_and_afterwards(model, seen):
+def test_all_tokens_outside_the_context(model, seen):
     ids = torch.tensor([PROMPTS[0]])
-    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+    with own_attention(model), last_layer_for(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     outside = model(ids).logits
-    assert seen[-1] == {part: [2, 6] for part in PARTS}
+    assert seen[-1] == {name: [2, 6] for name in TOKEN_WISE}
     torch.testing.assert_close(inside, outside[:, -2:])
     assert model.config._attn_implementation == "sdpa"
     assert not hasattr(model.get_decoder().layers[-1].self_attn, "num_queries")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mamba"])
-def test_parts_that_an_architecture_names_differently_compute_all_tokens(family):
+def test_modules_under_other_names_compute_all_tokens(family):
     model, ids = causal_lm(family, 23), torch.tensor([PROMPTS[0]])
-    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+    with own_attention(model), last_layer_for(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     torch.testing.assert_close(inside, model(ids).logits[:, -2:])
 
@@ -80,14 +81,14 @@ def test_parts_that_an_architecture_names_differently_compute_all_tokens(family)
 def test_attention_that_was_chosen_stays(implementation):
     model, ids = causal_lm("qwen2", 23), torch.tensor([PROMPTS[0]])
     model.set_attn_implementation(implementation)
-    with attention_implementation(model, BY_ROWS), at_the_end(model, 6, 2, 2):
+    with own_attention(model), last_layer_for(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     assert model.config._attn_implementation == implementation
     torch.testing.assert_close(inside, model(ids).logits[:, -2:])
 
 
-def test_a_layer_that_is_computed_again_is_left_alone():
+def test_a_recomputed_layer_is_left_alone():
     model = precise("qwen2")
     model.activation_checkpointing_enable()
-    assert last_layer(model) is not None  # in eval mode transformers computes nothing again
+    assert last_layer(model) is not None  # in eval mode transformers recomputes nothing
     assert last_layer(model.train()) is None

@@ -1,4 +1,6 @@
-"""Passes without padding: the same logits and gradients as with it, for fewer tokens."""
+"""Passes without padding give the same logits and gradients as with it, for fewer tokens."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -7,8 +9,7 @@ from tiny_models import FAMILIES, VOCAB_SIZE, precise, tolerance
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model import attention, forward
-from rere.engine.model import attention_blocks as engine_parts
+from rere.engine.model import attention, attention_blocks, forward
 from rere.engine.model.decoder import (
     FullSequenceDecoder,
     SharedPromptDecoder,
@@ -24,54 +25,54 @@ CANDIDATES = [[[4, 5, 1], [4, 6, 7, 8, 1], [1]], [[9, 1]], [[10, 11, 12, 13, 14,
 TREE = PrefixTree.build(
     [[3, 4, 1], [3, 4, 6, 7, 1], [3, 12, 13, 14, 15, 1], [3, 12, 13, 14, 16, 1], [3, 9, 1], [10, 1]]
 )
-REAL = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 1]], dtype=torch.bool)
-SOME = UnpaddedTokens(REAL, num_tokens=8, logits_to_keep=2, num_logits=4)
+IS_TOKEN = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 1]], dtype=torch.bool)
+TOKENS = UnpaddedTokens(IS_TOKEN, num_tokens=8, logits_to_keep=2, num_logits=4)
 
 
-@pytest.fixture(params=["all at once", "in parts"])
-def rows(request, monkeypatch):
-    """How a pass without padding attends to its rows."""
-    cost = 0 if request.param == "in parts" else float("inf")
-    monkeypatch.setitem(engine_parts.COST, "cpu", cost)
+@pytest.fixture(params=["rows", "blocks"])
+def units(request, monkeypatch):
+    """Whether a pass without padding attends to whole rows or to blocks."""
+    cost = 0 if request.param == "blocks" else float("inf")
+    monkeypatch.setitem(attention_blocks.BLOCK_COST, "cpu", cost)
 
 
 @pytest.fixture
 def with_padding(monkeypatch):
-    """To be called: from then on, padding is computed."""
-    return lambda: monkeypatch.setattr(forward, "OURS", ())
+    """A function that makes later passes compute padding."""
+    return lambda: monkeypatch.setattr(forward, "own_attention", lambda model: nullcontext(False))
 
 
-def test_columns_by_hand():
-    # Row by row, 0 to 4, 5 to 9 and 10 to 14; those of the last two columns are behind the others.
-    assert SOME.index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
-    assert SOME.logits_index[0, 0] == 0
-    assert SOME.logits_index[1, 0] == 1
-    assert SOME.logits_index[2].tolist() == [2, 3]
+def test_indices_by_hand():
+    # The rows hold columns 0 to 4, 5 to 9 and 10 to 14; tokens of the last two columns come last.
+    assert TOKENS.index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
+    assert TOKENS.logits_index[0, 0] == 0
+    assert TOKENS.logits_index[1, 0] == 1
+    assert TOKENS.logits_index[2].tolist() == [2, 3]
     logits = torch.arange(6.0).view(3, 2, 1)
-    assert SOME.drop_padding(logits)[:, 0].tolist() == [0, 2, 4, 5]
-    whole = UnpaddedTokens(torch.ones_like(REAL), 15, 2, 6)
+    assert TOKENS.drop_padding(logits)[:, 0].tolist() == [0, 2, 4, 5]
+    whole = UnpaddedTokens(torch.ones_like(IS_TOKEN), 15, 2, 6)
     assert whole.drop_padding(logits)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_without_padding_changes_no_logit(family, rows):
+def test_a_pass_without_padding_changes_no_logit(family, units):
     model = precise(family)
-    ids = torch.randint(VOCAB_SIZE, REAL.shape, generator=torch.Generator().manual_seed(0))
-    # A chain of its tokens a row, behind the prompt; then a second pass behind what there is of it.
-    visible = REAL[:, None, :] & torch.ones(5, 5).tril().bool() | torch.eye(5).bool()
-    depth = REAL.cumsum(-1)  # the first behind one more token
-    behind = torch.cat([REAL[:, None, :], torch.ones(3, 1, 1).bool()], dim=-1)
+    ids = torch.randint(VOCAB_SIZE, IS_TOKEN.shape, generator=torch.Generator().manual_seed(0))
+    # Each row feeds a path behind its prompt, then one more token behind that path.
+    visible = IS_TOKEN[:, None, :] & torch.ones(5, 5).tril().bool() | torch.eye(5).bool()
+    depth = IS_TOKEN.cumsum(-1)  # the first is behind the opening token
+    behind = torch.cat([IS_TOKEN[:, None, :], torch.ones(3, 1, 1).bool()], dim=-1)
     one = UnpaddedTokens(torch.tensor([[True], [False], [True]]), 2, 1, 2)
 
     def logits(decoder):
-        parts = [
+        passes = [
             decoder.prefill(torch.tensor([6]), logits_to_keep=1),
-            decoder.feed(ids, depth, visible, SOME),
-            decoder.feed(ids[:, :1], 1 + REAL.sum(-1, keepdim=True), behind, one),
+            decoder.feed(ids, depth, visible, TOKENS),
+            decoder.feed(ids[:, :1], 1 + IS_TOKEN.sum(-1, keepdim=True), behind, one),
         ]
-        assert [len(part) for part in parts] == [3, 4, 2]
-        return torch.cat(parts)
+        assert [len(logits) for logits in passes] == [3, 4, 2]
+        return torch.cat(passes)
 
     with eval_mode(model):
         actual = logits(SharedPromptDecoder(model, PROMPTS))
@@ -81,7 +82,7 @@ def test_a_pass_without_padding_changes_no_logit(family, rows):
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_without_padding_changes_no_gradient(family, scoring, rows, with_padding):
+def test_a_pass_without_padding_changes_no_gradient(family, scoring, units, with_padding):
     model = precise(family)
     packed = pack(PROMPTS, CANDIDATES)
     if scoring == "catalogue":
@@ -106,7 +107,7 @@ def test_a_pass_without_padding_changes_no_gradient(family, scoring, rows, with_
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma3"])
-def test_a_search_without_padding_finds_the_same(family, scoring, rows, with_padding):
+def test_a_search_without_padding_finds_the_same(family, scoring, units, with_padding):
     model = precise(family)
     actual = beam_search(model, TREE, PROMPTS, 3, scoring)
     with_padding()
@@ -116,7 +117,7 @@ def test_a_search_without_padding_finds_the_same(family, scoring, rows, with_pad
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
-def test_layers_get_no_padding(scoring, rows, with_padding):
+def test_layers_get_no_padding(scoring, units, with_padding):
     model, fed = precise("qwen2"), []
     assert supports_shared_prompt(model)
     layer = model.get_decoder().layers[0]
@@ -131,7 +132,7 @@ def test_layers_get_no_padding(scoring, rows, with_padding):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_that_was_chosen_stays(implementation):
+def test_the_chosen_attention_is_restored(implementation):
     model = precise("qwen2")
     model.set_attn_implementation(implementation)
     actual = token_log_probs(model, pack(PROMPTS, CANDIDATES))
