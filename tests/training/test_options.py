@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rere.engine.search.leaf_tokens import token_ids
 from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data, write_fixed_model
 from training_runs import (
     MACHINE_FIELDS,
