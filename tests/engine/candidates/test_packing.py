@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rere.prefix_tree import PrefixTree
 
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import AllowedTokens, pack
 from rere.engine.candidates.scoring import sum_by_candidate
 from rere.engine.model.padding import left_pad, token_positions
+from rere.prefix_tree import PrefixTree
 
 EOS = 1
 # Nodes of the tree and the tokens of their edges: root 0 [7]; below it 1 [2] and leaf 2 [3 5 1];

@@ -31,7 +31,6 @@ from packed_batches import (
     weighted_sum,
     with_adapters,
 )
-from rere.prefix_tree import PrefixTree
 from tiny_models import VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +42,7 @@ from rere.engine.model.masks import additive
 from rere.engine.search.beam import beam_search
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.sampling import sample_candidates
+from rere.prefix_tree import PrefixTree
 
 TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=6)
 BATCHES = st.lists(

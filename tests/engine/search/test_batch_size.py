@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from rere.prefix_tree import PrefixTree
 from tiny_models import FAMILIES, causal_lm
 
 from rere.engine.search import batch_size
 from rere.engine.search.batch_size import count_fed_tokens, estimate_bytes, max_batch_size
+from rere.prefix_tree import PrefixTree
 
 TREE = PrefixTree.build(
     [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], *([9, 2, 3, 4, 4, n, 3, 0] for n in range(10, 20))]

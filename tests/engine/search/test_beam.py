@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rere.prefix_tree import PrefixTree
 from search_oracles import (
     CATALOGUES,
     EOS,
@@ -32,6 +31,7 @@ from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.errors import InputError
 from rere.evaluation.decode import node_log_probs
+from rere.prefix_tree import PrefixTree
 
 
 def search(model, sequences, prompts, num_beams, **options):

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rere.prefix_tree import PrefixTree
 from search_oracles import (
     CATALOGUES,
     MODELS,
@@ -16,6 +15,7 @@ from search_oracles import (
 from tiny_models import FAMILIES, MASK_IGNORING, precise, tolerance
 
 from rere.engine.search.best_first import best_first_search
+from rere.prefix_tree import PrefixTree
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
-from rere.prefix_tree import PrefixTree, find_leaf, token_ids
 from scipy.stats import chisquare
 from search_oracles import (
     CATALOGUES,
@@ -25,6 +24,7 @@ from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 from rere.engine.search.sampling import keep_distinct, sample_candidates, stochastic_beam_search
 from rere.errors import InputError
+from rere.prefix_tree import PrefixTree, find_leaf, token_ids
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 SEQUENCES = random_catalogue(12, seed=3)

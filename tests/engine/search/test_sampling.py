@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from rere.prefix_tree import PrefixTree
 from scipy.stats import chisquare
 from search_oracles import EOS, MODELS, at_temperature, brute_force, random_catalogue
 from tiny_models import FAMILIES, MASK_IGNORING, precise, tolerance, unigram_lm
@@ -16,6 +15,7 @@ from rere.engine.search.sampling import (
     sample_candidates,
     stochastic_beam_search,
 )
+from rere.prefix_tree import PrefixTree
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 SEQUENCES = random_catalogue(12, seed=3)
