@@ -234,7 +234,7 @@ class RlOptions(Training):
         8,
         ge=1,
         description="Prompts per forward pass; must divide `prompts`. Changes memory and speed, "
-        "not results. If equal to `prompts`, the update can reuse the rollout's prompt states.",
+        "not results.",
     )
     group_size: int = Field(
         16, ge=2, description="Candidates per prompt (G), and beams of the validation's search."
