@@ -208,7 +208,7 @@ def test_the_catalogue_in_the_folder_is_used(
     tmp_path, model, trained, data, predictions, monkeypatch
 ):
     expected = predict(tmp_path, model, data, rows=None, num_beams=30)
-    monkeypatch.delattr(PromptEncoder, "responses")  # nothing is tokenised again
+    monkeypatch.delattr(PromptEncoder, "encode_responses")  # nothing is tokenised again
     assert predict(tmp_path, trained, data, rows=None, num_beams=30).equals(expected)
 
 
