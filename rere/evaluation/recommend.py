@@ -14,9 +14,9 @@ from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch, Decoding, Precision, Recommend
 from rere.data.dataset import read_items, read_split
+from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.engine.search.path_scorer import SearchScoring
 from rere.errors import InputError
 from rere.evaluation.predictions import write_predictions
 from rere.prefix_tree import PrefixTree

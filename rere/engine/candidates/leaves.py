@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rere.engine import SearchScoring
 from rere.engine.candidates.packing import (
     AllowedTokens,
     Ints,
@@ -24,7 +25,6 @@ from rere.engine.candidates.packing import (
     pack_tokens,
     to_matrix,
 )
-from rere.engine.search.path_scorer import SearchScoring
 from rere.prefix_tree import PrefixTree, ranges
 
 

@@ -5,8 +5,8 @@ import os
 import torch
 from transformers import PreTrainedModel
 
+from rere.engine import SearchScoring
 from rere.engine.search.layout import full_pass_tokens
-from rere.engine.search.path_scorer import SearchScoring
 from rere.prefix_tree import PrefixTree
 
 MAX_ROWS = {"cpu": 32}

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from rere.engine import SearchScoring
 from rere.engine.model.decoder import eval_mode
-from rere.engine.search.path_scorer import PathScorer, SearchScoring
+from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
 from rere.prefix_tree import PrefixTree
 

@@ -19,13 +19,12 @@ children of a node, C tokens of an edge, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.config.options import Scoring
+from rere.engine import SearchScoring
 from rere.engine.model.decoder import make_decoder
 from rere.engine.model.softmax import logsumexp_of_rows, upcast
 from rere.engine.model.unpadding import UnpaddedTokens
@@ -49,8 +48,6 @@ from rere.engine.search.paths import (
 )
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
-
-SearchScoring = Scoring | Literal["decisions"]
 
 
 class PathScorer:
