@@ -14,8 +14,8 @@ from rere.benchmarks.speed.agreement import (
     search_by_decision,
     share_different,
 )
-from rere.prefix_tree import PrefixTree
 from rere.engine.search.beam import beam_search
+from rere.prefix_tree import PrefixTree
 
 
 @pytest.mark.parametrize(
