@@ -189,7 +189,7 @@ def find_leaf(tree: PrefixTree, ids: Tensor) -> Tensor:
         step = node * stride + ids.gather(-1, position[..., None])[..., 0]
         child = torch.searchsorted(steps, step).clamp(max=len(steps) - 1)
         node = torch.where((steps[child] == step) & (tree.fanout[node] > 0), child + 1, node)
-    # So far only the first tokens of edges were compared, and tokens above `stride` misread.
+    # So far only first tokens of edges were compared, and tokens from `stride` on misread.
     is_same = (token_ids(tree, node) == ids).all(-1)
     return node.where(is_same & (tree.fanout[node] == 0), -1)
 
@@ -197,7 +197,7 @@ def find_leaf(tree: PrefixTree, ids: Tensor) -> Tensor:
 def sort_distinct(
     flat: np.ndarray, start: np.ndarray, length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first of each distinct sequence, in lexicographic order, and the rank of each."""
+    """Return the distinct sequences' indices, in lexicographic order, and all sequences' ranks."""
     raw = flat.astype(">u4").tobytes()  # big-endian bytes sort like the tokens
     bounds = zip(start.tolist(), (start + length).tolist(), strict=True)
     keys = [raw[4 * begin : 4 * end] for begin, end in bounds]
@@ -230,7 +230,7 @@ def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
 def node_depths(edge: Tensor, first_child: Tensor) -> Tensor:
     """Return the tokens from a sequence's start to the end of each node's edge, (N,).
 
-    Each round adds an ancestor's sum and continues from that one's ancestor, twice as far up.
+    Pointer doubling: each round adds an ancestor's sum, then looks twice as far up.
     """
     depth = edge.diff()
     root_length, depth[0] = int(depth[0]), 0

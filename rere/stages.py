@@ -178,7 +178,7 @@ class Recommend(Options):
 class RecommendTitles(config.evaluation.BeamSearch):
     """Print what a model recommends after a history of titles."""
 
-    model: DirectoryPath = Field(description="Folder of a model that `rere sft` or `rl` wrote.")
+    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
     history: list[str] = Field(min_length=1, description="Titles of the catalogue, oldest first.")
     top: int = Field(10, ge=1, description="Titles to print.")
     seed: Seed = 0

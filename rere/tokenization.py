@@ -77,7 +77,10 @@ class PromptEncoder:
     def encode_prompts(
         self, row_ids: Sequence[int], histories: Sequence[Sequence[int]], seed: int
     ) -> list[list[int]]:
-        """Return the token ids of rows' prompts, with at most MAX_PROMPT_TOKENS."""
+        """Return the token ids of rows' prompts, at most MAX_PROMPT_TOKENS each.
+
+        Raises InputError if a history's last item alone takes more.
+        """
         instructions = [choose_instruction(seed, row_id) for row_id in row_ids]
         texts = [
             prompt_text(instruction, [self.titles[item] for item in history])

@@ -52,8 +52,8 @@ class SpeedOptions(Options):
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 2, 4],
         min_length=1,
-        description="Prompts per training pass; each side uses its fastest. SFT takes 8 rows for "
-        "each. A step of RL may also be one pass, a plain one half a prompt's candidates.",
+        description="Prompts per training pass, of SFT 8 times as many rows; each side uses its "
+        "fastest. RL also tries a whole step per pass, plain RL half a prompt's candidates.",
     )
     sft_rows: int = Field(
         768,

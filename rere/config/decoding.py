@@ -14,7 +14,7 @@ class Bigrec(Options):
 
 
 class D3(Options):
-    """Search with forced tokens at no cost, perhaps with a baseline (arXiv 2406.14900)."""
+    """Search in which forced tokens score 0, perhaps with a baseline (arXiv 2406.14900)."""
 
     algorithm: Literal["d3"] = "d3"
     alpha: float = Field(

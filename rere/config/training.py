@@ -158,7 +158,7 @@ class PreferenceOptions(Training):
     steps: int = Field(100, ge=1, description="Optimiser steps, with sprec including those of SFT.")
     batch_size: int = Field(128, ge=1, description="Training rows per step.")
     beta: float = Field(
-        0.1, gt=0, description="Weight of the log-ratios to the reference model in the loss."
+        0.1, gt=0, description="Factor of the log-ratios to the reference model in the loss."
     )
     negatives: int | None = Field(
         None,
@@ -292,8 +292,9 @@ class RlOptions(Training):
     )
     clip: list[float] | None = Field(
         None,
-        description="How far probability ratios may fall below 1, and rise above 1, before they "
-        "are clipped. None: [0.2, 0.2], of dapo [0.2, 0.28], of gspo [0.0003, 0.0004].",
+        description="How far probability ratios may fall below 1 and rise above it before they are "
+        "clipped. None: [0.2, 0.2], of dapo [0.2, 0.28], of gspo [0.0003, 0.0004], never for "
+        "released objectives.",
     )
     updates: int = Field(
         1,
@@ -326,7 +327,7 @@ class RlOptions(Training):
     skip_zero_advantage: Literal["exact", "approximate", "never"] = Field(
         "exact",
         description="Leave zero-advantage groups out of the update. exact: only with `beta` 0, "
-        "where they change nothing. approximate: always, which loses their KL.",
+        "where they change nothing. approximate: always, losing their KL. never: keep them.",
     )
     collapse_steps: int | None = Field(
         20,

@@ -140,7 +140,7 @@ class Rollouts:
         log_prob: Tensor,
         ids: Tensor,
     ) -> None:
-        """Put the target's leaf (B,) and its score in the last slot of each group without it."""
+        """Put the target's leaf (B,), score and ids into the last slot of each group without it."""
         options = self.options
         missing = (leaf != target[:, None]).all(-1).nonzero()[:, 0]
         for rows in missing.split(options.rows_per_pass):

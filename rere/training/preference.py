@@ -102,7 +102,7 @@ class PreferenceTrainer(Trainer):
         return self.preference_step(model, inputs)
 
     def preference_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-        """The S-DPO loss, which is DPO's with one negative."""
+        """A step of S-DPO, or DPO with one negative: add the gradient; return the loss."""
         options, prompts = self.options, inputs["prompts"]
         target = self.tree.leaf_of_item[inputs["target"]][:, None]
         negative = self.find_negatives(prompts, inputs["row_id"], target)
@@ -128,7 +128,7 @@ class PreferenceTrainer(Trainer):
         return sums[0]
 
     def sft_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-        """The SFT loss: minus the mean log-probability of the targets' tokens."""
+        """A step of SFT: add the gradient; return minus the targets' mean token log-probability."""
         options, prompts = self.options, inputs["prompts"]
         target = self.host_tree.leaf_of_item[inputs["target"].cpu()][:, None]
         batches = [

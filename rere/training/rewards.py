@@ -93,10 +93,10 @@ def semantic(item: Tensor, target: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def collaborative(item: Tensor, state: Tensor, factors: Tensor) -> Tensor:
-    """A sequential model's logit of the candidate, dot(state, factor); (B, G).
+    """A sequential baseline's logit of the candidate, dot(state, factor); (B, G) f32.
 
     item (B, G) i64. state (B, D) f32 of the histories and factors (I, D) f32 of the items are a
-    trained SASRec's. The scale of logits is arbitrary: give this reward a weight. ReRe, arXiv
+    trained baseline's. The scale of logits is arbitrary: give this reward a weight. ReRe, arXiv
     2510.12211.
     """
     logit = (factors[item.clamp(min=0)] * state[:, None]).sum(-1)

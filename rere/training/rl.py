@@ -104,7 +104,7 @@ class RlTrainer(Trainer):
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Roll out, reward, advantage, objective: add the gradient of a step; return its loss.
+        """Run a step up to its last gradient; return the mean loss of its updates.
 
         The model is in eval mode: without dropout, the policy that is updated is the one that
         rolled out. Its first ratio is 1, and the KL to an equal reference is 0.

@@ -159,7 +159,7 @@ class Trainer(transformers.Trainer):
 
 
 class StepLog(TrainerCallback):
-    """Writes one JSON line per step to `path` and shows a progress bar."""
+    """Writes a JSON line per step and validation to `path`; shows a progress bar."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.path, self.label = path, label

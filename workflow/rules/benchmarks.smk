@@ -1,8 +1,8 @@
 """
-Benchmarks, on demand; the machine should be idle, and threads spin, which is then faster.
+Benchmarks, on demand, for an idle machine, where spinning threads are faster.
 
 REQUIRED INPUTS: results/data/{dataset}/ and the benchmark's models
-OUTPUTS: results/tables/{benchmark}.csv, .md, of speed .curves.csv; results/figures/{benchmark}.pdf
+OUTPUTS: results/tables/{benchmark}.csv, .md, .curves.csv (speed); results/figures/{benchmark}.pdf
 """
 
 

@@ -33,7 +33,7 @@ rule fetch:
 
 
 rule preprocess:
-    """Filter, number, window and split the interactions, or check ready-made splits"""
+    """Turn raw files into a catalogue and splits, or check ready-made splits"""
     input:
         raw=raw_folder,
     output:

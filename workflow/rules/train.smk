@@ -9,7 +9,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
-    model/          weights and tokenizer
+    model/          weights, tokenizer, catalogue
     log.jsonl       one line per step
     run.json        versions, commit, options, hashes, seconds, memory
 

@@ -24,9 +24,9 @@ Packing goes through three structures, all on the host in NumPy:
 2. `TokenTrees`: the nodes of all rows, equal prefixes of a row's candidates merged.
 3. `PackedBatch`: the tensors of the forward pass, and which logits predict which token.
 
-B rows, S columns, M of them for nodes, P of these with logits, R of B P with a token, U predicted
-tokens, G candidates per row, N predicted tokens of all of them, counted again for each candidate
-that shares them. C candidates of all rows, of at most T tokens.
+B rows, S columns: M for nodes, P of these with logits. R logits, B P without padding. U predicted
+tokens. G candidates per row; N predicted tokens of all of them, a shared one counted for each. C
+candidates of all rows, of at most T tokens.
 """
 
 import itertools
@@ -48,7 +48,7 @@ Ints = NDArray[np.int64]
 
 
 class AllowedTokens(NamedTuple):
-    """The tokens that predictions are normalised over, for all R logits one after another."""
+    """The tokens that predictions are normalised over: E in all, for the R logits in turn."""
 
     logits_index: Tensor  # (E,) i64, in [0, R)
     token: Tensor  # (E,) i64

@@ -113,6 +113,7 @@ def normalise_allowed(
 
 
 def gather_logits(logits: Tensor, index: Tensor, token: Tensor, temperature: float) -> Tensor:
+    """logits[index, token] / temperature, shaped as `index`."""
     return scale_by_temperature(logits.flatten()[index * logits.shape[-1] + token], temperature)
 
 

@@ -65,7 +65,7 @@ def unpadded(
 
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[bool]:
-    """Use this module's attention in a model that uses transformers' `sdpa`; whether it can."""
+    """Use this module's attention in a model with transformers' `sdpa`; yield whether it can."""
     is_sdpa = model.config._attn_implementation == "sdpa"
     if model.config._attn_implementation == NAME:
         yield True
@@ -135,7 +135,7 @@ def in_rows(states: Tensor) -> Tensor:
     pass_ = current.get()
     if pass_ is None or len(states) == pass_.shape[0]:
         return states
-    # Each token's gradient is added to once, or with zeros: the order cannot change its bits.
+    # A token's gradient is one summand and zeros, so their order cannot change its bits.
     rows = states[0].transpose(0, 1).index_select(0, pass_.token)
     return rows.unflatten(0, pass_.shape).transpose(1, 2)
 
@@ -159,7 +159,7 @@ def grouped_attention(
 def attend_to_groups(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
 ) -> Tensor:
-    """The same, with a mask (B, 1, Q H / G, S) that is repeated for the queries of a group."""
+    """`grouped_attention` with a mask (B, 1, Q H / G, S), repeated for the queries of a group."""
     rows, heads, length, width = query.shape
     groups = key.shape[1]
     query = query.reshape(rows, groups, -1, width)
@@ -199,7 +199,7 @@ def attend_in_blocks(
 
 
 def gather_seen(blocks: AttentionBlocks, states: Tensor) -> Tensor:
-    """The keys or values, of (B, G, S, D), that each block sees, block after block, (M, G, D)."""
+    """The keys or values (B, G, S, D) that blocks see, block after block, M in all: (M, G, D)."""
     if not states.requires_grad:
         return states[blocks.row, :, blocks.seen]
     # That indexing would add up gradients in another order in each run.

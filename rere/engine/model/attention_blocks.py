@@ -94,7 +94,7 @@ def depth_first_rows(row: Tensor, sees: Tensor) -> list[Tensor]:
 
 
 def is_depth_first(sees: Tensor) -> bool:
-    """Whether each token follows the one before, or one of that one's ancestors."""
+    """Whether each token's parent is the token before, or an ancestor of it."""
     return bool(((sees[1:] & ~sees[:-1]).sum(-1) == 1).all())
 
 

@@ -6,8 +6,8 @@ says which cached tokens each of them follows, so that nothing is copied or reor
 architectures whose attention does not follow such a mask, and is the reference that
 `SharedPromptDecoder` is checked against.
 
-B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, N of them with logits,
-V vocabulary.
+B rows, L prompt tokens (left-padded), S tokens fed so far, Q tokens fed now, N logits, V
+vocabulary.
 """
 
 import inspect
@@ -85,7 +85,7 @@ class SharedPromptDecoder:
         self.prompt_length = torch.tensor([[len(p)] for p in prompts], device=model.device)
 
     def prefill(self, opening: Tensor, logits_to_keep: int) -> Tensor:
-        """Compute the prompts, with the tokens `opening` (X,) behind each.
+        """Compute the prompts, each followed by `opening` (X,), the start of all titles.
 
         Returns the logits after the last `logits_to_keep` tokens of each row,
         (B logits_to_keep, V).
@@ -112,7 +112,7 @@ class SharedPromptDecoder:
         return self._forward(ids, self.prompt_length + depth, visible, tokens)
 
     def keep(self, kept: Tensor) -> None:
-        """Drop all fed tokens but `kept` (B, N), in that order."""
+        """Drop all fed tokens but `kept` (B, K), in that order."""
         start = self.is_token.shape[1]
         fed = self.position[:, start:].gather(1, kept)
         self.position = torch.cat([self.position[:, :start], fed], dim=1)
@@ -120,7 +120,7 @@ class SharedPromptDecoder:
             layer.keep(start, kept)
 
     def select(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` (N,)."""
+        """Drop all rows but `rows` (R,)."""
         self.is_token, self.position = self.is_token[rows], self.position[rows]
         self.prompt_length = self.prompt_length[rows]
         self.cache.batch_select_indices(rows)
@@ -157,7 +157,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, start: int, kept: Tensor) -> None:
-        """Drop all tokens behind the first `start` but `kept` (B, N)."""
+        """Drop all tokens behind the first `start` but `kept` (B, K)."""
         self.length = start + kept.shape[1]
         at = (start + kept)[:, None, :, None]
         for states in (self.keys, self.values):
@@ -210,7 +210,7 @@ class FullSequenceDecoder:
         self.fed = self.fed[rows]
 
     def _logits(self, visible: Tensor) -> Tensor:
-        """Logits (B, N, V) after the prompt and the fed tokens `visible` (B, N, S), in order."""
+        """Logits (B, P, V) after prompt and fed tokens `visible` (B, P, S) of P paths, in order."""
         num_rows, num_paths, _ = visible.shape
         count = visible.sum(-1, keepdim=True)
         path = visible.int().argsort(dim=-1, descending=True, stable=True)[..., : count.max()]
@@ -253,8 +253,8 @@ def supports_shared_prompt(model: PreTrainedModel) -> bool:
 def follows_attention_mask(model: PreTrainedModel) -> bool:
     """Whether both decoders agree on a small tree behind two prompts."""
     config = model.config.get_text_config()
-    # Position ids do not reach every kind of distance (ALiBi, recurrences), nor masks every kind of
-    # window: chunks, and GPT-Neo's local layers, which a small tree would not reveal.
+    # ALiBi and recurrent layers ignore position ids. Chunks and GPT-Neo's local layers are windows
+    # that ignore the mask, which a small tree would not reveal.
     if (
         "position_ids" not in inspect.signature(model.forward).parameters
         or not layer_windows(config).keys() <= {"full_attention", "sliding_attention"}

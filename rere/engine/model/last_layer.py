@@ -1,8 +1,7 @@
 """Compute the last layer for the tokens with logits alone.
 
-Other tokens matter to later layers by their keys and values. The last layer has none after it, so
-that of a token without logits only its keys and values are needed, not its query, attention and
-feed-forward network.
+No layer follows the last one. Of a token without logits it needs only the key and value, which
+other tokens see, but no query, attention or feed-forward network.
 """
 
 from collections.abc import Iterator

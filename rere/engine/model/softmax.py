@@ -40,7 +40,7 @@ def logsumexp_of_rows(logits: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def max_and_sum(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The maximum m of each row of logits (R, V), and its sum of exp(logit - m), both (R, 1)."""
+    """The maximum m of each row of scaled logits (R, V), and sum(exp(logit - m)), both (R, 1)."""
     chunks = logits.split(rows_at_once(logits))
     # One buffer for all chunks: newly allocated memory is not in the cache.
     buffer = torch.empty_like(chunks[0], dtype=upcast(logits[:0]).dtype)
@@ -93,7 +93,7 @@ class LogSoftmaxAt(torch.autograd.Function):
         for chunk, chunk_highest, factor in zip(*chunks, strict=True):
             scaled = scale_by_temperature(chunk, ctx.temperature)
             chunk.copy_(scaled.sub_(chunk_highest).exp_().mul_(factor))
-        # At a target two almost equal numbers may be subtracted, so it is done before rounding.
+        # At a target almost equal numbers may be subtracted: do it before rounding.
         at_target = gradient - weight[source] * log_prob.exp()
         logits[source, target] = at_target.to(logits.dtype)
         return logits, None, None, None

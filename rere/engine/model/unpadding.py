@@ -27,7 +27,7 @@ class UnpaddedTokens(NamedTuple):
 
     @property
     def index(self) -> Tensor:
-        """Positions of the tokens in the flattened batch, (T,) i64 in [0, B Q).
+        """Indices of the tokens in the flattened batch, (T,) i64 in [0, B Q).
 
         Tokens without logits come first, then those with logits, each in row order.
         """

@@ -103,7 +103,7 @@ def step(
     """Extend each beam by a token, or a decision, in the rows where `can_step` (B, 1).
 
     While all beams of a row are inside edges, each has one continuation and none is pruned. They
-    then take as many tokens at once as all of them know.
+    then take as many tokens at once as have scores in all of them.
     """
     tree, num_beams = scorer.tree, results.leaf.shape[1]
     node, num_taken, num_fed, score, parent = beams

@@ -13,7 +13,7 @@ MAX_CHAIN = 64
 """Most tokens of an edge that a pass feeds under `vocabulary` scoring."""
 
 FULL_PASS = {"cpu": (768, 1.75e10)}
-"""Tokens, and tokens times parameters, that a device computes in about the time of fewer."""
+"""Up to so many tokens, and tokens times parameters, a pass takes about as long as for fewer."""
 FULL_PASS_ELSEWHERE = (1024, 1e12)
 
 
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
 
 def full_pass_tokens(model: PreTrainedModel) -> int:
-    """Number of tokens that a forward pass computes in about the time of fewer tokens."""
+    """Number of tokens up to which a forward pass takes about as long as for fewer."""
     tokens, work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
     return min(tokens, int(work / model.num_parameters()))
 

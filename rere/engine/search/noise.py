@@ -1,8 +1,7 @@
 """Random numbers as a function of a row's seed and a counter.
 
-The samples of a row thus depend neither on its batch nor on the number of processes. The generator
-is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014).
+A row's random numbers thus do not depend on its batch. The generator is SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 import hashlib

@@ -54,7 +54,7 @@ class PathScorer:
     """A model that scores paths of a tree behind a batch of prompts.
 
     Log-probabilities are at `temperature`, above 0. Under `vocabulary` scoring a pass feeds only
-    part of a long edge, unless `whole_edges`. `auxiliary` takes part in the scores of children.
+    part of a long edge, unless `whole_edges`. `auxiliary` is averaged into scores of children.
     Raises ValueError for a temperature of 0 or below, and for `auxiliary` under `vocabulary`.
     """
 
@@ -163,7 +163,7 @@ class PathScorer:
             )
 
     def feed(self, paths: Paths, known: KnownScores, plan: PassPlan) -> tuple[Paths, KnownScores]:
-        """Run a forward pass over the tokens that `plan` counts; the paths and their new scores.
+        """Run the forward pass of `plan`; return the paths and their new scores.
 
         Only the first `plan.num_paths` paths of each row are kept; the others are finished.
         """

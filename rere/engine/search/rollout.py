@@ -1,6 +1,6 @@
 """One interface to all rollout strategies: a group of candidates for each prompt.
 
-B rows, G candidates per row, T tokens of the longest item.
+B rows, G candidates per row, T tokens of the longest title.
 """
 
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ def sample_candidates(
             if plan.num_paths == 0:
                 break
             _, known = scorer.feed(paths, known, plan)
-            # Finished samples point beyond; what they point to is not used.
+            # The index of a finished sample may be out of range, and is not used.
             parent = parent.clamp(max=plan.num_paths - 1)
         return Samples(node, score)
 
@@ -178,7 +178,8 @@ def extend_beams(
 ) -> StochasticBeams:
     """The best `width` of the children of all unfinished beams and of the finished leaves.
 
-    The children's noise is conditional on their maximum: the parent's perturbed log-probability.
+    The children's noise is conditional on their maximum, the parent's perturbed log-probability,
+    in the numerically stable form of Kool et al.
     """
     children = gather_rows(known.children, beams.parent)  # (B, K, F)
     fanout = children.shape[-1]

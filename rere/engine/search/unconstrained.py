@@ -3,7 +3,7 @@
 transformers' `generate` runs the model. Tokens come from the whole vocabulary at a temperature,
 without top-k or top-p. Samples are a function of the rows' seeds (`rere.engine.search.noise`).
 
-B rows, G candidates, N = B G, T tokens of the longest item, V vocabulary.
+B rows, G candidates, N = B G, T tokens of the longest title, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def generate_samples(
     seeds: Tensor,
     temperature: float = 1.0,
 ) -> Generated:
-    """`num_samples` independent samples per prompt, each at most as long as the longest item.
+    """`num_samples` independent samples per prompt, each at most as long as the longest title.
 
     `tree` only gives the end of sequence and the longest length. `seeds` (B,) i64 and errors as in
     `rere.engine.search.sampling.sample_candidates`.
