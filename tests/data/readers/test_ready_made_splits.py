@@ -11,7 +11,7 @@ from rere.data.dataset import SPLITS, read_items, read_split
 from rere.data.preprocess import preprocess
 from rere.errors import InputError
 
-INDUSTRIAL = Path(__file__).parents[3] / "data" / "industrial"
+INDUSTRIAL = Path(__file__).parents[4] / "shared" / "data" / "industrial"
 
 ROWS = {
     "train": [("u7", [0], 1), ("u7", [0, 1], 2), ("a", [2], 1)],
@@ -122,7 +122,7 @@ def test_a_file_other_than_parquet_is_refused(tmp_path):
         preprocess(Splits(), raw, tmp_path / "data")
 
 
-@pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason="data/industrial is not there")
+@pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason=f"{INDUSTRIAL} is not there")
 def test_the_splits_of_industrial(tmp_path):
     preprocess(Splits(), INDUSTRIAL, tmp_path / "data")
     stats = json.loads((tmp_path / "data" / "stats.json").read_text())
