@@ -14,7 +14,7 @@ from rere.config.backbones import TinyBackbone
 from rere.config.baselines import Sequential
 from rere.config.benchmarks import BenchmarkedModel, SpeedBenchmark
 from rere.config.run import NO_BACKBONE
-from rere.config.study import STAGES, Study
+from rere.config.study import METHOD_STAGES, Study
 from rere.errors import InputError, remedy, unknown
 
 
@@ -153,7 +153,7 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
         if not has_grid(method):
             methods[name] = method
             continue
-        stage = next(stage for stage in STAGES if stage in method)
+        stage = next(stage for stage in METHOD_STAGES if stage in method)
         for values in itertools.product(*method["grid"].values()):
             member = "-".join([str(name), *map(name_value, values)])
             if member in methods or member in config["methods"]:
@@ -173,7 +173,7 @@ def has_grid(method: Any) -> bool:
     """Whether a method has a well-formed grid; `parse` reports what is wrong with others."""
     if not (isinstance(method, dict) and isinstance(method.get("grid"), dict)):
         return False
-    lists, stages = method["grid"].values(), [stage for stage in STAGES if stage in method]
+    lists, stages = method["grid"].values(), [stage for stage in METHOD_STAGES if stage in method]
     well_formed = len(lists) > 0 and all(isinstance(values, list) and values for values in lists)
     return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
 

@@ -1,7 +1,7 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, RlOptions, SftOptions, reward_weights
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-STAGES = ("baseline", "sft", "preference", "rl", "decode")
+METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
 class Method(Options):
@@ -54,10 +54,10 @@ class Method(Options):
     )
 
     @model_validator(mode="after")
-    def check_stage(self):
-        given = [stage for stage in STAGES if stage in self.model_fields_set]
+    def check_stage(self) -> Self:
+        given = [stage for stage in METHOD_STAGES if stage in self.model_fields_set]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(STAGES)}")
+            raise ValueError(f"give exactly one of {', '.join(METHOD_STAGES)}")
         if getattr(self, given[0]) is None:
             raise ValueError(f"{given[0]} is empty; write `{given[0]}: {{}}` for its defaults")
         if self.baseline is not None and self.init is not None:
@@ -78,11 +78,12 @@ class Method(Options):
 
     @property
     def stage(self) -> str:
-        return next(stage for stage in STAGES if getattr(self, stage) is not None)
+        return next(stage for stage in METHOD_STAGES if getattr(self, stage) is not None)
 
     @property
     def options(self) -> Options:
-        return getattr(self, self.stage)
+        options: Options = getattr(self, self.stage)
+        return options
 
 
 class Table(Options):
@@ -102,7 +103,7 @@ class Table(Options):
 
     @field_validator("datasets", "backbones", "methods", "seeds")
     @classmethod
-    def check_repeats(cls, values: list) -> list:
+    def check_repeats(cls, values: list[Any]) -> list[Any]:
         for value in values:
             if values.count(value) > 1:
                 raise ValueError(f"{value} comes twice")
