@@ -133,16 +133,3 @@ def with_adapters(model):
             if weight.requires_grad:
                 weight.normal_(std=0.2, generator=generator)
     return adapted.to(model.dtype)
-
-
-def record_synchronisations(wrapped):
-    """A list that gets the number of gradients of every bucket that processes share."""
-    synchronised = []
-    wrapped.register_comm_hook(
-        None,
-        lambda _, bucket: (
-            synchronised.append(len(bucket.gradients()))
-            or torch.futures.collect_all([]).then(lambda _: bucket.buffer())
-        ),
-    )
-    return synchronised

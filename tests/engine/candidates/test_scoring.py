@@ -24,7 +24,6 @@ from packed_batches import (
     gradient_tolerance,
     gradients_of,
     pack_for,
-    record_synchronisations,
     score_expanded,
     score_expanded_for,
     split_by_candidate,
@@ -32,6 +31,7 @@ from packed_batches import (
     with_adapters,
 )
 from tiny_models import VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from rere.engine.candidates.leaves import pack_leaves
@@ -195,6 +195,27 @@ def test_gradient_checkpointing_changes_nothing(scoring, has_adapters):
         gradients_of(plain, weighted_sum(token_log_probs(plain, packed))),
         1e-9,
     )
+
+
+@pytest.fixture
+def process_group():
+    """A process group of one process."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def record_synchronisations(wrapped):
+    """A list that gets the number of gradients of every bucket that processes share."""
+    synchronised = []
+    wrapped.register_comm_hook(
+        None,
+        lambda _, bucket: (
+            synchronised.append(len(bucket.gradients()))
+            or torch.futures.collect_all([]).then(lambda _: bucket.buffer())
+        ),
+    )
+    return synchronised
 
 
 @pytest.mark.parametrize("has_adapters", [False, True])
