@@ -247,7 +247,7 @@ def test_factors_of_another_dataset_are_refused(sasrec, tmp_path):
     path, row_ids = tmp_path / "factors.safetensors", rows["row_id"].to_numpy()
     factors.save(path)
     for ids, items in [(row_ids, 7), (row_ids[:2], 6), (row_ids + 1, 6)]:
-        with pytest.raises(InputError, match="made of another data set or split"):
+        with pytest.raises(InputError, match="made from another data set or split"):
             Factors.load(path, ids, items)
     Factors(factors.row_id, factors.state * math.nan, factors.item).save(path)
     with pytest.raises(InputError, match="not the factors of a baseline; train it again"):

@@ -559,7 +559,7 @@ def test_options_name_the_functions():
 def test_factors_of_another_dataset_are_refused(tmp_path, init, data):
     row_ids, (states, items) = torch.arange(5), torch.randn(2, 5, 3)
     Factors(row_ids, states, items).save(tmp_path / "factors.safetensors")
-    with pytest.raises(InputError, match="made of another data set or split"):
+    with pytest.raises(InputError, match="made from another data set or split"):
         rl(options(reward=["collaborative"]), init, data, 0, tmp_path / "run",
            tmp_path / "factors.safetensors")  # fmt: skip
     assert not (tmp_path / "run").exists()
