@@ -86,7 +86,9 @@ def is_catalogue(arrays: dict[str, Tensor], vocab_size: int) -> bool:
     """Whether the ARRAYS of a file, with any content, are those of a catalogue."""
     if any(arrays[name].dtype != ARRAYS[name] or arrays[name].dim() != 1 for name in ARRAYS):
         return False
-    token, edge, first_child, leaf_of_item, title_bytes, title_edge = map(arrays.get, ARRAYS)
+    token, edge, first_child, leaf_of_item, title_bytes, title_edge = (
+        arrays[name] for name in ARRAYS
+    )
     num_nodes = len(edge) - 1
     if not (
         is_nondecreasing(edge, 0, len(token))

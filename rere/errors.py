@@ -32,7 +32,7 @@ def remedy(problem: Any) -> str:
         case "value_error":
             return str(context["error"])
         case "unknown_key" | "renamed":
-            return problem["msg"]
+            return str(problem["msg"])
         case "missing" | "union_tag_not_found":
             return "missing"
         case "union_tag_invalid":

@@ -142,7 +142,7 @@ class PrefixTree:
         """Return the tree with its arrays on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **values | tensors)
 
     @cached_property
     def leaf_items(self) -> dict[int, list[int]]:
@@ -201,9 +201,9 @@ def sort_distinct(
     raw = flat.astype(">u4").tobytes()  # big-endian bytes sort like the tokens
     bounds = zip(start.tolist(), (start + length).tolist(), strict=True)
     keys = [raw[4 * begin : 4 * end] for begin, end in bounds]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    is_new = [True, *(keys[a] != keys[b] for a, b in itertools.pairwise(order))]
-    order, is_new = np.array(order), np.array(is_new)
+    by_key = sorted(range(len(keys)), key=keys.__getitem__)
+    changes = (keys[a] != keys[b] for a, b in itertools.pairwise(by_key))
+    order, is_new = np.array(by_key), np.array([True, *changes])
     rank = np.empty_like(order)
     rank[order] = is_new.cumsum() - 1
     return order[is_new], rank
@@ -224,7 +224,8 @@ def shared_prefix(flat: np.ndarray, start: np.ndarray, length: np.ndarray) -> np
 
 def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Return start[0] .. start[0] + length[0] - 1, then start[1] .., and so on."""
-    return np.arange(length.sum()) + np.repeat(start - (length.cumsum() - length), length)
+    first: np.ndarray = np.repeat(start - (length.cumsum() - length), length)
+    return first + np.arange(len(first))
 
 
 def node_depths(edge: Tensor, first_child: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The language models that training starts from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ class Tiny(Options):
     seed: int = Field(0, ge=0, description="Seed of the initial weights.")
 
     @model_validator(mode="after")
-    def check_num_heads(self):
+    def check_num_heads(self) -> Self:
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError("hidden_size must be a multiple of twice num_heads")
         return self

@@ -1,6 +1,6 @@
 """Methods without a language model, which ReRe is compared with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -84,7 +84,7 @@ class Sasrec(Sequential):
     )
 
     @model_validator(mode="after")
-    def check_num_heads(self):
+    def check_num_heads(self) -> Self:
         if self.hidden_size % self.num_heads:
             raise ValueError("hidden_size must be a multiple of num_heads")
         return self

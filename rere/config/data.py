@@ -1,7 +1,7 @@
 """Data sets: their raw files, and the rules that make samples and splits from them."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,7 +57,7 @@ class Rules(Options):
     )
 
     @model_validator(mode="after")
-    def check_window(self):
+    def check_window(self) -> Self:
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise ValueError(f"end must be after start, {self.start}")
         return self

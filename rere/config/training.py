@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
@@ -139,7 +139,7 @@ class SftOptions(Training):
     )
 
     @model_validator(mode="after")
-    def check_rows_per_pass(self):
+    def check_rows_per_pass(self) -> Self:
         if self.batch_size % self.rows_per_pass:
             raise ValueError("batch_size must be a multiple of rows_per_pass")
         return self
@@ -191,13 +191,13 @@ class PreferenceOptions(Training):
         return self.steps // (2 * (self.iterations or 5))
 
     @model_validator(mode="after")
-    def check_rows_per_pass(self):
+    def check_rows_per_pass(self) -> Self:
         if self.batch_size % self.rows_per_pass:
             raise ValueError("batch_size must be a multiple of rows_per_pass")
         return self
 
     @model_validator(mode="after")
-    def check_negatives(self):
+    def check_negatives(self) -> Self:
         if self.algorithm == "dpo" and self.num_negatives > 1:
             raise ValueError("algorithm: dpo has one negative; with more, write s_dpo")
         if self.algorithm == "sprec" and self.num_beams <= self.num_negatives:
@@ -205,7 +205,7 @@ class PreferenceOptions(Training):
         return self
 
     @model_validator(mode="after")
-    def check_iterations(self):
+    def check_iterations(self) -> Self:
         if self.algorithm != "sprec":
             if self.iterations is not None:
                 raise ValueError(
@@ -349,26 +349,26 @@ class RlOptions(Training):
         return rewards
 
     @model_validator(mode="after")
-    def check_rows_per_pass(self):
+    def check_rows_per_pass(self) -> Self:
         if self.prompts % self.rows_per_pass:
             raise ValueError("prompts must be a multiple of rows_per_pass")
         return self
 
     @model_validator(mode="after")
-    def check_scoring(self):
+    def check_scoring(self) -> Self:
         needed = "catalogue" if self.is_constrained else "vocabulary"
         if self.rollout != "beam" and self.scoring != needed:
             raise ValueError(f"rollout: {self.rollout} needs scoring: {needed}")
         return self
 
     @model_validator(mode="after")
-    def check_embeddings(self):
+    def check_embeddings(self) -> Self:
         if self.embeddings is not None and "semantic" not in reward_weights(self.reward):
             raise ValueError("embeddings are for the semantic reward; add it or leave them out")
         return self
 
     @model_validator(mode="after")
-    def check_objective(self):
+    def check_objective(self) -> Self:
         if self.objective.startswith("released_"):
             if self.clip is not None:
                 raise ValueError(f"objective: {self.objective} does not clip; leave clip out")
@@ -386,7 +386,7 @@ class RlOptions(Training):
         return self
 
     @model_validator(mode="after")
-    def check_reference(self):
+    def check_reference(self) -> Self:
         if self.sync_interval is not None and self.beta == 0:
             raise ValueError("sync_interval updates the reference, which needs beta above 0")
         if self.sync_interval is not None and self.lora_rank is not None:

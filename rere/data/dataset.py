@@ -55,7 +55,7 @@ def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
     return frame[np.sort(chosen)]
 
 
-def read_parquet(path: Path, schema: dict) -> pl.DataFrame:
+def read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     """Return a parquet file's rows; raise InputError unless its columns are those of `schema`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; `rere preprocess` writes it")

@@ -13,7 +13,7 @@ from rere.data.dataset import read_parquet
 from rere.errors import InputError
 from rere.files import replacing
 
-PREDICTIONS_SCHEMA = {
+PREDICTIONS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "row_id": pl.Int64,
     "user_id": pl.Int64,
     "target": pl.Int32,

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,7 @@ from rere.errors import InputError
 from rere.files import replacing
 from rere.tokenization import PromptEncoder
 
-Model = PreTrainedModel | PeftModel
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 def load_trainable(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Model]:

@@ -29,7 +29,7 @@ class Objective(NamedTuple):
     """A mean over candidates of the means over their tokens, a mean over all tokens, or the sum
     over all tokens divided by the number of candidates times the longest title's tokens."""
 
-    def count(self, length: Tensor, longest: int) -> Tensor:
+    def divisor(self, length: Tensor, longest: int) -> Tensor:
         """The divisor of the mean, a scalar.
 
         length (B, G) is the number of tokens per candidate, 0 in an empty slot; longest that of
@@ -75,7 +75,7 @@ def policy_loss(
     log_prob (B, N) of the candidates' tokens has the gradient. `old` (B, N) is that under the
     policy that rolled out, None if it is the policy itself, whose ratio is 1. advantage (B, G).
     penalty (B, N) is added to each token's loss. Values at padding do not matter. `count` is the
-    divisor for the whole step (`Objective.count`), so the losses of its passes add up.
+    divisor for the whole step (`Objective.divisor`), so the losses of its passes add up.
     """
     length = sum_by_candidate(torch.ones_like(packed.candidate), packed).clamp(min=1)  # (B, G)
     log_ratio = log_prob - (log_prob.detach() if old is None else old)

@@ -82,6 +82,9 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
 class PreferenceTrainer(Trainer):
     """B rows per forward pass, 1 + N candidates per row, the target first."""
 
+    options: PreferenceOptions
+    reference: Reference
+
     def __init__(self, tree: PrefixTree, **more: Any) -> None:
         super().__init__(**more)
         self.host_tree, self.tree = tree, tree.to(self.args.device)
@@ -112,7 +115,7 @@ class PreferenceTrainer(Trainer):
             packed = pack_leaves(prompts[rows], host_leaf[rows], self.host_tree, options.scoring)
             packed = packed.to(leaf.device)
             with self.autocast():
-                reference = self.reference.log_probs(self.model, packed)
+                reference = self.reference.log_probs(packed)
                 log_prob = token_log_probs(model, packed)
                 margin = margins(
                     sum_by_candidate(log_prob, packed),
@@ -167,16 +170,17 @@ class PreferenceTrainer(Trainer):
             found.append(best_except(leaf, target[rows], count))
         return torch.cat(found)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if not self.is_self_play:
-            return super()._get_train_sampler(train_dataset)
+            sampler: Sampler[int] = super()._get_train_sampler(train_dataset)
+            return sampler
         options = self.options
         rows_per_phase = options.steps_per_phase * options.batch_size
         iterations = options.steps // options.steps_per_phase // 2
         return SprecSampler(len(self.train_dataset), rows_per_phase, iterations, self.args.seed)
 
     def validate(self) -> dict[str, float]:
-        return validate_ndcg(self, self.tree, self.options.num_beams)
+        return validate_ndcg(self, self.tree, self.options.num_beams, self.options.scoring)
 
 
 def margins(log_prob: Tensor, reference: Tensor, beta: float, exists: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ def s_dpo_loss(margin: Tensor) -> Tensor:
     return -logsigmoid(-(-margin).logsumexp(-1))
 
 
-class SprecSampler(Sampler):
+class SprecSampler(Sampler[int]):
     """The rows of a whole SPRec run: each iteration's rows twice, for SFT and for DPO.
 
     An iteration takes the next rows of the shuffled split; after its end the split is shuffled

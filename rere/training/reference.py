@@ -1,6 +1,7 @@
 """The reference model, which the policy is regularised towards."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,17 +24,17 @@ class Reference:
     """
 
     def __init__(self, model: Model, is_synced: bool, temperature: float = 1.0) -> None:
-        self.model, self.is_synced, self.temperature = None, is_synced, temperature
+        self.is_synced, self.temperature = is_synced, temperature
+        self.model = model
         if not isinstance(model, PeftModel):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def log_probs(self, policy: Model, packed: PackedBatch) -> Tensor:
+    def log_probs(self, packed: PackedBatch) -> Tensor:
         """Log-probabilities of the candidates' tokens under the reference, (B, N)."""
-        if self.model is not None:
+        is_policy = isinstance(self.model, PeftModel)
+        with self.model.disable_adapter() if is_policy else nullcontext():
             return token_log_probs(self.model, packed, self.temperature)
-        with policy.disable_adapter():
-            return token_log_probs(policy, packed, self.temperature)
 
     @torch.no_grad()
     def sync(self, policy: Model, mix: float = 1.0) -> None:

@@ -118,8 +118,10 @@ def make_reward(
     """
     match name:
         case "semantic":
+            assert embeddings is not None
             return lambda groups: semantic(groups.item, groups.target, embeddings)
         case "collaborative":
+            assert factors is not None
             return lambda groups: collaborative(
                 groups.item, factors.states(groups.row_id), factors.item
             )
@@ -143,6 +145,7 @@ def make_rewards(
     """
     names, embeddings, loaded = reward_weights(options.reward), None, None
     if "collaborative" in names:
+        assert factors is not None
         row_ids = read_split(data, "train")["row_id"].to_numpy(writable=True)
         loaded = Factors.load(factors, row_ids, len(titles)).to(device)
     if "semantic" in names:
@@ -169,7 +172,8 @@ def import_function(name: str) -> Callable[[Groups], Any]:
     """The function `module:function`; raises InputError if it cannot be imported."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        function: Callable[[Groups], Any] = getattr(importlib.import_module(module), attribute)
+        return function
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"reward {name}: cannot be imported ({error})") from error
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from rere.config.training import RlOptions
@@ -47,8 +47,8 @@ def rl(
     never read. The collaborative reward needs the file `factors`. A killed run resumes from its
     last checkpoint.
     """
-    extra = [factors, options.embeddings and Path(options.embeddings), *own_reward_files(options)]
-    inputs = [init, data, *filter(None, extra)]
+    embeddings = Path(options.embeddings) if options.embeddings else None
+    inputs = [init, data, *filter(None, [factors, embeddings]), *own_reward_files(options)]
     with resumable(output, options, seed, inputs) as checkpoints:
         setup = load_setup(options, init, data, seed, min_rows=options.prompts)
         args = training_arguments(
@@ -89,12 +89,15 @@ class UpdatePass:
 class RlTrainer(Trainer):
     """B prompts per step, G candidates per prompt, N candidate tokens per prompt."""
 
+    options: RlOptions
+
     def __init__(self, rollouts: Rollouts, **more: Any) -> None:
         super().__init__(**more)
         self.rollouts, options = rollouts, self.options
         self.objective = OBJECTIVES[options.objective]
         if options.clip is not None:
-            self.objective = self.objective._replace(clip=tuple(options.clip))
+            low, high = options.clip
+            self.objective = self.objective._replace(clip=(low, high))
         if options.collapse_steps is not None:
             self.add_callback(CollapseStop(options.collapse_steps))
         if options.beta > 0:
@@ -126,7 +129,7 @@ class RlTrainer(Trainer):
         # Objective: a mean over the whole step, summed over passes. The Trainer takes the
         # optimiser step of the last update.
         length = self.rollouts.num_scored(groups)
-        count = self.objective.count(length, self.rollouts.max_scored).clamp(min=1)
+        count = self.objective.divisor(length, self.rollouts.max_scored).clamp(min=1)
         passes = self.plan_passes(has_zero_advantage(advantage).tolist())
         beta = options.beta
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
@@ -137,7 +140,7 @@ class RlTrainer(Trainer):
             if update > 0:
                 self.step_optimizer(model)
             sums += self.update(model, passes, pack, advantage, beta, count)
-        loss, kl, entropy, tokens = sums
+        loss, kl, entropy, tokens = sums.unbind()
 
         self.record_metrics(
             **initial.metrics(self.rollouts.rewards),  # before any group was replaced
@@ -163,12 +166,12 @@ class RlTrainer(Trainer):
         for each in passes:
             if each.packed is None:
                 each.packed = pack(each.rows).to(advantage.device)
-                if beta > 0:
+                if self.reference is not None and beta > 0:
                     with self.autocast():
-                        each.reference = self.reference.log_probs(self.model, each.packed)
+                        each.reference = self.reference.log_probs(each.packed)
             with self.autocast():
                 log_prob, entropy = token_scores(model, each.packed, options.temperature)  # (B, N)
-                kl = KL[options.kl](log_prob, each.reference) if beta > 0 else None
+                kl = None if each.reference is None else KL[options.kl](log_prob, each.reference)
                 loss = policy_loss(
                     self.objective,
                     log_prob,
@@ -235,7 +238,8 @@ class RlTrainer(Trainer):
     def sync_reference(self) -> None:
         """Move the reference towards the policy every `sync_interval` steps."""
         step, interval = self.state.global_step, self.options.sync_interval
-        if interval is not None and step > 0 and step % interval == 0:
+        is_due = interval is not None and step > 0 and step % interval == 0
+        if self.reference is not None and is_due:
             self.reference.sync(self.language_model, self.options.sync_mix)
 
     def read_metrics(self) -> dict[str, float]:
@@ -244,7 +248,9 @@ class RlTrainer(Trainer):
         return metrics | {"candidates_per_second": metrics.pop("candidates") / seconds}
 
     def validate(self) -> dict[str, float]:
-        return validate_ndcg(self, self.rollouts.tree, self.options.group_size)
+        return validate_ndcg(
+            self, self.rollouts.tree, self.options.group_size, self.options.scoring
+        )
 
 
 class CollapseStop(TrainerCallback, ExportableState):
@@ -253,7 +259,9 @@ class CollapseStop(TrainerCallback, ExportableState):
     def __init__(self, limit: int) -> None:
         self.limit, self.steps = limit, 0
 
-    def on_log(self, args, state, control, logs, **_):
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
+    ) -> None:
         if "distinct" in logs:
             collapsed = logs["hit_rate"] == 0 and logs["distinct"] <= 1
             self.steps = self.steps + 1 if collapsed else 0

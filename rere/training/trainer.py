@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback, WandbCallback
@@ -38,6 +40,7 @@ class Trainer(transformers.Trainer):
     """`transformers.Trainer` with its own validation, step log and checkpoints."""
 
     reference: Reference | None = None  # of preference methods and RL
+    control: TrainerControl
 
     def __init__(
         self, options: Training, checkpoints: Checkpoints, label: str, **more: Any
@@ -56,7 +59,7 @@ class Trainer(transformers.Trainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the options, for search, reference, update and validation.
 
         Enter it separately for search and update: autocast caches the weights it casts, and those
@@ -65,7 +68,7 @@ class Trainer(transformers.Trainer):
         bfloat16 = self.options.dtype == "bfloat16"
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bfloat16)
 
-    def compute_loss_context_manager(self) -> AbstractContextManager:
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return self.autocast()
 
     def validate(self) -> dict[str, float]:
@@ -164,20 +167,22 @@ class StepLog(TrainerCallback):
     def __init__(self, path: Path, label: str) -> None:
         self.path, self.label = path, label
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar = progress(state.max_steps, self.label, "step", state.global_step)
         self.path.touch()
 
-    def on_log(self, args, state, control, logs, **_):
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
+    ) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         shown = {k: v for k, v in logs.items() if k in ("loss", "reward") or k.startswith("eval_")}
         self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar.update(1)
 
-    def on_train_end(self, args, state, control, **_):
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar.close()
 
 

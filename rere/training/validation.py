@@ -2,6 +2,7 @@
 
 import torch
 
+from rere.config.options import Scoring
 from rere.engine.search.beam import beam_search
 from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
 from rere.prefix_tree import PrefixTree
@@ -10,7 +11,9 @@ from rere.training.trainer import Trainer
 SELECTION_METRIC = "ndcg@10"
 
 
-def validate_ndcg(trainer: Trainer, tree: PrefixTree, num_beams: int) -> dict[str, float]:
+def validate_ndcg(
+    trainer: Trainer, tree: PrefixTree, num_beams: int, scoring: Scoring
+) -> dict[str, float]:
     """{"ndcg@10": value} of a beam search over the trainer's validation rows.
 
     Batches hold "prompts" and "target" (B,), item ids. `tree` is on the model's device.
@@ -19,7 +22,7 @@ def validate_ndcg(trainer: Trainer, tree: PrefixTree, num_beams: int) -> dict[st
     for inputs in trainer.get_eval_dataloader():
         with trainer.autocast():
             leaf, _ = beam_search(
-                trainer.language_model, tree, inputs["prompts"], num_beams, trainer.options.scoring
+                trainer.language_model, tree, inputs["prompts"], num_beams, scoring
             )
         ranked.append(leaf.cpu())
         targets.append(tree.leaf_of_item[inputs["target"]].cpu())

@@ -37,7 +37,7 @@ def lengths(packed: PackedBatch) -> torch.Tensor:
 def loss_of(name, log_prob, advantage, penalty=None, packed=PACKED, old=None, count=None):
     objective = OBJECTIVES[name]
     if count is None:
-        count = objective.count(lengths(packed), LONGEST)
+        count = objective.divisor(lengths(packed), LONGEST)
     return policy_loss(objective, log_prob, old, advantage, penalty, packed, count)
 
 
@@ -141,7 +141,7 @@ def test_counts_by_hand():
     length = lengths(PACKED)
     assert length.tolist() == [[3, 2, 1], [5, 0, 0], [2, 2, 0]]
     counts = {
-        name: objective.count(length, LONGEST).item() for name, objective in OBJECTIVES.items()
+        name: objective.divisor(length, LONGEST).item() for name, objective in OBJECTIVES.items()
     }
     assert counts == {
         "grpo": 6,
@@ -281,7 +281,7 @@ def test_losses_of_passes_add_up(name):
     penalty = 0.3 * KL["k3"](weights, reference)
     whole = loss_of(name, weights, advantage, penalty, old=old)
     (expected,) = torch.autograd.grad(whole, weights, retain_graph=True)
-    total, count = 0.0, OBJECTIVES[name].count(lengths(PACKED), LONGEST)
+    total, count = 0.0, OBJECTIVES[name].divisor(lengths(PACKED), LONGEST)
     for row, group in enumerate(CANDIDATES):
         packed = pack([[3]], [group], 3)
         rows, columns = slice(row, row + 1), slice(packed.candidate.shape[1])

@@ -85,8 +85,8 @@ def allowed_tokens(tree: PrefixTree, packed: PackedBatch, inner: Ints) -> Allowe
     `inner` (X,) holds the tree's node of each prediction.
     """
     exists = packed.candidate < packed.num_candidates
-    logits_index = packed.logits_index[packed.prediction[exists]]
-    logits_index, first = np.unique(logits_index, return_index=True)
+    predicted = packed.logits_index[packed.prediction[exists]]
+    logits_index, first = np.unique(predicted.numpy(), return_index=True)
     node = inner[first]
     count = tree.fanout.numpy()[node]
     child = ranges(tree.first_child.numpy()[node], count)

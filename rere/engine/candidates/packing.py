@@ -32,7 +32,7 @@ candidates of all rows, of at most T tokens.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,7 +96,8 @@ class PackedBatch:
         def move(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)
 
-        moved = {name: move(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
         allowed = self.allowed and AllowedTokens(*map(move, self.allowed))
         return replace(self, **moved, allowed=allowed)
 

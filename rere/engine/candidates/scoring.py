@@ -74,7 +74,8 @@ def gather_log_probs(logits: Tensor, packed: PackedBatch, temperature: float) ->
     """
     index, token = packed.logits_index, packed.token
     if packed.allowed is None:
-        log_prob = LogSoftmaxAt.apply(logits, index, token, temperature)
+        # torch leaves `apply` without types.
+        log_prob: Tensor = LogSoftmaxAt.apply(logits, index, token, temperature)  # type: ignore[no-untyped-call]
     else:
         _, highest, total = normalise_allowed(logits, packed.allowed, temperature)
         norm = highest[index] + total[index].log()

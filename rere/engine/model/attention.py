@@ -15,7 +15,7 @@ B rows, H heads in G groups, Q query tokens, S seen tokens, D wide, T tokens wit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,31 +32,31 @@ NAME = "rere"
 NO_GROUPS = torch.nn.Module()  # transformers would copy the keys of a module that has groups
 
 
-class Unpadded(NamedTuple):
+class RowLayout(NamedTuple):
     """How the tokens of a pass without padding map to padded rows."""
 
     shape: torch.Size  # (B, Q)
-    column: Tensor  # (T,) i64, where each token is in (B Q,)
+    flat_index: Tensor  # (T,) i64, the place of each token in (B Q,)
     token: Tensor  # (B Q,) i64, the inverse; arbitrary at padding
     blocks: AttentionBlocks | None
     last_blocks: AttentionBlocks | None  # of the tokens with logits
 
 
-current: ContextVar[Unpadded | None] = ContextVar("current", default=None)
+current: ContextVar[RowLayout | None] = ContextVar("current", default=None)
 
 
 @contextmanager
-def unpadded(
-    tokens: UnpaddedTokens, column: Tensor, blocks: AttentionBlocks | None
+def rows_restored(
+    tokens: UnpaddedTokens, flat_index: Tensor, blocks: AttentionBlocks | None
 ) -> Iterator[None]:
-    """Let attention restore padded rows from passes over the tokens at `column` (T,) in (B Q,).
+    """Let attention restore padded rows, for passes over the tokens at `flat_index` in (B Q,).
 
     With `blocks` it attends block by block instead.
     """
     token = torch.zeros_like(tokens.is_token, dtype=torch.long).flatten()
-    token[column] = torch.arange(len(column), device=column.device)
+    token[flat_index] = torch.arange(len(flat_index), device=flat_index.device)
     last_blocks = blocks and blocks.starting_at(tokens.num_tokens - tokens.num_logits)
-    before = current.set(Unpadded(tokens.is_token.shape, column, token, blocks, last_blocks))
+    before = current.set(RowLayout(tokens.is_token.shape, flat_index, token, blocks, last_blocks))
     try:
         yield
     finally:
@@ -91,7 +91,7 @@ def recomputes_layers(model: PreTrainedModel) -> bool:
 @contextmanager
 def last_queries_only(attention: torch.nn.Module, num_queries: int) -> Iterator[None]:
     """Let an attention layer compute the last `num_queries` tokens of each row, 0 elsewhere."""
-    attention.num_queries = num_queries
+    attention.num_queries = num_queries  # type: ignore[assignment]  # torch types tensors only
     try:
         yield
     finally:
@@ -104,7 +104,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' `sdpa_attention_forward` does.
 
@@ -112,8 +112,8 @@ def attention(
     padding query (1, H, T, D) -> (1, T, H, D).
     """
     pass_, key, value = current.get(), in_rows(key), in_rows(value)
-    if pass_ is not None and pass_.blocks is not None:
-        blocks = pass_.last_blocks if hasattr(module, "num_queries") else pass_.blocks
+    blocks = pass_ and (pass_.last_blocks if hasattr(module, "num_queries") else pass_.blocks)
+    if blocks is not None and attention_mask is not None:
         return attend_in_blocks(blocks, query, key, value, attention_mask, **kwargs), None
     query = in_rows(query)
     num_skipped = query.shape[2] - getattr(module, "num_queries", query.shape[2])
@@ -123,7 +123,7 @@ def attention(
     if num_skipped and attention_mask is not None:
         attended = pad(attended, (0, 0, 0, 0, num_skipped, 0))
     if pass_ is not None:
-        attended = attended.flatten(0, 1).index_select(0, pass_.column)[None]
+        attended = attended.flatten(0, 1).index_select(0, pass_.flat_index)[None]
     return attended, None
 
 
@@ -136,8 +136,9 @@ def in_rows(states: Tensor) -> Tensor:
     if pass_ is None or len(states) == pass_.shape[0]:
         return states
     # A token's gradient is one summand and zeros, so their order cannot change its bits.
-    rows = states[0].transpose(0, 1).index_select(0, pass_.token)
-    return rows.unflatten(0, pass_.shape).transpose(1, 2)
+    tokens = states[0].transpose(0, 1).index_select(0, pass_.token)
+    rows: Tensor = tokens.unflatten(0, pass_.shape)
+    return rows.transpose(1, 2)
 
 
 def grouped_attention(
@@ -146,23 +147,26 @@ def grouped_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Tensor:
     """query (B, H, Q, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (B, Q, H, D)."""
     repeats = query.shape[1] // key.shape[1]
     if repeats == 1 or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+        attended: Tensor
+        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return attended
     mask = attention_mask.repeat(1, 1, repeats, 1)
     return attend_to_groups(query, key, value, mask, **kwargs)
 
 
 def attend_to_groups(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> Tensor:
     """`grouped_attention` with a mask (B, 1, Q H / G, S), repeated for the queries of a group."""
     rows, heads, length, width = query.shape
     groups = key.shape[1]
     query = query.reshape(rows, groups, -1, width)
+    attended: Tensor
     attended, _ = sdpa_attention_forward(NO_GROUPS, query, key, value, attention_mask, **kwargs)
     attended = attended.view(rows, heads // groups, length, groups, -1)
     return attended.permute(0, 2, 3, 1, 4).reshape(rows, length, heads, -1)
@@ -174,7 +178,7 @@ def attend_in_blocks(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
-    **kwargs,
+    **kwargs: Any,
 ) -> Tensor:
     """query (1, H, T, D), key and value (B, G, S, D), mask (B, 1, Q, S) -> (1, T, H, D).
 
@@ -184,14 +188,19 @@ def attend_in_blocks(
     queries = query.transpose(1, 2)
     if not blocks.is_in_order:
         queries = queries.index_select(1, blocks.token)
-    queries = queries.split(blocks.num_tokens, dim=1)
-    keys, values = (gather_seen(blocks, x).split(blocks.num_seen) for x in (key, value))
-    masks = blocks.select_masks(attention_mask, repeats)
-    attended = [
-        attend_to_groups(q.transpose(1, 2), *(x.transpose(0, 1)[None] for x in kv), mask, **kwargs)
-        for q, *kv, mask in zip(queries, keys, values, masks, strict=True)
+    by_block = [
+        attend_to_groups(
+            q.transpose(1, 2), k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask, **kwargs
+        )
+        for q, k, v, mask in zip(
+            queries.split(blocks.num_tokens, dim=1),
+            gather_seen(blocks, key).split(blocks.num_seen),
+            gather_seen(blocks, value).split(blocks.num_seen),
+            blocks.select_masks(attention_mask, repeats),
+            strict=True,
+        )
     ]
-    attended = torch.cat(attended, dim=1)
+    attended = torch.cat(by_block, dim=1)
     if blocks.is_in_order:
         return attended
     shape = (1, query.shape[2], *attended.shape[2:])

@@ -32,7 +32,8 @@ class AttentionBlocks:
     """All blocks of a forward pass."""
 
     def __init__(self, blocks: list[AttentionBlock]) -> None:
-        self.blocks, self.masks = blocks, {}
+        self.blocks = blocks
+        self.masks: dict[tuple[Tensor, int], list[Tensor]] = {}
         self.token = torch.cat([block.token for block in blocks])
         self.row = torch.cat([torch.full_like(block.seen, block.row) for block in blocks])
         self.seen = torch.cat([block.seen for block in blocks])

@@ -14,6 +14,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -143,7 +144,9 @@ class GrowingLayer(DynamicLayer):
 
     length = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         key_states, value_states = in_rows(key_states), in_rows(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -243,7 +246,7 @@ def supports_shared_prompt(model: PreTrainedModel) -> bool:
         _supports_shared_prompt[model] = follows_attention_mask(model)
         if not _supports_shared_prompt[model]:
             log.warning(
-                "%s: its attention does not follow a mask by position; every candidate is "
+                "%s: its attention ignores masks by position; every candidate is "
                 "computed with its whole prompt, which is exact but slow",
                 type(model).__name__,
             )

@@ -1,12 +1,13 @@
 """One forward pass over a batch of trees, without computing padding."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
-from rere.engine.model.attention import own_attention, unpadded
+from rere.engine.model.attention import own_attention, rows_restored
 from rere.engine.model.attention_blocks import make_blocks
 from rere.engine.model.last_layer import last_layer_for
 from rere.engine.model.masks import attention_mask
@@ -20,7 +21,7 @@ def forward_logits(
     visible: Tensor,
     seen_position: Tensor,
     tokens: UnpaddedTokens,
-    **kwargs,
+    **kwargs: Any,
 ) -> Tensor:
     """The logits (N, V) that `tokens` needs, in row order.
 
@@ -30,14 +31,15 @@ def forward_logits(
     """
     base = extract_model_from_parallel(model)
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
-    rows, num_logits = nullcontext(), tokens.logits_to_keep
+    rows: AbstractContextManager[None] = nullcontext()
+    num_logits = tokens.logits_to_keep
     with own_attention(base) as is_own:
         if is_own:
-            column = tokens.index
-            blocks = make_blocks(column, visible, base.config.get_text_config().hidden_size)
+            index = tokens.token_index
+            blocks = make_blocks(index, visible, base.config.get_text_config().hidden_size)
             if blocks is not None or tokens.num_tokens < ids.numel():
-                ids, position = (x.flatten()[column][None] for x in (ids, position))
-                rows, num_logits = unpadded(tokens, column, blocks), tokens.num_logits
+                ids, position = (x.flatten()[index][None] for x in (ids, position))
+                rows, num_logits = rows_restored(tokens, index, blocks), tokens.num_logits
         with rows, last_layer_for(base, ids.shape[1], num_logits, tokens.logits_to_keep):
             logits = model(
                 input_ids=ids,

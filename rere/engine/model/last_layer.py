@@ -47,7 +47,9 @@ def last_layer_for(
 def last_layer(model: PreTrainedModel) -> nn.Module | None:
     """The last layer; None if it is not found, or is computed again in the backward pass."""
     decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", getattr(decoder, "h", None))
-    if layers is None or (layers[-1].training and getattr(layers[-1], "gradient_checkpointing", 0)):
+    layers: nn.ModuleList | None = getattr(decoder, "layers", getattr(decoder, "h", None))
+    if layers is None or (
+        layers[-1].training and getattr(layers[-1], "gradient_checkpointing", False)
+    ):
         return None
     return layers[-1]

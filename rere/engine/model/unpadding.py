@@ -26,7 +26,7 @@ class UnpaddedTokens(NamedTuple):
     num_logits: int  # N
 
     @property
-    def index(self) -> Tensor:
+    def token_index(self) -> Tensor:
         """Indices of the tokens in the flattened batch, (T,) i64 in [0, B Q).
 
         Tokens without logits come first, then those with logits, each in row order.

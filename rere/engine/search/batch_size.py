@@ -72,7 +72,7 @@ def estimate_bytes(
     mask = (item + 1) * widest * total + num_beams * fed
     states = 16 * config.hidden_size * item * widest
     logits = (item + 8) * config.vocab_size * positions  # also in float32, with exponentials
-    return rows * (cache + mask + states + logits)
+    return int(rows * (cache + mask + states + logits))
 
 
 def count_fed_tokens(

@@ -82,10 +82,10 @@ def beam_search(
                     return found
                 is_active = beams.score.isfinite().any(-1).int()
                 active = is_active.argsort(descending=True, stable=True)[: plan.num_rows]
-                rows, plan = rows[active], plan._replace(count=plan.count[active])
-                beams, known, results = (
-                    type(x)(*(y[active] for y in x)) for x in (beams, known, results)
-                )
+                rows, plan = rows[active], plan._replace(num_to_feed=plan.num_to_feed[active])
+                beams = Paths(*(x[active] for x in beams))
+                known = KnownScores(*(x[active] for x in known))
+                results = Beams(*(x[active] for x in results))
                 scorer.select(active)
             known = scorer.drop_unused_tokens(beams, known, plan)
             beams, known = scorer.feed(beams, known, plan)

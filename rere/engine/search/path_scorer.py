@@ -92,7 +92,7 @@ class PathScorer:
         zero = torch.zeros_like(logits_index[:, :1])
         forced = logits.new_zeros(len(logits_index), 1, len(opening) + 1)
         norm = None if self.is_normalised else logsumexp_of_rows(logits, self.temperature)
-        if not self.by_decision:
+        if norm is not None and not self.by_decision:
             before = logits_index[:, : len(opening)]
             forced[:, 0, :-1] = logits[before, opening] / self.temperature - norm[before]
         fanout = max(1, self.tree.root_fanout)
@@ -136,10 +136,10 @@ class PathScorer:
             find_used_tokens(paths, known).sum(-1).amax(),
             known.children.isnan().any() | known.forced.isnan().any(),
         ]
-        *sizes, is_nan = torch.stack(sizes).tolist()
+        *counts, is_nan = torch.stack(sizes).tolist()
         if is_nan:
             raise InputError("the model's logits are not numbers; its weights are broken")
-        return PassPlan(count, *sizes)
+        return PassPlan(count, *counts)
 
     def drop_unused_tokens(self, paths: Paths, known: KnownScores, plan: PassPlan) -> KnownScores:
         """Remove fed tokens that are on no unfinished path, once they are half of all.
@@ -169,7 +169,7 @@ class PathScorer:
         """
         paths = Paths(*(x[:, : plan.num_paths] for x in paths))
         known = KnownScores(*(gather_rows(x, paths.parent) for x in known))
-        count = plan.count[:, : plan.num_paths]
+        count = plan.num_to_feed[:, : plan.num_paths]
         is_feeding = count > 0
         feeding = is_feeding.int().argsort(dim=-1, descending=True, stable=True)
         feeding = feeding[:, : plan.num_feeding]  # (B, M)
@@ -197,7 +197,7 @@ class PathScorer:
         node, num_fed = paths.node.gather(1, feeding), paths.num_fed.gather(1, feeding)
         norm = None if self.is_normalised else logsumexp_of_rows(logits, self.temperature)
         forced = known.forced
-        if not self.by_decision:
+        if norm is not None and not self.by_decision:
             forced = self._score_forced(logits, norm, node, num_fed, layout, logits_index)
             forced = replace_rows(known.forced, forced, is_feeding, rank)
         children = self._score_children(logits, norm, last_index, node, plan.fanout)

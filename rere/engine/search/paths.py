@@ -50,7 +50,7 @@ class AuxiliaryScorer(NamedTuple):
 class PassPlan(NamedTuple):
     """The next forward pass, with the sizes that the host must know to build it."""
 
-    count: Tensor  # (B, K) i64, tokens that each path feeds
+    num_to_feed: Tensor  # (B, K) i64, tokens that each path feeds
     num_rows: int  # rows with an unfinished path
     num_paths: int  # unfinished paths of the fullest row
     num_feeding: int  # M, paths that feed tokens, of the row with most of them

@@ -93,6 +93,7 @@ def generate_beams(
             scored=True,
             renormalize_logits=True,
         )
+    assert score is not None
     return to_groups(tree, tokens, score, num_beams)
 
 

@@ -44,7 +44,7 @@ def with_padding(monkeypatch):
 
 def test_indices_by_hand():
     # The rows hold columns 0 to 4, 5 to 9 and 10 to 14; tokens of the last two columns come last.
-    assert TOKENS.index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
+    assert TOKENS.token_index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
     assert TOKENS.logits_index[0, 0] == 0
     assert TOKENS.logits_index[1, 0] == 1
     assert TOKENS.logits_index[2].tolist() == [2, 3]
