@@ -5,21 +5,20 @@ seed.
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import polars as pl
+import seaborn as sns
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rere.errors import InputError
-from rere.reporting.figures import STYLE, WIDTH, save_figure
+from rere.reporting.figures import STYLE, move_legend, save_figure
 
+VALIDATION = "valid NDCG@10"
 FIELDS = {
-    "eval_ndcg@10": "valid NDCG@10",
+    "eval_ndcg@10": VALIDATION,
     "reward": "reward",
     "hit_rate": "hit rate",
     "distinct": "distinct items",
@@ -27,22 +26,8 @@ FIELDS = {
 }
 """Fields of the step log and their axis labels; each field that a log has gets a row of panels."""
 X_AXES = ("step", "seconds")
-ROW_HEIGHT = 1.2
-"""Inches."""
 SMOOTHING = 12
 """Values of steps are averaged over a window of this fraction of the run; validations are not."""
-# Colours differ in luminance and lines in dashes, so sixteen methods can be told apart in grey.
-COLOURS = ("black", "#0072b2", "#e69f00", "#bbbbbb")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.2, 1, 1.2)))
-LEGEND_COLUMN, LEGEND_CHARACTER, LEGEND_LINE = 0.6, 0.07, 0.17
-"""Inches: the width of a legend column without text and of a character, and the line height."""
-
-
-class Curve(NamedTuple):
-    """The step log of one run, with the label of its method."""
-
-    label: str
-    points: pl.DataFrame  # columns X_AXES and FIELDS
 
 
 def curves(runs: list[Path], outputs: list[Path]) -> None:
@@ -51,28 +36,39 @@ def curves(runs: list[Path], outputs: list[Path]) -> None:
     Folders are {dataset}/{backbone}/{method}/seed{seed}; the legend shows the names that differ.
     Raises InputError if a log is missing or malformed, or if no log has any of FIELDS.
     """
+    points = read_logs(runs)
+    if not set(points.columns) & set(FIELDS.values()):
+        raise InputError(f"{runs[0]}/log.jsonl: has none of {', '.join(FIELDS)}; train with rl")
+    with rc_context(fname=STYLE):
+        save_figure(draw_curves(points), outputs)
+
+
+def read_logs(runs: Sequence[Path]) -> pl.DataFrame:
+    """The smoothed logs of all runs, with a column `method`, without columns that are all null."""
     logs = [
-        Curve(label, read_log(run / "log.jsonl"))
+        read_log(run / "log.jsonl").with_columns(method=pl.lit(label))
         for run, label in zip(runs, label_runs(runs), strict=True)
     ]
-    if not logged_fields(logs):
-        raise InputError(f"{runs[0]}/log.jsonl: has none of {', '.join(FIELDS)}; train with rl")
-    with rc_context({**STYLE, "axes.spines.left": True, "ytick.major.size": 3.5}):
-        save_figure(draw_curves(logs), outputs)
+    points = pl.concat(logs)
+    return points[[column.name for column in points if column.null_count() < len(points)]]
 
 
 def read_log(path: Path) -> pl.DataFrame:
-    """A log.jsonl as a frame with columns X_AXES and FIELDS; null where a line lacks a field."""
+    """A log.jsonl as one row per step with columns X_AXES and labels of FIELDS, null if missing."""
     schema = dict.fromkeys((*X_AXES, *FIELDS), pl.Float64)
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [{name: line.get(name) for name in schema} for line in lines]
-        points = pl.DataFrame(rows, schema=schema)
+        points = pl.DataFrame(rows, schema=schema).rename(FIELDS)
     except (OSError, ValueError, AttributeError, TypeError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a readable log ({reason})") from None
-    # A validation follows the line of its step and may not repeat its seconds.
-    return points.with_columns(pl.col("seconds").forward_fill())
+    # A validation has a line of its own, after the line of its step.
+    points = points.group_by("step").agg(pl.all().drop_nulls().last()).sort("step")
+    window = max(1, len(points) // SMOOTHING)
+    return points.with_columns(
+        pl.exclude(*X_AXES, VALIDATION).rolling_mean(window, min_samples=1, center=True)
+    )
 
 
 def label_runs(runs: Sequence[Path]) -> list[str]:
@@ -85,85 +81,28 @@ def label_runs(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def logged_fields(logs: Sequence[Curve]) -> list[str]:
-    """The FIELDS that at least one log has values of."""
-    return [name for name in FIELDS if any(has_values(curve.points, name) for curve in logs)]
-
-
-def has_values(points: pl.DataFrame, name: str) -> bool:
-    return points[name].null_count() < len(points)
-
-
-def draw_curves(logs: Sequence[Curve]) -> Figure:
-    """A row of panels for each logged field, a column for each of X_AXES that any log has."""
-    names = logged_fields(logs)
-    xs = [x for x in X_AXES if any(has_values(curve.points, x) for curve in logs)]
-    methods: dict[str, list[pl.DataFrame]] = {}
-    for label, points in logs:
-        methods.setdefault(label, []).append(points)
-    column = LEGEND_COLUMN + LEGEND_CHARACTER * max(map(len, methods))
-    ncols = max(1, min(4, int(WIDTH / column)))
-    height = ROW_HEIGHT * len(names) + LEGEND_LINE * math.ceil(len(methods) / ncols) + 0.4
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def draw_curves(points: pl.DataFrame) -> Figure:
+    """A row of panels for each field, a column for each of X_AXES."""
+    names = [name for name in FIELDS.values() if name in points.columns]
+    xs = [x for x in X_AXES if x in points.columns]
+    # A method's seeds share their mean seconds, so that seaborn averages over them.
+    points = points.with_columns(pl.col(xs).mean().over("method", "step"))
+    data = points.to_dict(as_series=False)
+    figure = Figure(figsize=(None, 0.7 + 1.3 * len(names)))
     grid = figure.subplots(len(names), len(xs), squeeze=False, sharex="col", sharey="row")
     for name, row in zip(names, grid, strict=True):
+        is_validation = name == VALIDATION
         for x, axes in zip(xs, row, strict=True):
-            draw_panel(axes, methods, x, name)
-        row[0].set_ylabel(FIELDS[name])
-    for x, axes in zip(xs, grid[-1], strict=True):
-        axes.set_xlabel(x)
-    figure.align_ylabels(grid[:, 0])
-    figure.legend(
-        *grid[0, 0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=ncols,
-        frameon=False,
-        handlelength=3,
-    )
-    return figure
-
-
-def draw_panel(
-    axes: Axes, methods: Mapping[str, Sequence[pl.DataFrame]], x: str, name: str
-) -> None:
-    """Draw one field against `x`: a line for each method, averaged over its logs."""
-    is_validation = name.startswith("eval_")
-    for number, (label, logs) in enumerate(methods.items()):
-        points = average_over_seeds(logs, x, name)
-        if not is_validation:
-            window = max(1, len(points) // SMOOTHING)
-            points = points.with_columns(
-                pl.col("mean").rolling_mean(window, min_samples=1, center=True)
+            sns.lineplot(
+                data,
+                x=x,
+                y=name,
+                hue="method",
+                style="method",
+                markers=is_validation,
+                errorbar=("pi", 100) if is_validation else None,
+                ax=axes,
             )
-        style = line_style(number)
-        axes.plot(
-            points["x"],
-            points["mean"],
-            label=label,
-            **style,
-            linewidth=1.0,
-            marker="." if is_validation else None,
-            markersize=4,
-        )
-        if is_validation:
-            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-            axes.fill_between(points["x"], points["low"], points["high"], **band)
-    axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-    axes.locator_params(axis="y", nbins=4)
-
-
-def average_over_seeds(logs: Sequence[pl.DataFrame], x: str, name: str) -> pl.DataFrame:
-    """A field at each step over a method's logs: mean `x`, and the field's mean, low and high."""
-    points = pl.concat(logs).filter(pl.all_horizontal(pl.col(x, name).is_not_null()))
-    value = pl.col(name)
-    return (
-        points.group_by("step")
-        .agg(pl.col(x).mean().alias("x"), mean=value.mean(), low=value.min(), high=value.max())
-        .sort("step")
-    )
-
-
-def line_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of a figure's method, numbered from 0; styles repeat after sixteen."""
-    dashes, colour = divmod(number, len(COLOURS))
-    return {"color": COLOURS[colour], "linestyle": DASHES[dashes % len(DASHES)]}
+    figure.align_ylabels(grid[:, 0])
+    move_legend(figure)
+    return figure

@@ -6,7 +6,7 @@ import torch
 from search_oracles import brute_force
 from tiny_models import CYCLE, write_data, write_fixed_model
 
-from rere.benchmarks.figures import draw_rollouts
+from rere.benchmarks.figures import draw_rollouts, rollouts_figure
 from rere.benchmarks.models import SCORINGS, load_benchmark_model
 from rere.benchmarks.rollouts import (
     CERTIFIED,
@@ -167,6 +167,16 @@ def test_the_markdown_has_aligned_columns_and_the_versions(results):
     assert len(set(map(len, lines))) == 1
     assert "fixed sft, many" in text
     assert f"torch {torch.__version__}" in text
+
+
+def test_the_figure_compares_group_sizes_and_misses_of_all_numbers_of_beams(results):
+    figure = rollouts_figure(pl.read_csv(results / "rollouts.csv", schema=SCHEMA))
+    distinct, _, missed = figure.axes
+    ticks = [[text.get_text() for text in panel.get_xticklabels()] for panel in (distinct, missed)]
+    assert ticks == [["2", "4"], ["12"]]
+    names = [f"beam, {scoring}" for scoring in SCORINGS]
+    names += ["iid", "oversample", "stochastic beam", "unconstrained"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
 
 
 def test_the_figure_is_the_same_when_drawn_again(results, tmp_path):

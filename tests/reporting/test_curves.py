@@ -3,23 +3,12 @@
 import json
 from pathlib import Path
 
-import polars as pl
 import pytest
 from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 
 from rere.errors import InputError
-from rere.reporting.curves import (
-    COLOURS,
-    FIELDS,
-    Curve,
-    curves,
-    draw_curves,
-    label_runs,
-    line_style,
-    logged_fields,
-    read_log,
-)
+from rere.reporting.curves import FIELDS, curves, draw_curves, label_runs, read_log, read_logs
 from rere.reporting.figures import STYLE
 
 
@@ -53,21 +42,13 @@ def runs(tmp_path) -> list[Path]:
     ]
 
 
-NONE = pl.lit(None, pl.Float64)
-
-
-def read(runs: list[Path]) -> list[Curve]:
-    return [Curve(label, read_log(run / "log.jsonl")) for run, label in
-            zip(runs, label_runs(runs), strict=True)]  # fmt: skip
-
-
-def test_read_log_gives_validations_the_seconds_of_their_step(runs):
+def test_read_log_gives_a_row_per_step_with_its_validation(runs):
     points = read_log(runs[0] / "log.jsonl")
-    assert points.columns == ["step", "seconds", *FIELDS]
-    assert points["step"].to_list() == [1, 2, 2, 3, 4, 4]
-    assert points["seconds"].to_list() == [2, 4, 4, 6, 8, 8]
-    assert points["eval_ndcg@10"].to_list() == [None, None, 0.02, None, None, 0.04]
-    assert points["reward"].drop_nulls().to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert points.columns == ["step", "seconds", *FIELDS.values()]
+    assert points["step"].to_list() == [1, 2, 3, 4]
+    assert points["seconds"].to_list() == [2, 4, 6, 8]
+    assert points["valid NDCG@10"].to_list() == [None, 0.02, None, 0.04]
+    assert points["reward"].to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_labels_have_the_names_that_differ():
@@ -80,18 +61,20 @@ def test_labels_have_the_names_that_differ():
     assert label(("d", "tiny", "a"), ("d", "tiny", "a")) == ["a", "a"]
 
 
+def drawn_lines(axes) -> list[list]:
+    """The points of each line; seaborn's entries of legends have none."""
+    return [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata())]
+
+
 def test_panels_have_a_line_per_method(runs):
-    logs = read(runs)
-    assert logged_fields(logs) == list(FIELDS)
-    axes = draw_curves(logs).axes
-    assert len(axes) == 2 * 5
+    axes = draw_curves(read_logs(runs)).axes
+    assert [panel.get_ylabel() for panel in axes[::2]] == list(FIELDS.values())
+    assert [panel.get_xlabel() for panel in axes[-2:]] == ["step", "seconds"]
     ndcg, reward, kl = axes[0], axes[2], axes[8]
-    assert [line.get_xydata().tolist() for line in ndcg.lines] == [[[2, 0.02], [4, 0.04]]] * 2
-    assert axes[1].lines[0].get_xdata().tolist() == [4, 8]  # in seconds
-    assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert [len(line.get_xdata()) for line in kl.lines] == [4, 0]
-    styles = [(line.get_color(), line.get_linestyle()) for line in reward.lines]
-    assert styles[0] != styles[1]
+    assert drawn_lines(ndcg) == [[[2, 0.02], [4, 0.04]]] * 2
+    assert drawn_lines(axes[1])[0] == [[4, 0.02], [8, 0.04]]  # by seconds
+    assert drawn_lines(reward)[0] == [[step, pytest.approx(0.1 * step)] for step in (1, 2, 3, 4)]
+    assert [len(line) for line in drawn_lines(kl)] == [4]
 
 
 def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
@@ -100,10 +83,10 @@ def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
     for line in slow:
         line |= {name: 3 * line[name] for name in ("reward", "eval_ndcg@10") if name in line}
     write_log(runs[1], slow)
-    axes = draw_curves(read(runs)).axes
+    axes = draw_curves(read_logs(runs)).axes
     ndcg, ndcg_by_seconds, reward = axes[0], axes[1], axes[2]
     assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert ndcg_by_seconds.lines[0].get_xydata().tolist() == [[8, 0.04], [16, 0.08]]
+    assert drawn_lines(ndcg_by_seconds)[0] == [[8, 0.04], [16, 0.08]]
     band = ndcg.collections[0].get_paths()[0].vertices
     assert {tuple(corner) for corner in band.tolist()} == {
         *((2.0, 0.02), (2.0, 0.06), (4.0, 0.04), (4.0, 0.12))
@@ -114,8 +97,8 @@ def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
 def test_the_legend_stays_inside_the_figure(tmp_path):
     methods = [f"released-released_sequence_mean_{number}" for number in range(9)]
     runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training()) for m in methods]
-    with rc_context(STYLE):
-        figure = draw_curves(read(runs))
+    with rc_context(fname=STYLE):
+        figure = draw_curves(read_logs(runs))
         figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
@@ -127,36 +110,35 @@ def test_only_values_of_steps_are_smoothed(tmp_path):
     lines = training(36)
     for line in lines:
         line |= {"reward": float(line["step"] % 3)} if "reward" in line else {}
-    logs = read([write_log(tmp_path / "d" / "b" / "m" / "seed0", lines)])
-    axes = draw_curves(logs).axes
+    points = read_log(write_log(tmp_path / "m", lines) / "log.jsonl")
     # A window of 36 / 12 = 3 steps: any three in a row are 0, 1 and 2.
-    assert axes[2].lines[0].get_ydata()[1:-1].tolist() == pytest.approx([1.0] * 34)
-    assert len(axes[0].lines[0].get_xdata()) == 18
+    assert points["reward"][1:-1].to_list() == pytest.approx([1.0] * 34)
+    validations = points["valid NDCG@10"].drop_nulls().to_list()
+    assert validations == pytest.approx([0.01 * step for step in range(2, 37, 2)])
 
 
-def test_sixteen_methods_have_different_styles():
-    styles = [line_style(number) for number in range(17)]
-    assert all(styles.count(style) == 1 for style in styles[1:16])
-    assert styles[16] == styles[0]
+def test_methods_differ_without_colour_and_the_first_colours_in_grey(tmp_path):
+    runs = [write_log(tmp_path / "d" / "b" / f"m{n}" / "seed0", training()) for n in range(16)]
+    with rc_context(fname=STYLE):
+        lines = draw_curves(read_logs(runs)).axes[2].lines[:16]
+    # matplotlib has no public reader of dashes.
+    assert len({str(line._unscaled_dash_pattern) for line in lines}) == 16
+    colours = [to_rgb(line.get_color()) for line in lines[:4]]
+    grey = sorted(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in colours)
+    assert grey[1] - grey[0] > 0.3
+    assert grey[2] - grey[1] > 0.2
 
 
 def test_fields_that_no_log_has_get_no_panel(runs):
-    logs = [Curve(label, points.with_columns(kl=NONE)) for label, points in read(runs)]
-    assert logged_fields(logs) == [name for name in FIELDS if name != "kl"]
-    assert len(draw_curves(logs).axes) == 2 * 4
-
-
-def test_colours_differ_in_grey():
-    grey = sorted(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in map(to_rgb, COLOURS))
-    assert len(grey) == 4
-    assert grey[1] - grey[0] > 0.3
-    assert grey[2] - grey[1] > 0.2
+    points = read_logs(runs[2:])
+    assert points.columns == ["step", "seconds", *list(FIELDS.values())[:-1], "method"]
+    assert len(draw_curves(points).axes) == 2 * 4
 
 
 def test_logs_without_seconds_are_drawn_by_step_only(runs):
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in training()]
     write_log(runs[0], lines)
-    assert len(draw_curves(read(runs[:1])).axes) == 4
+    assert len(draw_curves(read_logs(runs[:1])).axes) == 4
 
 
 def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(runs, tmp_path):

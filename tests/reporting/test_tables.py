@@ -14,7 +14,7 @@ from rere.evaluation.metrics import METRICS, metrics
 from rere.evaluation.predictions import write_predictions
 from rere.evaluation.significance import holm, paired_permutation_test, two_way_clustered_test
 from rere.files import write_json
-from rere.reporting.figures import figure, split_facets
+from rere.reporting.figures import draw_bars, figure, split_facets
 from rere.reporting.markup import escape_latex
 from rere.reporting.tables import table
 
@@ -316,12 +316,34 @@ def test_unusable_runs_are_refused(pair):
 
 def test_every_facet_has_the_methods_without_a_backbone(summary):
     facets = split_facets(summary)
-    assert [facet["dataset"][0] for facet in facets] == ["ml-100k"] * 2 + ["toys_"] * 2
-    for facet, backbone in zip(facets, BACKBONES * 2, strict=True):
+    assert list(facets) == [
+        f"{data}, {name}" for data in ("ml-100k", "toys_") for name in BACKBONES
+    ]
+    for facet, backbone in zip(facets.values(), BACKBONES * 2, strict=True):
         assert facet["method"].to_list() == list(SKILL)
         assert facet["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
     alone = split_facets(summary.filter(backbone=NO_BACKBONE))
-    assert [facet["method"].to_list() for facet in alone] == [["popularity"]] * 2
+    assert list(alone) == ["ml-100k", "toys_"]
+    assert [facet["method"].to_list() for facet in alone.values()] == [["popularity"]] * 2
+
+
+def test_panels_have_a_bar_an_interval_and_a_number_per_method(summary):
+    facet = summary.filter(pl.col("backbone").is_in([NO_BACKBONE, "tiny"]), dataset="toys_")
+    axes = draw_bars(facet).axes
+    assert [panel.get_title("right") for panel in axes] == ["HR@10", "NDCG@10"]
+    assert axes[0].get_title("left") == "toys_, tiny"
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == list(SKILL)
+    for panel, metric in zip(axes, ("HR@10", "NDCG@10"), strict=True):
+        widths = {round(bar.get_y() + 0.4): bar.get_width() for bar in panel.patches}
+        assert [widths[row] for row in range(3)] == facet[metric].to_list()
+        [intervals] = [line for line in panel.collections if len(line.get_segments()) == 3]
+        low, high = facet[f"{metric}_low"], facet[f"{metric}_high"]
+        ends = [
+            [[start, row], [end, row]]
+            for row, (start, end) in enumerate(zip(low, high, strict=True))
+        ]
+        assert [segment.tolist() for segment in intervals.get_segments()] == ends
+        assert [text.get_text() for text in panel.texts] == [f"{v:.3f}" for v in facet[metric]]
 
 
 def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(study, tmp_path):
