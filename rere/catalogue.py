@@ -68,7 +68,9 @@ class Catalogue:
         loaded is safe to search.
         """
         if not path.is_file():
-            raise InputError(f"{path}: no such file; `rere sft`, `rere preference` and `rere rl` write it")
+            raise InputError(
+                f"{path}: no such file; `rere sft`, `rere preference` and `rere rl` write it"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}

@@ -408,7 +408,7 @@ def test_a_model_without_a_catalogue_prints_one_line(tmp_path):
     write_fixed_model(tmp_path)
     assert error_line("recommend", "--model", tmp_path, "--history", "Heat", status=1) == (
         f"rere recommend --history: {tmp_path}/catalogue.safetensors: no such file; "
-        "`rere sft` and `rere rl` write it"
+        "`rere sft`, `rere preference` and `rere rl` write it"
     )
 
 
