@@ -222,7 +222,8 @@ def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         Catalogue.load(tmp_path / CATALOGUE, 10)
     assert str(caught.value) == (
-        f"{tmp_path / CATALOGUE}: no such file; `rere sft`, `rere preference` and `rere rl` write it"
+        f"{tmp_path / CATALOGUE}: no such file; `rere sft`, `rere preference` and `rere rl` "
+        "write it"
     )
 
 
