@@ -19,6 +19,7 @@ test: lint docs
 lint: .venv/installed
 	ruff check .
 	ruff format --check .
+	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
