@@ -2,9 +2,9 @@
 
 A page's line
 
-    <!-- options: training.RlOptions - training.Training -->
+    <!-- options: rl.RlOptions - training.Training -->
 
-becomes a table of the options of `rere.config.training.RlOptions`, without those that `Training`
+becomes a table of the options of `rere.config.rl.RlOptions`, without those that `Training`
 has with the same default and description. `<!-- commands -->` becomes the help of every stage, and
 `<!-- renamed -->` the old names of options with their new ones.
 """

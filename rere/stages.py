@@ -110,9 +110,7 @@ class Rl(Training):
 
     @model_validator(mode="after")
     def collaborative_reward_needs_factors(self):
-        if ("collaborative" in config.training.reward_weights(self.reward)) != (
-            self.factors is not None
-        ):
+        if ("collaborative" in config.rl.reward_weights(self.reward)) != (self.factors is not None):
             raise ValueError("the collaborative reward and --factors need each other")
         return self
 
@@ -352,7 +350,7 @@ STAGES: dict[str, type[BaseModel]] = {
     **per_choice("backbone", "source", Backbone, config.backbones.Pretrained),
     "sft": combine(Sft, config.training.SftOptions),
     "preference": combine(Preference, config.training.PreferenceOptions),
-    "rl": combine(Rl, config.training.RlOptions),
+    "rl": combine(Rl, config.rl.RlOptions),
     **per_choice("baseline", "model", Baseline, *BASELINES),
     **per_choice("decode", "algorithm", Decode, config.decoding.Bigrec),
     **per_choice("decode", "algorithm", D3, config.decoding.D3),

@@ -12,8 +12,9 @@ from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import Recommend
 from rere.config.options import Name, Options
+from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
-from rere.config.training import PreferenceOptions, RlOptions, SftOptions, reward_weights
+from rere.config.training import PreferenceOptions, SftOptions
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from rere.config.training import RlOptions, reward_weights
+from rere.config.rl import RlOptions, reward_weights
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
 from rere.errors import InputError

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from rere.config.training import RlOptions
+from rere.config.rl import RlOptions
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
 from rere.engine.search.noise import row_seeds

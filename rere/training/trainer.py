@@ -28,7 +28,8 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.errors import InputError
 from rere.progress import progress
 from rere.provenance import peak_memory

@@ -21,7 +21,8 @@ from training_runs import (
 from transformers import TrainerState
 
 from rere.backbones import load_model
-from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
 from rere.engine.candidates.packing import PackedBatch

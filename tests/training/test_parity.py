@@ -18,7 +18,7 @@ from training_runs import read_steps
 from transformers import GenerationConfig, PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
-from rere.config.training import RlOptions
+from rere.config.rl import RlOptions
 from rere.tokenization import PromptEncoder
 from rere.training import models
 from rere.training.advantages import ADVANTAGES

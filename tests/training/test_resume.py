@@ -16,7 +16,8 @@ from tiny_models import write_cycle, write_fixed_model
 from training_runs import read_log, read_values
 
 from rere.config.options import flags
-from rere.config.training import PreferenceOptions, RlOptions, SftOptions, Training
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.errors import InputError
 from rere.training.checkpoints import locked
 from rere.training.preference import preference

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rere import config
 from rere.baselines import sequential
 from rere.baselines.sasrec import SasrecModel
-from rere.config.training import reward_weights
+from rere.config.rl import reward_weights
 from rere.data.factors import Factors
 from rere.errors import InputError
 from rere.training.rewards import (
@@ -263,12 +263,12 @@ def test_factors_of_another_dataset_are_refused(sasrec, tmp_path):
 
 
 def test_every_name_in_the_config_is_a_reward(sasrec):
-    made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.training.REWARDS}
+    made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.rl.REWARDS}
     each = groups()
     components = {name: reward(each) for name, reward in made.items()}
     assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in components.values())
     assert all(part[0, 2] == 0 for part in components.values())  # the non-item
-    assert set(HIT_REWARDS) < set(config.training.REWARDS)
+    assert set(HIT_REWARDS) < set(config.rl.REWARDS)
 
 
 def test_weighted_sum_by_hand():

@@ -16,7 +16,7 @@ from training_runs import (
 
 from rere import tokenization
 from rere.backbones import load_model, load_tokenizer
-from rere.config.training import RlOptions
+from rere.config.rl import RlOptions
 from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.engine.search.rollout import roll_out

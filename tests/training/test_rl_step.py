@@ -22,8 +22,9 @@ from training_runs import assert_weights_close, load_weights, read_steps
 
 from rere.backbones import backbone, load_model, load_tokenizer
 from rere.config.backbones import Tiny
+from rere.config.rl import RlOptions, RolloutStrategy, reward_weights
 from rere.config.study import Method
-from rere.config.training import RlOptions, RolloutStrategy, SftOptions, reward_weights
+from rere.config.training import SftOptions
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
 from rere.engine.search.noise import row_seeds

@@ -11,7 +11,7 @@ import sys
 from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
 from rere.config.run import NO_BACKBONE
-from rere.config.training import reward_weights
+from rere.config.rl import reward_weights
 from rere.errors import InputError
 from rere.study import load_study
 

@@ -25,7 +25,7 @@ from rere.benchmarks.timing import (
     split_batches,
     time_in_turn,
 )
-from rere.config.training import RlOptions
+from rere.config.rl import RlOptions
 from rere.engine.search.beam import beam_search
 from rere.training import advantages, rewards
 from rere.training.groups import RewardedGroups, Rollouts

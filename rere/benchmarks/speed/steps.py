@@ -13,7 +13,8 @@ from rere.benchmarks.models import BenchmarkModel, PromptRow
 from rere.benchmarks.speed.scoring import TOLERANCE
 from rere.benchmarks.table import compare
 from rere.benchmarks.timing import Timings
-from rere.config.training import PreferenceOptions, RlOptions, SftOptions
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions, SftOptions
 from rere.training.checkpoints import Checkpoints
 from rere.training.trainer import Trainer, training_arguments
 

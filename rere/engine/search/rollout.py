@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.config.options import Scoring
-from rere.config.training import RolloutStrategy
+from rere.config.rl import RolloutStrategy
 from rere.engine.search.beam import beam_search
 from rere.engine.search.sampling import (
     keep_distinct,
