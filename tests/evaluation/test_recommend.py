@@ -276,7 +276,7 @@ def test_an_unknown_title_is_refused_with_the_closest_ones(trained):
 
 
 def test_a_folder_without_a_catalogue_is_refused(model):
-    with pytest.raises(InputError, match=r"catalogue.safetensors: no such file; `rere sft` and"):
+    with pytest.raises(InputError, match=r"catalogue.safetensors: no such file; `rere sft`, "):
         recommend_titles(BeamSearch(), model, ["Heat"], 5, SEED)
 
 
