@@ -221,6 +221,8 @@ class RlTrainer(Trainer):
 
         Their training rows depend only on the seed and the step.
         """
+        if not self.options.dynamic_sampling:
+            return  # before all training rows are shuffled for nothing
         seed = row_seeds(self.args.seed, self.state.global_step, [-1])  # -1 is the id of no row
         generator = torch.Generator().manual_seed(int(seed))
         order = torch.randperm(len(self.train_dataset), generator=generator)

@@ -24,9 +24,7 @@ class TokenScores(NamedTuple):
 
 
 def token_log_probs(
-    model: PreTrainedModel,
-    packed: PackedBatch,
-    temperature: float = 1.0,
+    model: PreTrainedModel, packed: PackedBatch, temperature: float = 1.0
 ) -> Tensor:
     """log p(token | prompt, earlier tokens) of each candidate token at a temperature, (B, N) f32.
 
@@ -37,9 +35,7 @@ def token_log_probs(
 
 
 def token_scores(
-    model: PreTrainedModel,
-    packed: PackedBatch,
-    temperature: float = 1.0,
+    model: PreTrainedModel, packed: PackedBatch, temperature: float = 1.0
 ) -> TokenScores:
     """The log-probabilities of `token_log_probs`, and the entropies of their distributions."""
     logits = logits_of_candidates(model, packed)

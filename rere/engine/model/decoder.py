@@ -49,9 +49,7 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def make_decoder(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> "SharedPromptDecoder | FullSequenceDecoder":
     """A decoder for prompts with up to `max_new_tokens` behind them, exact for any causal model.
 

@@ -31,11 +31,6 @@ class Candidates(NamedTuple):
     """(B,) f32, of stochastic beams: it gives importance weights of samples (Kool et al., 2019)."""
 
     @property
-    def is_item(self) -> Tensor:
-        """Which candidates are items of the catalogue, (B, G) bool."""
-        return self.leaf >= 0
-
-    @property
     def exists(self) -> Tensor:
         """Which slots hold a candidate, (B, G) bool."""
         return self.ids[..., 0] >= 0

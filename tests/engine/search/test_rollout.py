@@ -97,7 +97,7 @@ def test_a_strategy_equals_its_function(strategy, scoring, temperature):
     }[strategy]()
     assert torch.equal(found.leaf, expected.leaf)
     assert torch.equal(found.log_prob, expected.score)
-    assert found.is_item.all() and found.exists.all()
+    assert (found.leaf >= 0).all() and found.exists.all()
     assert without_padding(found.ids) == [
         [SEQUENCES[TREE.leaf_items[n][0]] for n in row] for row in found.leaf.tolist()
     ]
@@ -113,7 +113,7 @@ def test_a_small_catalogue_leaves_empty_slots(strategy):
     found = roll_out(MODELS["gpt2"], TREE, PROMPTS, strategy, number + 3, SEEDS)
     exists = torch.arange(number + 3) < number
     assert found.exists.equal(exists.expand(3, -1))
-    assert found.is_item.equal(found.exists)
+    assert (found.leaf >= 0).equal(found.exists)
     assert found.log_prob.isneginf().equal(~found.exists)
 
 
@@ -180,7 +180,7 @@ def test_unconstrained_samples_by_hand():
     counts = [paths.count(path) for path in probability]
     assert chisquare(counts, [p * len(paths) for p in probability.values()]).pvalue > 1e-3
     # Items have the probabilities 1/8, 1/32 and 1/32.
-    share = found.is_item.double().mean().item()
+    share = (found.leaf >= 0).double().mean().item()
     assert abs(share - 3 / 16) < 4 * math.sqrt(3 / 16 * 13 / 16 / len(paths))
 
 
