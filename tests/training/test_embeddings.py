@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertModel, BertTokenizer
 
 from rere.errors import InputError
 from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
@@ -45,25 +45,6 @@ def test_embeddings_are_deterministic():
     assert first.shape == (300, 128)
     torch.manual_seed(1)
     assert torch.equal(tfidf_embeddings(titles), first)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "iron", "lake", "night", "train"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        initializer_range=0.5,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 def test_sentence_embeddings_are_means_without_padding(bert):

@@ -8,20 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import CYCLE, precise, tokenizer, write_cycle, write_data, write_fixed_model
-from training_runs import (
-    assert_has_catalogue,
-    assert_weights_close,
-    load_weights,
-    read_steps,
-    read_values,
-    train_briefly,
-)
+from tiny_models import CYCLE, precise, tokenizer, write_data
+from training_runs import SHORT, load_weights, ndcg, read_steps, read_values
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import load_model
 from rere.benchmarks.plain import training as plain
 from rere.config.training import PreferenceOptions
-from rere.data.dataset import read_split
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
@@ -38,26 +30,8 @@ from rere.training.preference import (
 )
 
 RECORD = json.loads((Path(__file__).parents[1] / "records" / "trl.json").read_text())
-SHORT = PreferenceOptions(
-    learning_rate=1e-3, steps=8, batch_size=8, rows_per_pass=8, validations=1, num_beams=4
-)
-SPREC = SHORT.model_copy(update={"algorithm": "sprec", "iterations": 2})
+SPREC = {"algorithm": "sprec", "iterations": 2}
 """Two steps of SFT, two of DPO, and again."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cycle(tmp_path_factory.mktemp("cycle"))
-
-
-@pytest.fixture(scope="module")
-def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_fixed_model(tmp_path_factory.mktemp("fixed"))
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    return train_briefly(tmp_path_factory.mktemp("init"), data)
 
 
 # ----------------------------------------------------------------------------------------- loss
@@ -197,16 +171,17 @@ def test_sprec_sampler_takes_every_row_twice_per_iteration():
 # ----------------------------------------------------------------------------------------- runs
 
 
-def test_first_step_equals_a_plain_one(tmp_path, fixed):
+def test_first_step_equals_a_plain_one(tmp_path, fixed_model):
     """The reference equals the policy, so each margin is 0. One pass of eight rows."""
     rows = [([item], (item + 1) % 8) for item in range(8)]
     data = write_data(tmp_path / "data", CYCLE, train=rows, valid=rows)
-    preference(SHORT.model_copy(update={"steps": 1}), fixed, data, 0, tmp_path)
+    options = SHORT["preference"].model_copy(update={"steps": 1})
+    preference(options, fixed_model, data, 0, tmp_path)
     (line,) = read_steps(tmp_path)
     assert line["loss"] == pytest.approx(math.log(4), abs=1e-5)  # log(1 + 3)
     assert line["margin"] == pytest.approx(0, abs=1e-5)
 
-    model, encoder = load_model(fixed), PromptEncoder(tokenizer("qwen2"), CYCLE)
+    model, encoder = load_model(fixed_model), PromptEncoder(tokenizer("qwen2"), CYCLE)
     responses = encoder.encode_responses()
     tree = PrefixTree.build(responses)
     prompts = encoder.encode_prompts(list(range(8)), [history for history, _ in rows], 0)
@@ -227,36 +202,19 @@ def test_first_step_equals_a_plain_one(tmp_path, fixed):
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "s_dpo", "sprec"])
-def test_targets_become_preferred(tmp_path, init, data, algorithm):
-    options = SHORT.model_copy(update={"algorithm": algorithm, "steps": 80, "validations": 4})
-    preference(options, init, data, 0, tmp_path)
-    lines = [line for line in read_steps(tmp_path) if "margin" in line]
+def test_targets_become_preferred(trained, early_model, cycle, algorithm):
+    changes = {"algorithm": algorithm, "steps": 80, "validations": 4}
+    folder = trained("preference", early_model, **changes)
+    lines = [line for line in read_steps(folder) if "margin" in line]
     assert sum(line["accuracy"] for line in lines[-5:]) / 5 > 0.6
-    logged = read_values(tmp_path, "eval_ndcg@10")
+    logged = read_values(folder, "eval_ndcg@10")
     assert len(logged) == 4
-    assert max(logged) > ndcg(init, data) + 0.05
-    assert ndcg(tmp_path / "model", data) == pytest.approx(max(logged), abs=1e-6)
-    assert_has_catalogue(tmp_path, CYCLE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "model", "run.json"]
+    assert max(logged) > ndcg(early_model, cycle, 4) + 0.05
+    assert ndcg(folder / "model", cycle, 4) == pytest.approx(max(logged), abs=1e-6)
 
 
-def ndcg(folder: Path, data: Path) -> float:
-    """NDCG@10 of the validation rows with four beams."""
-    encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
-    tree = PrefixTree.build(encoder.encode_responses())
-    rows = read_split(data, "valid")
-    prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
-    leaves = beam_search(load_model(folder), tree, prompts, 4).leaf.tolist()
-    targets = tree.leaf_of_item[rows["target"].to_list()].tolist()
-    found = [
-        row.index(target) for row, target in zip(leaves, targets, strict=True) if target in row
-    ]
-    return sum(1 / math.log2(position + 2) for position in found) / len(rows)
-
-
-def test_sprec_alternates_phases_and_syncs_its_reference(tmp_path, fixed, data):
-    preference(SPREC, fixed, data, 0, tmp_path)
-    lines = read_steps(tmp_path)
+def test_sprec_alternates_phases_and_syncs_its_reference(trained):
+    lines = read_steps(trained("preference", **SPREC))
     assert ["margin" in line for line in lines] == [False, False, True, True] * 2
     # In the first step of a phase the reference equals the policy: log(1 + 1).
     for first, second in (lines[2:4], lines[6:8]):
@@ -264,7 +222,7 @@ def test_sprec_alternates_phases_and_syncs_its_reference(tmp_path, fixed, data):
         assert abs(second["margin"]) > 1e-5
 
 
-def test_sprec_negatives_are_the_references_best(tmp_path, fixed, data, monkeypatch):
+def test_sprec_negatives_are_the_references_best(run, fixed_model, monkeypatch):
     """Compared with a search in the initial model, which the tiny learning rate keeps."""
     from rere.training import preference as module
 
@@ -277,50 +235,28 @@ def test_sprec_negatives_are_the_references_best(tmp_path, fixed, data, monkeypa
 
     pack_leaves = module.pack_leaves
     monkeypatch.setattr(module, "pack_leaves", spy)
-    options = SPREC.model_copy(update={"steps": 4, "iterations": 1, "learning_rate": 1e-12})
-    preference(options, fixed, data, 0, tmp_path)
+    run("preference", "run", algorithm="sprec", iterations=1, steps=4, learning_rate=1e-12)
     encoder = PromptEncoder(tokenizer("qwen2"), CYCLE)
     tree = PrefixTree.build(encoder.encode_responses())
     assert len(seen) == 2
     for prompts, leaf in seen:
-        found = beam_search(load_model(fixed), tree, prompts, 4).leaf.tolist()
+        found = beam_search(load_model(fixed_model), tree, prompts, 4).leaf.tolist()
         for (target, negative), ranked in zip(leaf.tolist(), found, strict=True):
             assert negative == next(each for each in ranked if each != target)
 
 
-@pytest.mark.parametrize("algorithm", ["s_dpo", "sprec"])
-def test_rows_per_pass_does_not_change_the_result(tmp_path, init, data, algorithm):
-    options = SPREC if algorithm == "sprec" else SHORT
-    preference(options, init, data, 0, tmp_path / "one")
-    many = options.model_copy(update={"rows_per_pass": 2})
-    preference(many, init, data, 0, tmp_path / "many")
-    for one, other in zip(read_steps(tmp_path / "one"), read_steps(tmp_path / "many"), strict=True):
-        assert other == pytest.approx(one, abs=1e-4, rel=1e-3)
-    assert_weights_close(tmp_path / "many", tmp_path / "one", 1e-4)
-
-
-def test_same_seed_same_weights(tmp_path, fixed, data):
-    for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
-        torch.rand(seed)  # the initial state of the generator must not matter
-        preference(SHORT, fixed, data, seed, tmp_path / name)
-    assert_weights_close(tmp_path / "again", tmp_path / "first", 0.0)
-    with pytest.raises(AssertionError):
-        assert_weights_close(tmp_path / "other", tmp_path / "first", 1e-5)
-
-
-def test_reference_is_the_model_without_adapters(tmp_path, fixed, data):
-    preference(SHORT.model_copy(update={"lora_rank": 4}), fixed, data, 0, tmp_path)
-    lines = read_steps(tmp_path)
+def test_reference_is_the_model_without_adapters(trained):
+    folder = trained("preference", lora_rank=4)
+    lines = read_steps(folder)
     assert lines[0]["loss"] == pytest.approx(math.log(4), abs=1e-5)
     assert lines[-1]["margin"] != 0
-    assert not any("lora" in name for name in load_weights(tmp_path))
+    assert not any("lora" in name for name in load_weights(folder))
 
 
-def test_catalogue_scoring(tmp_path, init, data):
+def test_catalogue_scoring(trained):
     """The losses of both scorings are equal in the first step only."""
-    preference(SHORT.model_copy(update={"scoring": "catalogue"}), init, data, 0, tmp_path / "c")
-    preference(SHORT, init, data, 0, tmp_path / "v")
-    one, other = read_steps(tmp_path / "c"), read_steps(tmp_path / "v")
+    one = read_steps(trained("preference", scoring="catalogue"))
+    other = read_steps(trained("preference"))
     assert one[0]["loss"] == pytest.approx(other[0]["loss"], abs=1e-5)
     assert one[-1]["loss"] != pytest.approx(other[-1]["loss"], abs=1e-4)
 
@@ -328,14 +264,11 @@ def test_catalogue_scoring(tmp_path, init, data):
 # ---------------------------------------------------------------------------------- wrong input
 
 
-def test_too_few_rows_or_titles_are_refused(tmp_path, fixed):
-    rows = [([0], 1)] * 7
-    data = write_data(tmp_path / "rows", CYCLE, train=rows, valid=rows)
-    with pytest.raises(InputError, match="has 7 training rows in train_part, fewer than 8"):
-        preference(SHORT, fixed, data, 0, tmp_path / "run")
-    data = write_data(tmp_path / "titles", CYCLE[:3], train=rows * 2, valid=rows)
+def test_too_few_titles_are_refused(tmp_path, fixed_model):
+    rows = [([0], 1)] * 14
+    data = write_data(tmp_path / "titles", CYCLE[:3], train=rows, valid=rows)
     with pytest.raises(InputError, match="has 3 titles, too few for a target and 3 negatives"):
-        preference(SHORT, fixed, data, 0, tmp_path / "run")
+        preference(SHORT["preference"], fixed_model, data, 0, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

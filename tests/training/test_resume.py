@@ -6,97 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from tiny_models import write_cycle, write_fixed_model
-from training_runs import read_log, read_values
+from training_runs import EVERY_STEP, RESUMED, read_log, read_values, run_stage
 
 from rere.config.options import flags
-from rere.config.rl import RlOptions
-from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.errors import InputError
 from rere.training.checkpoints import locked
-from rere.training.preference import preference
-from rere.training.rl import rl
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
-
-STAGES = {
-    "sft": sft,
-    **dict.fromkeys(("s_dpo", "sprec"), preference),
-    **dict.fromkeys(("rl", "rl_lora", "rl_synced", "rl_two_updates", "rl_dynamic_sampling"), rl),
-}
-OPTIONS = {
-    # Two epochs of six steps; one of twelve and two steps of another.
-    "sft": SftOptions(
-        learning_rate=3e-2, batch_size=16, rows_per_pass=8, epochs=2.0, validations=4, patience=9
-    ),
-    # Both see all rows more than once; sprec has two iterations of three and three steps.
-    "s_dpo": PreferenceOptions(
-        learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, validations=5, num_beams=4
-    ),
-    "sprec": PreferenceOptions(
-        algorithm="sprec",
-        iterations=2,
-        learning_rate=1e-2,
-        steps=12,
-        batch_size=16,
-        rows_per_pass=8,
-        validations=4,
-        num_beams=4,
-    ),
-    "rl": RlOptions(
-        learning_rate=1e-2,
-        steps=14,
-        prompts=8,
-        rows_per_pass=4,
-        group_size=4,
-        beta=0.1,
-        validations=5,
-    ),
-}
-OPTIONS["rl_lora"] = OPTIONS["rl"].model_copy(update={"lora_rank": 4})
-OPTIONS["rl_synced"] = OPTIONS["rl"].model_copy(update={"sync_interval": 5})
-OPTIONS["rl_two_updates"] = OPTIONS["rl"].model_copy(
-    update={"objective": "gspo", "updates": 2, "rollout": "iid", "scoring": "catalogue"}
-)
-OPTIONS["rl_dynamic_sampling"] = OPTIONS["rl"].model_copy(
-    update={"objective": "dapo", "dynamic_sampling": 2, "beta": 0.0, "updates": 2}
-)
-EVERY_STEP = {"checkpoint_seconds": 0.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cycle(tmp_path_factory.mktemp("cycle"))
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with dropout, so that random states matter."""
-    folder = write_fixed_model(tmp_path_factory.mktemp("init"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(
-    tmp_path_factory: pytest.TempPathFactory, init: Path, data: Path
-) -> Callable[[str], Path]:
-    """A function that returns the folder of a stage's uninterrupted run."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-
-    def run(stage: str) -> Path:
-        if not (folder / stage).exists():
-            STAGES[stage](OPTIONS[stage], init, data, 0, folder / stage)
-        return folder / stage
-
-    return run
 
 
 def assert_same(actual: Path, expected: Path) -> None:
@@ -129,10 +50,10 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_run_killed_three_times(stage, tmp_path, init, data, uninterrupted):
+def test_run_killed_three_times(stage, tmp_path, dropout_model, cycle, uninterrupted):
     output = tmp_path / "run"
-    options = flags(OPTIONS[stage].model_copy(update=EVERY_STEP))
-    arguments = [stage, "--init", init, "--data", data, "--output", output, *options]
+    options = flags(RESUMED[stage].model_copy(update=EVERY_STEP))
+    arguments = [stage, "--init", dropout_model, "--data", cycle, "--output", output, *options]
 
     def start(*python: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -174,23 +95,6 @@ def test_run_killed_three_times(stage, tmp_path, init, data, uninterrupted):
 # ------------------------------------------------------------------ interrupted within the test
 
 
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callable[..., None]:
-    """A function that runs a stage and interrupts it in a step, with a checkpoint of each step."""
-
-    def run(stage: str, output: Path, step: int, options: Training | None = None) -> None:
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == step:
-                raise KeyboardInterrupt
-
-        options = (options or OPTIONS[stage]).model_copy(update=EVERY_STEP)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(StepLog, "on_step_end", on_step_end)
-            STAGES[stage](options, init, data, 0, output)
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("stage", "step"),
     [
@@ -201,49 +105,49 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, init: Path, data: Path) -> Callab
     ],
 )
 def test_interrupted_run_resumes_with_the_same_results(
-    stage, step, tmp_path, init, data, uninterrupted, interrupt
+    stage, step, tmp_path, dropout_model, cycle, uninterrupted, interrupt
 ):
     interrupt(stage, tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
-    STAGES[stage](OPTIONS[stage], init, data, 0, tmp_path)
+    run_stage(RESUMED[stage], dropout_model, cycle, 0, tmp_path)
     assert_same(tmp_path, uninterrupted(stage))
 
 
-def test_checkpoint_frequency_changes_nothing(tmp_path, init, data, uninterrupted):
-    sft(OPTIONS["sft"].model_copy(update=EVERY_STEP), init, data, 0, tmp_path)
+def test_checkpoint_frequency_changes_nothing(tmp_path, dropout_model, cycle, uninterrupted):
+    sft(RESUMED["sft"].model_copy(update=EVERY_STEP), dropout_model, cycle, 0, tmp_path)
     assert_same(tmp_path, uninterrupted("sft"))
     assert provenance(tmp_path)["resumed"] == 0
 
 
 def test_run_interrupted_before_its_first_checkpoint(
-    tmp_path, init, data, uninterrupted, interrupt
+    tmp_path, dropout_model, cycle, uninterrupted, interrupt
 ):
     interrupt("sft", tmp_path, 1)
-    sft(OPTIONS["sft"], init, data, 0, tmp_path)
+    sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
     assert_same(tmp_path, uninterrupted("sft"))
 
 
-def test_patience_survives_a_resume(tmp_path, init, data, interrupt):
+def test_patience_survives_a_resume(tmp_path, dropout_model, cycle, interrupt):
     """Validation after every step; the high learning rate soon makes three in a row worse."""
-    options = OPTIONS["sft"].model_copy(
+    options = RESUMED["sft"].model_copy(
         update={"learning_rate": 10.0, "validations": 12, "patience": 3}
     )
-    sft(options, init, data, 0, tmp_path / "uninterrupted")
+    sft(options, dropout_model, cycle, 0, tmp_path / "uninterrupted")
     losses = read_values(tmp_path / "uninterrupted", "eval_loss")
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 3 < 12
     for step in (best + 3, best + 4):  # after one and two validations without a better loss
         interrupt("sft", tmp_path / str(step), step, options)
-        sft(options, init, data, 0, tmp_path / str(step))
+        sft(options, dropout_model, cycle, 0, tmp_path / str(step))
         assert_same(tmp_path / str(step), tmp_path / "uninterrupted")
 
 
-def test_seconds_include_those_before_the_resume(tmp_path, init, data, interrupt):
+def test_seconds_include_those_before_the_resume(tmp_path, dropout_model, cycle, interrupt):
     interrupt("sft", tmp_path, 7)
     metadata = tmp_path / "checkpoints" / "checkpoint-6" / "checkpoint.json"
     before = json.loads(metadata.read_text())
     metadata.write_text(json.dumps({**before, "seconds": 1000.0}))
-    sft(OPTIONS["sft"], init, data, 0, tmp_path)
+    sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
     assert before["seconds"] > 0
     assert 1000 < provenance(tmp_path)["seconds"] < 1100
 
@@ -252,7 +156,7 @@ def test_seconds_include_those_before_the_resume(tmp_path, init, data, interrupt
 
 
 def test_checkpoints_have_no_pickle_and_only_last_and_best_are_kept(
-    tmp_path, init, data, interrupt
+    tmp_path, dropout_model, cycle, interrupt
 ):
     interrupt("rl", tmp_path, 9)
     folder = tmp_path / "checkpoints"
@@ -284,11 +188,11 @@ def remove_metadata(folder: Path) -> None:
 
 @pytest.mark.parametrize("harm", [cut_weights, remove_optimizer, cut_metadata, remove_metadata])
 def test_incomplete_checkpoint_is_ignored(
-    harm, tmp_path, init, data, uninterrupted, interrupt, monkeypatch
+    harm, tmp_path, dropout_model, cycle, uninterrupted, interrupt, monkeypatch
 ):
     """The run resumes from the best checkpoint before it; without that it starts again."""
     monkeypatch.setattr(StepLog, "on_train_begin", remember_start)
-    options = OPTIONS["sft"]
+    options = RESUMED["sft"]
     interrupt("sft", tmp_path, 6)
     best, last = (tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (3, 5))
     harm(last)
@@ -297,7 +201,7 @@ def test_incomplete_checkpoint_is_ignored(
     assert not last.exists()
     shutil.copytree(best, last)  # under a wrong name
     harm(best)
-    sft(options, init, data, 0, tmp_path)
+    sft(options, dropout_model, cycle, 0, tmp_path)
     assert STARTS == [3, 0]
     assert_same(tmp_path, uninterrupted("sft"))
 
@@ -311,54 +215,57 @@ def remember_start(self, args, state, control, **more):
     begin(self, args, state, control, **more)
 
 
-def test_checkpoint_without_its_best_is_ignored(tmp_path, init, data, uninterrupted, interrupt):
+def test_checkpoint_without_its_best_is_ignored(
+    tmp_path, dropout_model, cycle, uninterrupted, interrupt
+):
     interrupt("sft", tmp_path, 6)
     shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-3")
-    sft(OPTIONS["sft"], init, data, 0, tmp_path)
+    sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
     assert_same(tmp_path, uninterrupted("sft"))
     assert provenance(tmp_path)["resumed"] == 0
 
 
 @pytest.mark.parametrize("other", ["options", "seed", "data"])
-def test_checkpoints_of_another_run_are_removed(other, tmp_path, init, data, interrupt, caplog):
-    options, seed = OPTIONS["sft"], 0
+def test_checkpoints_of_another_run_are_removed(
+    other, tmp_path, dropout_model, cycle, interrupt, caplog
+):
+    data, options, seed = cycle, RESUMED["sft"], 0
     interrupt("sft", tmp_path / "run", 6)
     if other == "options":
         options = options.model_copy(update={"weight_decay": 0.1})
     if other == "seed":
         seed = 1
     if other == "data":
-        shutil.copytree(data, tmp_path / "changed")
-        data = tmp_path / "changed"
+        data = shutil.copytree(cycle, tmp_path / "changed")
         pl.read_parquet(data / "train.parquet").head(64).write_parquet(data / "train.parquet")
     caplog.clear()
-    sft(options, init, data, seed, tmp_path / "run")
+    sft(options, dropout_model, data, seed, tmp_path / "run")
     (message,) = caplog.messages
     assert message.endswith(
         "checkpoints: removed checkpoints of a run with other options, seed or inputs"
     )
-    sft(options, init, data, seed, tmp_path / "fresh")
+    sft(options, dropout_model, data, seed, tmp_path / "fresh")
     assert_same(tmp_path / "run", tmp_path / "fresh")
 
 
-def test_moved_dataset_is_the_same_run(tmp_path, init, data, uninterrupted, interrupt):
+def test_moved_dataset_is_the_same_run(tmp_path, dropout_model, cycle, uninterrupted, interrupt):
     interrupt("sft", tmp_path / "run", 6)
-    shutil.copytree(data, tmp_path / "copy")
-    sft(OPTIONS["sft"], init, tmp_path / "copy", 0, tmp_path / "run")
+    shutil.copytree(cycle, tmp_path / "copy")
+    sft(RESUMED["sft"], dropout_model, tmp_path / "copy", 0, tmp_path / "run")
     assert provenance(tmp_path / "run")["resumed"] == 1
     assert_same(tmp_path / "run", uninterrupted("sft"))
 
 
-def test_second_process_in_a_folder_is_refused(tmp_path, init, data):
+def test_second_process_in_a_folder_is_refused(tmp_path, dropout_model, cycle):
     with (
         locked(tmp_path / "checkpoints"),
         pytest.raises(InputError, match="checkpoints: another process is training here"),
     ):
-        sft(OPTIONS["sft"], init, data, 0, tmp_path)
+        sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
 
 
-def test_launcher_of_several_processes_is_refused(tmp_path, init, data, monkeypatch):
+def test_launcher_of_several_processes_is_refused(tmp_path, dropout_model, cycle, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="training takes one process"):
-        sft(OPTIONS["sft"], init, data, 0, tmp_path / "run")
+        sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path / "run")
     assert not (tmp_path / "run").exists()

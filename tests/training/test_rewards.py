@@ -1,7 +1,6 @@
 """Rewards: by hand, against loops, and own functions."""
 
 import math
-import sys
 
 import numpy as np
 import polars as pl
@@ -212,8 +211,7 @@ def test_collaborative_by_hand():
     assert reward.tolist() == [[0.5, 2.0], [2.0, 0.0]]
 
 
-@pytest.fixture
-def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
+def random_sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
     """A model with large weights, unsorted training rows, and the model's factors."""
     torch.manual_seed(0)
     model = SasrecModel(config.baselines.Sasrec(hidden_size=8), num_items=6, max_history=3)
@@ -225,16 +223,16 @@ def sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
     return model, rows, sequential.make_factors(model, rows)
 
 
-def test_factors_give_the_models_logits(sasrec):
-    model, rows, factors = sasrec
+def test_factors_give_the_models_logits():
+    model, rows, factors = random_sasrec()
     items, logits = sequential.rank_top(model, rows["history"], 6)
     reward = make_reward("collaborative", factors=factors)
     made = reward(groups(items.tolist(), [0, 0, 0], rows["row_id"].to_list()))
     assert made.tolist() == pytest.approx(logits, abs=1e-5)
 
 
-def test_factors_are_saved_and_loaded(sasrec, tmp_path):
-    _, rows, factors = sasrec
+def test_factors_are_saved_and_loaded(tmp_path):
+    _, rows, factors = random_sasrec()
     path = tmp_path / "factors.safetensors"
     factors.save(path)
     loaded = Factors.load(path, rows["row_id"].to_numpy(), 6)
@@ -242,8 +240,8 @@ def test_factors_are_saved_and_loaded(sasrec, tmp_path):
         assert torch.equal(getattr(loaded, name), value), name
 
 
-def test_factors_of_another_dataset_are_refused(sasrec, tmp_path):
-    _, rows, factors = sasrec
+def test_factors_of_another_dataset_are_refused(tmp_path):
+    _, rows, factors = random_sasrec()
     path, row_ids = tmp_path / "factors.safetensors", rows["row_id"].to_numpy()
     factors.save(path)
     for ids, items in [(row_ids, 7), (row_ids[:2], 6), (row_ids + 1, 6)]:
@@ -315,31 +313,8 @@ def test_wrong_rewards_are_refused(written, message):
 
 # --------------------------------------------------------------------------------- own rewards
 
-OWN = """
-def early(groups):
-    "Items with a low number, the likelier the better."
-    return (groups.item < 2).float() - 0.1 * groups.log_prob
-"""
-BROKEN = """
-import torch
-def number(groups): return 1.0
-def integers(groups): return groups.item
-def by_prompt(groups): return torch.zeros(len(groups.item))
-def infinite(groups): return 1 / groups.hit.float()
-"""
 
-
-@pytest.fixture
-def modules(tmp_path, monkeypatch):
-    (tmp_path / "own_rewards.py").write_text(OWN)
-    (tmp_path / "broken_rewards.py").write_text(BROKEN)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in ("own_rewards", "broken_rewards"):
-        sys.modules.pop(name, None)
-
-
-def test_own_reward(modules):
+def test_own_reward(own_rewards):
     each = groups()._replace(log_prob=torch.tensor([[-1.0, -2.0, -3.0]]))
     # Item 3: 0 + .1; item 1: 1 + .2; a non-item has 0 whatever the function returns.
     reward = make_reward("own_rewards:early")(each)
@@ -356,7 +331,7 @@ def test_own_reward(modules):
         ("infinite", "returned an infinite or NaN reward; return finite numbers"),
     ],
 )
-def test_wrong_result_is_a_one_line_error(modules, name, message):
+def test_wrong_result_is_a_one_line_error(own_rewards, name, message):
     reward = make_reward(f"broken_rewards:{name}")
     with pytest.raises(InputError, match=f"reward broken_rewards:{name}: {message}") as error:
         reward(groups())
@@ -364,6 +339,6 @@ def test_wrong_result_is_a_one_line_error(modules, name, message):
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "broken_rewards:f", "own_rewards:"])
-def test_function_that_cannot_be_imported_is_refused(modules, name):
+def test_function_that_cannot_be_imported_is_refused(own_rewards, name):
     with pytest.raises(InputError, match=f"reward {name}: cannot be imported"):
         make_reward(name)

@@ -9,22 +9,20 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
 
 import pytest
 import torch
-from tiny_models import CYCLE, write_cycle, write_data
+from tiny_models import CYCLE
 from torch import Tensor
 from training_runs import assert_weights_close, load_weights, read_steps
 
-from rere.backbones import backbone, load_model, load_tokenizer
-from rere.config.backbones import Tiny
+from rere.backbones import load_model, load_tokenizer
 from rere.config.rl import RlOptions, RolloutStrategy, reward_weights
 from rere.config.study import Method
-from rere.config.training import SftOptions
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
 from rere.engine.search.noise import row_seeds
@@ -34,11 +32,10 @@ from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
 from rere.training.advantages import ADVANTAGES
 from rere.training.embeddings import tfidf_embeddings
-from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, num_decisions
+from rere.training.groups import RewardedGroups, dynamic_sampling, num_decisions
 from rere.training.objectives import KL, OBJECTIVES
 from rere.training.rewards import Groups, make_reward
-from rere.training.rl import RlTrainer, rl
-from rere.training.sft import sft
+from rere.training.rl import rl
 
 RATE = 0.5
 OPTIONS = RlOptions(
@@ -52,37 +49,6 @@ OPTIONS = RlOptions(
     validations=1,
 )
 CATALOGUE = {"scoring": "catalogue"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exactly the training rows of one step."""
-    rows = [([start, (start + 1) % 8], (start + 2) % 8) for start in range(8)]
-    return write_data(tmp_path_factory.mktemp("data"), CYCLE, train=rows, valid=rows)
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that generates items even unconstrained, and has no extreme probabilities."""
-    folder = tmp_path_factory.mktemp("init")
-    cycle = write_cycle(folder / "cycle")
-    backbone(Tiny(vocab_size=400, hidden_size=32, num_layers=2), cycle, folder / "backbone")
-    chosen = SftOptions(
-        learning_rate=1e-2, batch_size=8, rows_per_pass=8, epochs=3.0, validations=1
-    )
-    sft(chosen, folder / "backbone", cycle, 0, folder)
-    return folder / "model"
-
-
-@pytest.fixture
-def plain_descent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain gradient descent, so that weights reveal even small gradients."""
-
-    def create_optimizer(self, model=None):
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE)
-        return self.optimizer
-
-    monkeypatch.setattr(RlTrainer, "create_optimizer", create_optimizer)
 
 
 def options(**changes: Any) -> RlOptions:
@@ -270,29 +236,29 @@ CASES = {
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_step_equals_the_plain_one(changes, tmp_path, init, data, plain_descent):
+def test_step_equals_the_plain_one(changes, tmp_path, early_model, one_step, plain_descent):
     chosen = options(**changes)
-    rl(chosen, init, data, 0, tmp_path)
-    plain = PlainTrainer(chosen, init, data)
+    rl(chosen, early_model, one_step, 0, tmp_path)
+    plain = PlainTrainer(chosen, early_model, one_step)
     plain.update(plain.rows)
     assert_same_step(plain, tmp_path)
 
 
-def test_collaborative_reward(tmp_path, init, data, plain_descent):
-    row_ids = torch.from_numpy(read_split(data, "train")["row_id"].to_numpy(writable=True))
+def test_collaborative_reward(tmp_path, early_model, one_step, plain_descent):
+    row_ids = torch.from_numpy(read_split(one_step, "train")["row_id"].to_numpy(writable=True))
     states, items = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
     factors = Factors(row_ids, states, items)
     factors.save(tmp_path / "factors.safetensors")
     chosen = options(reward=["rule", "collaborative=0.3"])
-    rl(chosen, init, data, 0, tmp_path / "run", tmp_path / "factors.safetensors")
-    plain = PlainTrainer(chosen, init, data, factors)
+    rl(chosen, early_model, one_step, 0, tmp_path / "run", tmp_path / "factors.safetensors")
+    plain = PlainTrainer(chosen, early_model, one_step, factors)
     plain.update(plain.rows)
     assert_same_step(plain, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "run.json").read_text())
     assert str(tmp_path / "factors.safetensors") in provenance["inputs_sha256"]
 
 
-def test_objectives_differ_with_two_updates(tmp_path, init, data):
+def test_objectives_differ_with_two_updates(tmp_path, early_model, one_step):
     """With one update per rollout the released objective equals GRPO."""
     runs = {
         "grpo": {"objective": "grpo", "updates": 2},
@@ -302,7 +268,7 @@ def test_objectives_differ_with_two_updates(tmp_path, init, data):
         "released": {"objective": "released_sequence_mean"},
     }
     for name, changes in runs.items():
-        rl(options(learning_rate=0.05, **changes), init, data, 0, tmp_path / name)
+        rl(options(learning_rate=0.05, **changes), early_model, one_step, 0, tmp_path / name)
     for one, other in itertools.combinations(["grpo", "gspo", "dapo", "once"], 2):
         with pytest.raises(AssertionError):
             assert_weights_close(tmp_path / one, tmp_path / other, 1e-2)
@@ -312,11 +278,11 @@ def test_objectives_differ_with_two_updates(tmp_path, init, data):
 # ------------------------------------------------------------------------------------------- log
 
 
-def test_non_items_are_logged_and_have_reward_zero(tmp_path, init, data):
+def test_non_items_are_logged_and_have_reward_zero(tmp_path, early_model, one_step):
     chosen = options(rollout="unconstrained", temperature=0.3, reward=["semantic"])
-    rl(chosen, init, data, 0, tmp_path)
+    rl(chosen, early_model, one_step, 0, tmp_path)
     (line,) = read_steps(tmp_path)
-    plain = PlainTrainer(chosen, init, data)
+    plain = PlainTrainer(chosen, early_model, one_step)
     groups = [plain.group(row_id, 0) for row_id in plain.rows]
     candidates = list(itertools.chain(*(group for _, group, _ in groups)))
     invalid = fmean(ids not in plain.responses for ids in candidates)
@@ -325,16 +291,22 @@ def test_non_items_are_logged_and_have_reward_zero(tmp_path, init, data):
     assert line["reward_semantic"] == pytest.approx(fmean(sum(reward) for *_, reward in groups))
 
 
-def test_reward_components_are_logged_without_weights(tmp_path, init, data):
-    rl(options(reward=["rule=3", "ranking=0.5"], ground_truth=True), init, data, 0, tmp_path)
+def test_reward_components_are_logged_without_weights(tmp_path, early_model, one_step):
+    rl(
+        options(reward=["rule=3", "ranking=0.5"], ground_truth=True),
+        early_model,
+        one_step,
+        0,
+        tmp_path,
+    )
     (line,) = read_steps(tmp_path)
     assert line["reward_rule"] == line["hit_rate"] == 1.0
     assert line["reward"] == pytest.approx(3 + 0.5 * line["reward_ranking"])
     assert line["invalid"] == 0.0
 
 
-def test_seconds_are_logged(tmp_path, init, data):
-    rl(options(steps=3), init, data, 0, tmp_path)
+def test_seconds_are_logged(tmp_path, early_model, one_step):
+    rl(options(steps=3), early_model, one_step, 0, tmp_path)
     lines = list(map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()))
     seconds = [line["seconds"] for line in lines]
     assert len(seconds) == 4
@@ -342,10 +314,10 @@ def test_seconds_are_logged(tmp_path, init, data):
     assert seconds == sorted(seconds)
 
 
-def test_samples_do_not_depend_on_rows_per_pass(tmp_path, init, data, plain_descent):
+def test_samples_do_not_depend_on_rows_per_pass(tmp_path, early_model, one_step, plain_descent):
     chosen = {"rollout": "iid", **CATALOGUE, "steps": 3}
     for rows in (8, 1):
-        rl(options(rows_per_pass=rows, **chosen), init, data, 0, tmp_path / str(rows))
+        rl(options(rows_per_pass=rows, **chosen), early_model, one_step, 0, tmp_path / str(rows))
     one, eight = read_steps(tmp_path / "1"), read_steps(tmp_path / "8")
     for name in ("hit_rate", "distinct", "reward"):
         assert [line[name] for line in one] == pytest.approx([line[name] for line in eight])
@@ -355,26 +327,13 @@ def test_samples_do_not_depend_on_rows_per_pass(tmp_path, init, data, plain_desc
 # ----------------------------------------------------------------------------- dynamic sampling
 
 
-@pytest.fixture
-def rolled_out(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The row ids of each rollout, in order."""
-    row_ids: list[list[int]] = []
-    call: Callable[..., RewardedGroups] = Rollouts.__call__
-
-    def spy(self, policy, inputs, step):
-        row_ids.append(inputs["row_id"])
-        return call(self, policy, inputs, step)
-
-    monkeypatch.setattr(Rollouts, "__call__", spy)
-    return row_ids
-
-
 @pytest.mark.parametrize("limit", [1, 9])
-def test_zero_advantage_groups_are_replaced(limit, tmp_path, init, plain_descent, rolled_out):
-    data = write_cycle(tmp_path / "data")
+def test_zero_advantage_groups_are_replaced(
+    limit, tmp_path, early_model, cycle, plain_descent, rolled_out
+):
     chosen = options(objective="dapo", dynamic_sampling=limit, group_size=2, reward=["rule"])
-    rl(chosen, init, data, 0, tmp_path / "run")
-    plain = PlainTrainer(chosen, init, data)
+    rl(chosen, early_model, cycle, 0, tmp_path / "run")
+    plain = PlainTrainer(chosen, early_model, cycle)
     own, *extra = rolled_out
     assert 1 <= len(extra) <= limit
     assert len(set(own).union(*extra)) == 8 * len(rolled_out)  # no prompt twice
@@ -400,16 +359,24 @@ def test_zero_advantage_groups_are_replaced(limit, tmp_path, init, plain_descent
         assert line["skipped"] == 0.0
 
 
-def test_dynamic_sampling_stops_at_the_end_of_the_data(tmp_path, init, data, rolled_out):
+def test_dynamic_sampling_stops_at_the_end_of_the_data(tmp_path, early_model, one_step, rolled_out):
     """The step has all eight rows, so there are no extra prompts."""
-    rl(options(dynamic_sampling=3, group_size=2, reward=["rule"]), init, data, 0, tmp_path)
+    rl(
+        options(dynamic_sampling=3, group_size=2, reward=["rule"]),
+        early_model,
+        one_step,
+        0,
+        tmp_path,
+    )
     assert len(rolled_out) == 1
     (line,) = read_steps(tmp_path)
     assert (line["extra_prompts"], line["skipped"]) == (0.0, pytest.approx(1 - line["hit_rate"]))
 
 
-def test_dynamic_sampling_without_zero_advantage_groups(tmp_path, init, data, rolled_out):
-    rl(options(dynamic_sampling=3, ground_truth=True), init, data, 0, tmp_path)
+def test_dynamic_sampling_without_zero_advantage_groups(
+    tmp_path, early_model, one_step, rolled_out
+):
+    rl(options(dynamic_sampling=3, ground_truth=True), early_model, one_step, 0, tmp_path)
     assert len(rolled_out) == 1
 
 
@@ -467,8 +434,8 @@ def run_own(
     return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
-def test_own_reward_on_the_command_line(tmp_path, init, data):
-    done = run_own(tmp_path, init, data, "rule", "mine:same_parity=0.25")
+def test_own_reward_on_the_command_line(tmp_path, early_model, one_step):
+    done = run_own(tmp_path, early_model, one_step, "rule", "mine:same_parity=0.25")
     assert done.returncode == 0, done.stderr
     for line in read_steps(tmp_path / "run"):
         # All eight items are candidates, four of them of the target's parity.
@@ -497,8 +464,8 @@ def test_own_reward_on_the_command_line(tmp_path, init, data):
         ),
     ],
 )
-def test_wrong_own_reward_is_a_one_line_error(reward, message, tmp_path, init, data):
-    done = run_own(tmp_path, init, data, reward)
+def test_wrong_own_reward_is_a_one_line_error(reward, message, tmp_path, early_model, one_step):
+    done = run_own(tmp_path, early_model, one_step, reward)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
@@ -557,11 +524,11 @@ def test_options_name_the_functions():
     }
 
 
-def test_factors_of_another_dataset_are_refused(tmp_path, init, data):
+def test_factors_of_another_dataset_are_refused(tmp_path, early_model, one_step):
     row_ids, (states, items) = torch.arange(5), torch.randn(2, 5, 3)
     Factors(row_ids, states, items).save(tmp_path / "factors.safetensors")
     with pytest.raises(InputError, match="made from another data set or split"):
-        rl(options(reward=["collaborative"]), init, data, 0, tmp_path / "run",
+        rl(options(reward=["collaborative"]), early_model, one_step, 0, tmp_path / "run",
            tmp_path / "factors.safetensors")  # fmt: skip
     assert not (tmp_path / "run").exists()
 
