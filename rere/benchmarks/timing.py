@@ -138,7 +138,7 @@ def run_in_process(context: BaseContext, function: Callable[..., Any], *argument
         return pool.submit(function, *arguments).result()
 
 
-def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
+def measure_peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
     """Return the peak memory of a call in MB, above what was held before.
 
     None without a GPU on systems other than Linux.

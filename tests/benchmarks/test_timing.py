@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from rere.benchmarks import timing
-from rere.benchmarks.timing import Timings, peak_memory
+from rere.benchmarks.timing import Timings, measure_peak_memory
 
 CPU = torch.device("cpu")
 needs_peak_memory = pytest.mark.skipif(
-    peak_memory(int, CPU) is None, reason="this system does not report peak memory"
+    measure_peak_memory(int, CPU) is None, reason="this system does not report peak memory"
 )
 
 
@@ -72,6 +72,6 @@ def test_few_items_represent_equal_parts():
 def test_peak_memory_is_what_a_call_adds():
     held = torch.ones(30_000_000)  # 120 MB
     torch.ones(50_000_000)  # 200 MB, freed
-    assert peak_memory(lambda: torch.ones(20_000_000), CPU) == pytest.approx(80, abs=8)
-    assert peak_memory(int, CPU) < 8
+    assert measure_peak_memory(lambda: torch.ones(20_000_000), CPU) == pytest.approx(80, abs=8)
+    assert measure_peak_memory(int, CPU) < 8
     assert len(held)

@@ -118,7 +118,7 @@ rule draw_benchmark:
     """Draw a benchmark as curves"""
     input:
         table=benchmark_curves,
-        src=source("benchmarks/figures.py", "reporting/figures.py", "reporting/rere.mplstyle"),
+        src=code_files("benchmarks/figures.py", "reporting/figures.py", "reporting/rere.mplstyle"),
     output:
         pdf="results/figures/{benchmark}.pdf",
         png=report(

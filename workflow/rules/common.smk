@@ -172,6 +172,6 @@ def rl_runs(table):
     return [run.folder for run in study.runs(table) if study.methods[run.method].stage == "rl"]
 
 
-def source(*files):
+def code_files(*files):
     """Files of `rere` as inputs, so that an edit makes a cheap stage run again."""
     return [f"{workflow.basedir}/rere/{file}" for file in files]

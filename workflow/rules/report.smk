@@ -20,7 +20,7 @@ rule table:
         metrics=lambda wildcards: [
             f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
         ],
-        src=source("reporting/tables.py", "reporting/runs.py", "reporting/markup.py"),
+        src=code_files("reporting/tables.py", "reporting/runs.py", "reporting/markup.py"),
     output:
         csv=report("results/tables/{table}.csv", caption="../report/table.rst", category="Tables"),
         runs="results/tables/{table}.runs.csv",
@@ -50,7 +50,7 @@ rule figure:
     """Draw a table's methods as bars with intervals"""
     input:
         table="results/tables/{table}.csv",
-        src=source("reporting/figures.py", "reporting/rere.mplstyle"),
+        src=code_files("reporting/figures.py", "reporting/rere.mplstyle"),
     output:
         pdf="results/figures/{table}.pdf",
         png=report(
@@ -77,7 +77,7 @@ rule curves:
     """Draw the training curves of a table's RL methods, by step and by seconds"""
     input:
         logs=lambda wildcards: [f"{folder}/log.jsonl" for folder in rl_runs(wildcards.table)],
-        src=source("reporting/curves.py", "reporting/figures.py", "reporting/rere.mplstyle"),
+        src=code_files("reporting/curves.py", "reporting/figures.py", "reporting/rere.mplstyle"),
     output:
         pdf="results/figures/{table}.curves.pdf",
         png=report(

@@ -14,7 +14,7 @@ import torch
 from rere.benchmarks.plain import data as plain
 from rere.benchmarks.reviews import Size, write_reviews
 from rere.benchmarks.table import compare
-from rere.benchmarks.timing import EMPTY, peak_memory, run_in_process
+from rere.benchmarks.timing import EMPTY, measure_peak_memory, run_in_process
 from rere.config.data import Amazon2018
 from rere.data.dataset import SPLIT_SCHEMA
 from rere.data.preprocess import preprocess, process_events, read_raw
@@ -100,7 +100,7 @@ def measure(call: Callable[[], Any]) -> Cost:
         call()
         seconds = time.perf_counter() - started
 
-    peak_mb = peak_memory(timed, torch.device("cpu"))
+    peak_mb = measure_peak_memory(timed, torch.device("cpu"))
     return Cost(seconds, peak_mb)
 
 

@@ -14,7 +14,7 @@ from rere.benchmarks.table import compare
 from rere.benchmarks.timing import (
     PRELOADED,
     Prompts,
-    peak_memory,
+    measure_peak_memory,
     run_in_process,
     split_batches,
     time_at_best_size,
@@ -124,4 +124,6 @@ def peak_of_scoring(folder: Path, data: Path, side: str, batch: Sequence[Group])
     # The first pass imports modules and builds the tree, which do not count.
     compute_gradient(model, side, 1, [Group(batch[0].prompt[:2], batch[0].leaves[:1])])
     model.float32.zero_grad()
-    return peak_memory(lambda: compute_gradient(model, side, len(batch), batch), model.device)
+    return measure_peak_memory(
+        lambda: compute_gradient(model, side, len(batch), batch), model.device
+    )

@@ -22,7 +22,7 @@ from rere.benchmarks.speed.agreement import (
     share_different,
 )
 from rere.benchmarks.table import compare
-from rere.benchmarks.timing import PRELOADED, Prompts, Timings, peak_memory, run_in_process
+from rere.benchmarks.timing import PRELOADED, Prompts, Timings, measure_peak_memory, run_in_process
 from rere.config.benchmarks import SpeedOptions
 from rere.progress import progress
 
@@ -83,7 +83,7 @@ def peak_of_search(
     model = load_benchmark_model("", folder, data, [searcher.dtype])
     # The first search imports modules and builds the tree, which do not count.
     model.search(searcher, 2, [prompts[0][:2]])
-    return peak_memory(lambda: model.search(searcher, num_beams, prompts), model.device)
+    return measure_peak_memory(lambda: model.search(searcher, num_beams, prompts), model.device)
 
 
 def compare_searches(

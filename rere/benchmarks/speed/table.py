@@ -26,7 +26,13 @@ from rere.benchmarks.speed import preference, preprocessing, rl, scoring, sft
 from rere.benchmarks.speed.curves import make_titles
 from rere.benchmarks.speed.search import IN_BFLOAT16, SEARCH, compare_searches, time_searches
 from rere.benchmarks.table import write_table
-from rere.benchmarks.timing import PRELOADED, peak_memory, pick_evenly, run_in_process, time_in_turn
+from rere.benchmarks.timing import (
+    PRELOADED,
+    measure_peak_memory,
+    pick_evenly,
+    run_in_process,
+    time_in_turn,
+)
 from rere.config.benchmarks import SpeedOptions
 from rere.prefix_tree import PrefixTree
 
@@ -122,5 +128,5 @@ def time_tree(num_titles: int, vocab_size: int, seed: int) -> tuple[float, float
     """Return the seconds and peak MB of building the prefix tree of synthetic titles."""
     titles = make_titles(num_titles, vocab_size, seed)
     timed = time_in_turn({TREE: PrefixTree.build}, [titles], f"speed: tree of {num_titles} titles")
-    peak_mb = peak_memory(lambda: PrefixTree.build(titles), torch.device("cpu"))
+    peak_mb = measure_peak_memory(lambda: PrefixTree.build(titles), torch.device("cpu"))
     return timed[TREE].median * num_titles, peak_mb
