@@ -13,6 +13,12 @@ from rere.data.fetch import fetch
 from rere.errors import InputError
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules with slow tests first, so that no process waits for one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def ml_100k_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The raw files of MovieLens-100K, fetched once; skips where they cannot be."""
