@@ -7,9 +7,20 @@ from typing import Any
 
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
+MAX_LINE = 1000
+"""Characters of a printed line; a wrong value may have millions."""
+
 
 class InputError(ValueError):
     """Bad input; the message is one line that names the file, key or row and the remedy."""
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line for a terminal: control characters escaped, a long middle cut."""
+    line = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 200]} ... {line[-200:]}"
 
 
 def unknown(name: str, names: Iterable[str]) -> str:

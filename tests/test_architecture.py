@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors"},
-    {"config", "files", "prefix_tree", "progress", "tokenization"},
+    {"config", "files", "prefix_tree", "progress", "signals", "tokenization"},
     {"catalogue", "data", "engine", "provenance", "study"},
     {"backbones", "engine.model"},
     {"engine.candidates", "engine.search", "token_lengths"},

@@ -23,7 +23,7 @@ from rere.evaluation.significance import (
     paired_permutation_test,
     two_way_clustered_test,
 )
-from rere.files import replacing
+from rere.files import replacing_all
 from rere.reporting.markup import latex, markdown
 from rere.reporting.runs import ScoredRun, check_comparable, read_run
 
@@ -69,9 +69,9 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
         ".md": markdown(summary, users),
         ".tex": latex(summary, users),
     }
-    for suffix, text in texts.items():
-        with replacing(output.with_suffix(suffix)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
 
 
 def group_by_method(scored: list[ScoredRun]) -> list[MethodRuns]:

@@ -31,8 +31,10 @@ from transformers.trainer_callback import ExportableState
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.errors import InputError
+from rere.files import naming_full_disk
 from rere.progress import progress
 from rere.provenance import peak_memory
+from rere.signals import Stopped
 from rere.training.checkpoints import Checkpoints
 from rere.training.reference import Reference
 
@@ -51,7 +53,8 @@ class Trainer(transformers.Trainer):
         self.remove_callback(PrinterCallback)
         for callback in tracker_callbacks(options.report_to, checkpoints.folder.parent):
             self.add_callback(callback)
-        self.add_callback(StepLog(checkpoints.log, label))
+        self.step_log = StepLog(checkpoints.log, label)
+        self.add_callback(self.step_log)
         self.step_metrics: dict[str, Tensor] = {}
 
     @property
@@ -110,6 +113,13 @@ class Trainer(transformers.Trainer):
                     f"(checkpoints before it are in {self.checkpoints.folder})"
                 )
 
+    def train(self, *args: Any, **more: Any) -> Any:
+        self.checkpoints.signals.start()
+        try:
+            return super().train(*args, **more)
+        finally:
+            self.step_log.close()  # before a message is printed
+
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
         self.log(metrics)
@@ -120,9 +130,13 @@ class Trainer(transformers.Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)  # saves a new best
-        saved = self.checkpoints.path(self.state.global_step).exists()
-        if self.checkpoints.is_due(self.options.checkpoint_seconds) and not saved:
+        path = self.checkpoints.path(self.state.global_step)
+        signal = self.checkpoints.signals.received
+        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or signal is not None
+        if is_due and not path.exists():
             self._save_checkpoint(self.model_wrapped)
+        if signal is not None and path.exists():
+            raise Stopped(signal, f"the same command resumes from {path}")
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Save all state that the rest of the run depends on; nothing after the last step."""
@@ -158,12 +172,14 @@ class Trainer(transformers.Trainer):
     def _finalize_training(self, *args: Any) -> Any:
         best = self.state.best_global_step
         if best is not None and best < self.state.global_step:
-            self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+            self.state.best_model_checkpoint = str(self.checkpoints.intact(best))
         return super()._finalize_training(*args)  # loads the best model
 
 
 class StepLog(TrainerCallback):
     """Writes a JSON line per step and validation to `path`; shows a progress bar."""
+
+    bar: Any = None
 
     def __init__(self, path: Path, label: str) -> None:
         self.path, self.label = path, label
@@ -175,7 +191,7 @@ class StepLog(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
     ) -> None:
-        with self.path.open("a") as file:
+        with naming_full_disk(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         shown = {k: v for k, v in logs.items() if k in ("loss", "reward") or k.startswith("eval_")}
         self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
@@ -183,8 +199,9 @@ class StepLog(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.bar.update(1)
 
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def tracker_callbacks(names: Sequence[str], output: Path) -> list[TrainerCallback]:
