@@ -4,7 +4,7 @@
                     seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
                     `_item` (item level), `_sd` (sample standard deviation over seeds),
                     `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row per run: metrics.json, seconds and memory of run.json, and for
+{table}.runs.csv    one row per run: its metrics, seconds and memory of run.json, and for
                     sequential baselines the validation NDCG@10 of the epoch that was kept
 {table}.md, .tex    fewer columns of the .csv, to read and to paste
 """
@@ -48,7 +48,8 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
 
     `data` are the folders of the data sets, named after them. With `reference`, every other
     method is tested against that method. Raises InputError if a run is malformed or given twice,
-    or if two runs of a data set have different test rows.
+    if its metrics.json is not of its predictions, or if two runs of a data set have different test
+    rows.
     """
     folders = {folder.name: folder for folder in data}
     scored = [read_run(folder, folders) for folder in runs]

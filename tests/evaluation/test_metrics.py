@@ -218,7 +218,7 @@ def test_popularity_of_the_whole_catalogue_is_one_half():
 def toy(tmp_path):
     """Four rows of three users; the target of the second is the last item of its history."""
     items = catalogue(["a", "b", "a", "c"], [4, 2, 0, 2])
-    test = split([7, 7, 8, 9], [[0], [0, 1], [0], []], [1, 1, 2, 3])
+    test = split([7, 7, 8, 9], [[0], [0, 1], [0], [0]], [1, 1, 2, 3])
     save(tmp_path / "toy", items, test)
     ranked = [[1, 0], [1, 2], [0, 2], [0, 2, 1]]
     write_predictions(tmp_path / "predictions.parquet", test, ranked, falling(ranked))
@@ -257,6 +257,7 @@ def test_metrics_do_not_depend_on_the_order_of_rows(toy):
 
 def test_norepeat_metrics_are_null_if_every_row_repeats(toy):
     test = pl.read_parquet(toy / "toy" / "test.parquet")[1:2]
+    test.write_parquet(toy / "toy" / "test.parquet")
     write_predictions(toy / "predictions.parquet", test, [[1]], [[0.0]])
     assert written(toy)["HR@20_norepeat"] is None
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from rere.config.run import NO_BACKBONE, Run
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA, read_split
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS, metrics
 from rere.evaluation.predictions import write_predictions
@@ -41,10 +41,10 @@ def make_data(folder: Path, seed: int) -> Path:
     return folder
 
 
-def make_run(root: Path, run: Run, rows: slice = slice(None)) -> Path:
+def make_run(root: Path, run: Run, rows: int | None = None) -> Path:
     folder, data = root / run.folder, root / "data" / run.dataset
     rng = np.random.default_rng([run.seed, *run.folder.encode()])
-    test = pl.read_parquet(data / "test.parquet")[rows]
+    test = read_split(data, "test", rows)
     ranked = []
     for target in test["target"]:
         others = [item for item in rng.permutation(ITEMS).tolist() if item != target][:25]
@@ -292,7 +292,7 @@ def refused(root, folders, data, match, reference=None):
 
 def test_runs_on_different_rows_are_refused(pair):
     root, data, (first, second) = pair
-    folders = [make_run(root, first), make_run(root, second, slice(0, 50))]
+    folders = [make_run(root, first), make_run(root, second, 50)]
     refused(root, folders, [data], "sft/seed0 and .*rere_0.1/seed0 have different test rows")
 
 
@@ -300,7 +300,7 @@ def test_unusable_runs_are_refused(pair):
     root, data, (first, _) = pair
     folder = make_run(root, first)
     (folder / "log.jsonl").write_text('{"valid_NDCG@10": 0.5}\n{')
-    refused(root, [folder], [data], "log.jsonl: not readable as JSON lines")
+    refused(root, [folder], [data], "log.jsonl: not a readable log")
     (folder / "log.jsonl").unlink()
     refused(root, [folder, folder], [data], "are the same run")
     refused(root, [folder], [root / "data" / "other"], "is a run on toys_")
