@@ -7,7 +7,7 @@ from rere.baselines.trivial import popularity, repeat_last
 from rere.config.baselines import ItemKnn, Popularity, RepeatLast, Sequential
 from rere.config.evaluation import Evaluation
 from rere.data.dataset import read_items, read_split
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.evaluation.predictions import write_predictions
 
 
@@ -39,7 +39,8 @@ def baseline(
 
         train, valid = read_split(data, "train"), read_split(data, "valid")
         output.parent.mkdir(parents=True, exist_ok=True)
-        with output.with_name("log.jsonl").open("w", encoding="utf-8") as log:
+        log_path, remedy = output.with_name("log.jsonl"), "lower batch_size or hidden_size"
+        with log_path.open("w", encoding="utf-8") as log, out_of_memory(remedy):
             model = fit(options, len(items), train, valid, seed, log)
         make_factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)
