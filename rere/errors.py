@@ -2,9 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+"""In the messages of torch's RuntimeErrors."""
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 MAX_LINE = 1000
@@ -21,6 +24,28 @@ def printable(text: str) -> str:
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 200]} ... {line[-200:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python, NumPy or torch means that memory ran out."""
+    is_torch = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(is_torch)
+
+
+@contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """Raise InputError with the remedy if the block runs out of memory, on the host or a GPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"out of memory; {remedy} ({first_line(error)})") from error
 
 
 def unknown(name: str, names: Iterable[str]) -> str:

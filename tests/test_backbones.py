@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import gguf
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle
+from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_gguf
 from transformers import GenerationConfig
 
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
@@ -152,29 +151,7 @@ def test_a_copy_has_no_generation_defaults(tmp_path, published):
 @pytest.fixture
 def quantised(tmp_path: Path) -> Path:
     """A GGUF file with a Qwen2 of half-precision weights and its tokenizer."""
-    model, vocabulary = causal_lm("qwen2", len(tokenizer("qwen2"))), tokenizer("qwen2")
-    config = model.config
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    backend = json.loads(vocabulary.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary.convert_ids_to_tokens(range(len(vocabulary))))
-    writer.add_token_merges([" ".join(merge) for merge in backend["merges"]])
-    writer.add_eos_token_id(vocabulary.eos_token_id)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight.half().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(tmp_path / "model.gguf")
     return tmp_path
 
 

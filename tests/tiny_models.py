@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import gguf
 import polars as pl
 import torch
 import transformers
@@ -215,6 +216,34 @@ def write_fixed_model(folder: Path) -> Path:
     causal_lm("qwen2", len(tokenizer("qwen2"))).save_pretrained(folder)
     tokenizer("qwen2").save_pretrained(folder)
     return folder
+
+
+def write_gguf(path: Path, **changes: float) -> None:
+    """Write a Qwen2 of half-precision weights and its tokenizer; `changes` fill tensors by name."""
+    model, vocabulary = causal_lm("qwen2", len(tokenizer("qwen2"))), tokenizer("qwen2")
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    backend = json.loads(vocabulary.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary.convert_ids_to_tokens(range(len(vocabulary))))
+    writer.add_token_merges([" ".join(merge) for merge in backend["merges"]])
+    writer.add_eos_token_id(vocabulary.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        values = weight.half().fill_(changes[name]) if name in changes else weight.half()
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def unigram_lm(probabilities: Sequence[float]) -> PreTrainedModel:

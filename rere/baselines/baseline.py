@@ -7,7 +7,7 @@ from rere.baselines.trivial import popularity, repeat_last
 from rere.config.baselines import ItemKnn, Popularity, RepeatLast, Sequential
 from rere.config.evaluation import Evaluation
 from rere.data.dataset import read_items, read_split
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.evaluation.predictions import write_predictions
 from rere.files import replacing
 
@@ -42,6 +42,7 @@ def baseline(
         with (
             replacing(output.with_name("log.jsonl")) as new,
             new.open("w", encoding="utf-8") as log,
+            out_of_memory("lower batch_size or hidden_size"),
         ):
             model = fit(options, len(items), train, valid, seed, log)
         make_factors(model, train).save(output.with_name(FACTORS))

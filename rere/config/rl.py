@@ -166,8 +166,8 @@ class RlOptions(Training):
     collapse_steps: int | None = Field(
         20,
         ge=1,
-        description="Fail after this many steps in a row without a hit and with one distinct item "
-        "per group. None: never.",
+        description="Fail after this many steps in a row in which no group has rewards that "
+        "differ, and which teach nothing. None: never. Does not change results.",
     )
     validations: int = Field(5, ge=1, description=NDCG_VALIDATIONS)
 

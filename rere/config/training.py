@@ -7,7 +7,11 @@ from pydantic import Field, field_validator, model_validator
 from rere.config.options import Options, Scoring
 
 LEARNING_RATE = "Peak learning rate of AdamW: linear warm-up, then cosine decay to 0."
-NDCG_VALIDATIONS = "Number of validations (NDCG@10) over the run; the best one's weights are kept."
+VALIDATIONS = (
+    "Number of validations ({}), evenly over the run, besides one before the first step. The best "
+    "one's weights are kept, perhaps the initial ones."
+)
+NDCG_VALIDATIONS = VALIDATIONS.format("NDCG@10")
 
 
 class Training(Options):
@@ -81,11 +85,7 @@ class SftOptions(Training):
     epochs: float = Field(
         1.0, gt=0, description="Passes over the training rows, fewer if `patience` ends the run."
     )
-    validations: int = Field(
-        20,
-        ge=1,
-        description="Number of validations (loss) over the run; the best one's weights are kept.",
-    )
+    validations: int = Field(20, ge=1, description=VALIDATIONS.format("loss"))
     patience: int = Field(
         3, ge=1, description="Stop after this many validations in a row without a lower loss."
     )

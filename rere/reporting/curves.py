@@ -64,8 +64,13 @@ def read_log(path: Path) -> pl.DataFrame:
     # A validation has a line of its own, after the line of its step.
     points = points.group_by("step").agg(pl.all().drop_nulls().last()).sort("step")
     window = max(1, len(points) // SMOOTHING)
+    # Step 0 has a validation only, not the mean of the steps after it.
     return points.with_columns(
-        pl.exclude(*X_AXES, VALIDATION).rolling_mean(window, min_samples=1, center=True)
+        pl.when(pl.col(name).is_not_null()).then(
+            pl.col(name).rolling_mean(window, min_samples=1, center=True)
+        )
+        for name in FIELDS.values()
+        if name != VALIDATION
     )
 
 

@@ -16,7 +16,7 @@ from rere.data.dataset import read_items
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics, run_metrics
 
-COSTS = ("seconds", "peak_memory_mb")
+COSTS = ("seconds", "peak_memory_mb", "best_step")
 """Fields of run.json; null for a run without one."""
 VALIDATION = "valid_NDCG@10"
 """Field of each epoch in the log of a sequential baseline; the best epoch is kept."""

@@ -4,7 +4,7 @@
                     seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
                     `_item` (item level), `_sd` (sample standard deviation over seeds),
                     `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row per run: its metrics, seconds and memory of run.json, and for
+{table}.runs.csv    one row per run: its metrics; seconds, memory and best_step of run.json; for
                     sequential baselines the validation NDCG@10 of the epoch that was kept
 {table}.md, .tex    fewer columns of the .csv, to read and to paste
 """
@@ -67,12 +67,21 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
     texts = {
         ".csv": summary.write_csv(float_precision=6),
         ".runs.csv": each.write_csv(float_precision=6),
-        ".md": markdown(summary, users),
+        ".md": markdown(summary, users) + note_starts(scored),
         ".tex": latex(summary, users),
     }
     with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
+
+
+def note_starts(scored: list[ScoredRun]) -> str:
+    """A sentence for each run whose training did not improve the model that it started from."""
+    starts = [each.run.folder for each in scored if each.metrics["best_step"] == 0]
+    return "".join(
+        f"\n`{folder}`: no validation was better than the start; the model is the initial one.\n"
+        for folder in starts
+    )
 
 
 def group_by_method(scored: list[ScoredRun]) -> list[MethodRuns]:

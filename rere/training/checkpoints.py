@@ -38,6 +38,7 @@ RESULT_NEUTRAL = {
     "embeddings",
     "output",
     "checkpoint_seconds",
+    "collapse_steps",
     "report_to",
 }
 """Options that do not change results; a run resumes under other values of them."""
