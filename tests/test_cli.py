@@ -151,6 +151,7 @@ SHARED = {
     "clip": st.none() | st.just([0.2, 0.28]),
     "train_part": st.just([0.25, 1.0]),
     "kl": st.sampled_from(["k2", "k3"]),
+    "encoding": st.sampled_from(["utf-8", "latin-1"]),
 }
 
 

@@ -116,7 +116,8 @@ def title_codes(items: pl.DataFrame) -> np.ndarray:
 def is_hit(titles: Any, targets: Any) -> Any:
     """Whether each recommended title is its row's target. The only definition of a hit.
 
-    titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans.
+    titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans. In
+    training the codes are leaves, and `PrefixTree.hit_leaf` of the targets.
     """
     return titles == targets[..., None]
 

@@ -80,13 +80,16 @@ def load_ranking_task(
 def rank_items(tree: PrefixTree, beams: Beams) -> Iterator[Ranking]:
     """Yield each row's ranking: the items of its beams, best beam first.
 
-    A beam whose title belongs to several items yields all of them, ordered by item id.
+    A beam whose title belongs to several items yields all of them, ordered by item id. Items whose
+    title has the tokens of another one are never ranked: a beam is one title.
     """
+    unreachable = set(tree.unreachable.tolist())
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
         pairs = [
             (item, score)
             for leaf, score in zip(leaves, scores, strict=True)
             for item in (tree.leaf_items[leaf] if leaf >= 0 else ())
+            if item not in unreachable
         ]
         yield [item for item, _ in pairs], [score for _, score in pairs]
 
@@ -145,13 +148,12 @@ def recommend_titles(
             options.scoring,
             options.length_penalty,
         )
-    ranked: dict[str, float] = {}
-    for node, log_prob in zip(leaf[0].tolist(), score[0].tolist(), strict=True):
-        for item in (catalogue.tree.leaf_of_item == node).nonzero()[:, 0].tolist():
-            ranked.setdefault(catalogue.titles[item], log_prob)
-        if len(ranked) >= top:
-            break
-    return list(ranked.items())[:top]
+    first_item = catalogue.tree.first_item.tolist()
+    return [
+        (catalogue.titles[first_item[node]], log_prob)
+        for node, log_prob in zip(leaf[0].tolist(), score[0].tolist(), strict=True)
+        if node >= 0
+    ][:top]
 
 
 def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:

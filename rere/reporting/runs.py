@@ -17,7 +17,7 @@ from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics, run_metrics
 
 COSTS = ("seconds", "peak_memory_mb", "best_step")
-"""Fields of run.json; null for a run without one."""
+"""Fields of run.json; null for a run without one, and best_step for a stage that trains nothing."""
 VALIDATION = "valid_NDCG@10"
 """Field of each epoch in the log of a sequential baseline; the best epoch is kept."""
 TOLERANCE = 1e-9
@@ -102,15 +102,17 @@ def check_metrics(
 
 
 def read_costs(path: Path) -> dict[str, float | None]:
-    """The COSTS in a run.json, None without one; raises InputError for another value."""
+    """The COSTS in a run.json, None where it lacks one; raises InputError for another value."""
     if not path.is_file():
         return dict.fromkeys(COSTS)
     record = read_json(path)
     for name in COSTS:
         value = record.get(name)
-        if not is_number(value) or value < 0:
-            raise InputError(f"{path}: {name} is {shorten(value)}, not a cost; make the run again")
-    return {name: record[name] for name in COSTS}
+        if value is not None and not (is_number(value) and value >= 0):
+            raise InputError(
+                f"{path}: {name} is {shorten(value)}, not a number; make the run again"
+            )
+    return {name: record.get(name) for name in COSTS}
 
 
 def best_validation(log: Path) -> float | None:
