@@ -108,7 +108,8 @@ def read_costs(path: Path) -> dict[str, float | None]:
     record = read_json(path)
     for name in COSTS:
         value = record.get(name)
-        if value is not None and not (is_number(value) and value >= 0):
+        is_absent = value is None and name == "best_step"
+        if not is_absent and not (is_number(value) and value >= 0):
             raise InputError(
                 f"{path}: {name} is {shorten(value)}, not a number; make the run again"
             )

@@ -182,7 +182,7 @@ def test_bigrec_refuses_weights_that_are_not_numbers(tmp_path, data):
         broken.model.norm.weight[0] = torch.nan
     broken.save_pretrained(tmp_path / "broken")
     TOKENS.save_pretrained(tmp_path / "broken")
-    with pytest.raises(InputError, match="not numbers; its weights are broken"):
+    with pytest.raises(InputError, match="has infinite or NaN weights"):
         predict(tmp_path, Bigrec(), tmp_path / "broken", data)
 
 

@@ -203,7 +203,7 @@ def test_costs_that_are_no_numbers_are_refused(tmp_path, name, value):
     edit(run / "run.json", **{name: value})
     message = refusal(tmp_path, run)
     assert message.startswith(f"run.json: {name} is ")
-    assert message.endswith(", not a cost; make the run again")
+    assert message.endswith(", not a number; make the run again")
     assert len(message) < 120
 
 
