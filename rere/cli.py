@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rere import config
-from rere.errors import InputError, hint, remedy
+from rere.errors import InputError, hint, printable, remedy
 from rere.stages import STAGES
 
 
@@ -169,5 +169,5 @@ def first_paragraph(command: Any) -> str:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     raise SystemExit(status)
