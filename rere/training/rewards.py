@@ -13,6 +13,7 @@ A study lists rewards, with weights. `module:function` names your own. The funct
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -171,6 +172,8 @@ def own_reward_files(options: RlOptions) -> list[Path]:
 def import_function(name: str) -> Callable[[Groups], Any]:
     """The function `module:function`; raises InputError if it cannot be imported."""
     module, _, attribute = name.partition(":")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last, so that nothing in it replaces an installed module
     try:
         function: Callable[[Groups], Any] = getattr(importlib.import_module(module), attribute)
         return function
