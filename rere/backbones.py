@@ -25,12 +25,15 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rere.config.backbones import Pretrained, Tiny
+from rere.config.run import MODEL_FILES
 from rere.data.dataset import read_items, read_split
 from rere.errors import InputError, first_line
 from rere.files import replacing
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+WHOLE = 2**63
+"""Bytes of a weight file at most: never split, so that its name is known beforehand."""
 
 # Loading and saving are quick, and their progress bars would clutter a log.
 disable_progress_bar()
@@ -39,7 +42,8 @@ disable_progress_bar()
 def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
     """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
 
-    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone.
+    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone. Raises
+    InputError if model or tokenizer would not be stored as MODEL_FILES, which the graph names.
     """
     if isinstance(options, Tiny):
         if corpus is None:
@@ -54,8 +58,19 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
     # Drop the checkpoint's defaults for `generate`, such as sampling and penalties.
     model.generation_config = GenerationConfig()
     with replacing(output) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, tokenizer, folder)
+        if wrong := {path.name for path in folder.iterdir()} ^ set(MODEL_FILES):
+            raise InputError(
+                f"{getattr(options, 'model', output)}: {type(tokenizer).__name__} and "
+                f"{type(model).__name__} are stored with other files than usual "
+                f"({', '.join(sorted(wrong))}); take a model with a tokenizer.json"
+            )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model and its tokenizer to `folder`, as MODEL_FILES."""
+    model.save_pretrained(folder, max_shard_size=WHOLE)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
 def load_tokenizer(

@@ -8,7 +8,8 @@ from typing import Any
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 """In the messages of torch's RuntimeErrors."""
-EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,9}")
+
 
 MAX_LINE = 1000
 """Characters of a printed line; a wrong value may have millions."""
@@ -48,6 +49,18 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         raise InputError(f"out of memory; {remedy} ({first_line(error)})") from error
 
 
+def shown(value: Any) -> str:
+    """Return a value of YAML for a message; a number may have too many digits for `repr`."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    try:
+        return "nothing" if value is None else repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def unknown(name: str, names: Iterable[str]) -> str:
     """Return the message for a name that is not among `names`."""
     return f"there is no {name}; {hint(name, names)}"
@@ -55,8 +68,9 @@ def unknown(name: str, names: Iterable[str]) -> str:
 
 def hint(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
     """Return a suggestion for `name`: the closest of `names`, else `otherwise` or all of them."""
-    close = difflib.get_close_matches(name, names := list(names), n=1)
-    if close:
+    names = list(names)
+    # Comparing takes the square of the length.
+    if close := difflib.get_close_matches(name[:100], names, n=1):
         return f"did you mean {close[0]}?"
     return otherwise or f"there are {', '.join(names) or 'none'}"
 
@@ -80,12 +94,11 @@ def remedy(problem: Any) -> str:
         case "path_not_directory":
             return f"there is no folder {value}"
         case "string_type" if isinstance(value, int | float):
-            return f"{value} is not a string to YAML; put it in quotes"
-        case "float_type" if isinstance(value, str) and EXPONENT.fullmatch(value):
+            return f"{shown(value)} is not a string to YAML; put it in quotes"
+        case "float_type" if isinstance(value, str) and EXPONENT.fullmatch(value[:100]):
             mantissa, exponent = re.split("[eE]", value)
             number = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
             return f"'{value}' is a string to YAML; write {number}"
     message = re.sub(r", unable to .*| or instance of \w+", "", problem["msg"])
     message = message.replace("a valid dictionary", "a mapping")
-    kind = {dict: "a mapping", list: "a list", type(None): "nothing"}.get(type(value), repr(value))
-    return f"{message[0].lower()}{message[1:]}, not {kind}"
+    return f"{message[0].lower()}{message[1:]}, not {shown(value)}"

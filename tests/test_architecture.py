@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors"},
-    {"config", "files", "prefix_tree", "progress", "signals", "tokenization"},
+    {"config", "files", "prefix_tree", "progress", "signals", "tokenization", "yaml_files"},
     {"catalogue", "data", "engine", "provenance", "study"},
-    {"backbones", "engine.model"},
+    {"backbones", "engine.model", "inputs"},
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
     {"baselines", "reporting", "training"},

@@ -229,5 +229,5 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_the_file_has_only_the_arrays_and_two_hashes(by_hand):
     with safe_open(by_hand, framework="pt") as file:
-        assert set(file.metadata()) == {"fingerprint", "sha256"}
+        assert set(file.metadata()) == {"fingerprint"}
         assert set(file.keys()) == set(ARRAYS)

@@ -172,7 +172,9 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
         inner = values(name, get_args(annotation)[0], limits)
         return st.none() | inner.filter(lambda value: value != "None")
     if annotation is int:
-        return st.integers(found[Ge].ge if Ge in found else 0, 2**31)
+        return st.integers(
+            found[Ge].ge if Ge in found else 0, found[Le].le if Le in found else 2**31
+        )
     if annotation is float:
         low, high = found.get(Ge, found.get(Gt)), found.get(Le, found.get(Lt))
         return st.floats(
@@ -188,9 +190,9 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
     if annotation is Path:
         return st.just(Path(__file__).parent)
     if annotation is str and any(getattr(limit, "pattern", None) == NAME for limit in limits):
-        return st.from_regex(NAME, fullmatch=True)
+        return st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) <= 100)
     assert annotation is str, annotation
-    return st.from_regex(r"[^\s-]\S{0,9}", fullmatch=True)
+    return st.from_regex(r"[^\s\0-][^\s\0]{0,9}", fullmatch=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -122,6 +122,11 @@ def test_commands_exist(words):
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     forms = [form for form in STAGES if form.partition(" --")[0] == stage]
     assert any(given <= {"--help", *map(flag, STAGES[form].model_fields)} for form in forms)
+    needed = [
+        {flag(name) for name, field in STAGES[form].model_fields.items() if field.is_required()}
+        for form in forms
+    ]
+    assert "--help" in given or any(flags <= given for flags in needed)
 
 
 @pytest.mark.parametrize("words", [pytest.param(c, id=" ".join(c)) for c in commands("snakemake")])

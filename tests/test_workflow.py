@@ -156,7 +156,7 @@ def test_the_conda_environments_are_planned(tmp_path):
 
 def test_a_published_backbone_needs_no_data(tmp_path):
     published = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
-    target = "results/backbones/qwen"
+    target = "results/backbones/qwen/config.json"
     assert planned(tmp_path, QUICK, target, backbones={"qwen": published}) == {"backbone": 1}
 
 
@@ -199,10 +199,11 @@ def test_a_wrong_config_stops_with_one_line(tmp_path, arguments, changes, messag
     [
         "results/runs/ml-100k/tiny/rerre/seed0/metrics.json",
         "results/runs/ml-100k/none/rere/seed0/predictions.parquet",
-        "results/runs/ml-100k/none/rere/seed0/model",
-        "results/backbones/none",
+        "results/runs/ml-100k/none/rere/seed0/model/config.json",
+        "results/backbones/none/config.json",
         "results/runs/ml-100k/tiny/sasrec/seed0/predictions.parquet",
         "results/runs/ml-100k/tiny/rere/seedX/metrics.json",
+        "results/runs/ml-100k/tiny/rere/seed00/metrics.json",
         "results/tables/other.csv",
     ],
 )

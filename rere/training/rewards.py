@@ -14,6 +14,7 @@ A study lists rewards, with weights. `module:function` names your own. The funct
 
 import importlib
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
@@ -179,6 +180,8 @@ def import_function(name: str) -> Callable[[Groups], Any]:
     take one argument.
     """
     module, _, attribute = name.partition(":")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last, so that nothing in it replaces an installed module
     try:
         function: Callable[[Groups], Any] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:

@@ -110,11 +110,11 @@ def test_wrong_options_of_a_data_set_are_named(changes, message):
 def test_flags_have_every_option():
     options = Recommend(rows=None, num_beams=20)
     assert " ".join(flags(options, skip=("dtype",))) == (
-        "--rows None --list-length 50 --num-beams 20 "
-        "--scoring catalogue --length-penalty 0.0 --batch-size None"
+        "--rows=None --list-length=50 --num-beams=20 "
+        "--scoring=catalogue --length-penalty=0.0 --batch-size=None"
     )
     reward = load_study(SHIPPED).methods["rere"].options
-    assert " ".join(flags(reward)).count("--reward rule ranking --embeddings None") == 1
+    assert " ".join(flags(reward)).count("--reward rule ranking --embeddings=None") == 1
 
 
 # -------------------------------------------------------------------------------------- errors
