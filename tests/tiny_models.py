@@ -6,15 +6,15 @@ from functools import cache
 from pathlib import Path
 
 import gguf
-import polars as pl
 import torch
 import transformers
+from data_frames import items_frame, split_frame
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.config.backbones import Tiny
 from rere.tokenization import INSTRUCTIONS, prompt_text, response_text
 
 TITLES = [
@@ -179,6 +179,10 @@ MASK_IGNORING = {
 """Architectures that ignore an attention mask: local windows, ALiBi, a recurrence."""
 
 
+TINY = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
+"""Options of a backbone that is made from scratch."""
+
+
 def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrainedModel:
     """A model in eval mode with weights so large that all sequences have different scores."""
     make_config, sizes = (FAMILIES | MASK_IGNORING)[family]
@@ -266,18 +270,11 @@ def write_data(
     folder.mkdir(parents=True, exist_ok=True)
     targets = [target for _, target in splits.get("train", [])]
     counts = [targets.count(item) for item in range(len(titles))]
-    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
-    pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(folder / "items.parquet")
+    items_frame(titles, counts).write_parquet(folder / "items.parquet")
     row_id = 0
     for split, rows in splits.items():
-        columns = {
-            "row_id": range(row_id, row_id + len(rows)),
-            "user_id": range(len(rows)),
-            "history": [history for history, _ in rows],
-            "target": [target for _, target in rows],
-            "timestamp": [None] * len(rows),
-        }
-        pl.DataFrame(columns, schema=SPLIT_SCHEMA).write_parquet(folder / f"{split}.parquet")
+        columns = [history for history, _ in rows], [target for _, target in rows]
+        split_frame(*columns, first_row=row_id).write_parquet(folder / f"{split}.parquet")
         row_id += len(rows)
     return folder
 
