@@ -208,16 +208,17 @@ def is_python(function: Any) -> bool:
 
 def describe(error: BaseException) -> str:
     """File and line of the user's code that led to an error, its type and message."""
-    ours = ("<", f"{Path(__file__).parents[1]}/")
+    ours, standard = ("<", f"{Path(__file__).parents[1]}/"), sysconfig.get_paths()["stdlib"]
     frames = [
         (path, line)
         for path, line, *_ in traceback.extract_tb(error.__traceback__)
         if not path.startswith(ours)
     ]
-    libraries = (sysconfig.get_paths()["stdlib"], "site-packages")
-    own = [frame for frame in frames if not any(part in frame[0] for part in libraries)]
-    where = "".join(f"{path}, line {line}: " for path, line in own[-1:] or frames[:1])
-    return f"{where}{type(error).__name__}: {first_line(error)}"
+    packages = [frame for frame in frames if "site-packages" in frame[0]]
+    own = [each for each in frames if each not in packages and not each[0].startswith(standard)]
+    for path, line in own[-1:] or packages[:1]:
+        return f"{path}, line {line}: {type(error).__name__}: {first_line(error)}"
+    return first_line(error)
 
 
 def load_own_reward(name: str) -> Reward:
