@@ -70,14 +70,14 @@ def check_prompts(
     tokens = np.array([len(response) for response in responses])
     longest = int(tokens.argmax())
     # The end of sequence is predicted, but not fed.
-    room = MAX_PROMPT_TOKENS if context is None else context - int(tokens[longest]) + 1
+    longest_prompt = MAX_PROMPT_TOKENS if context is None else context - int(tokens[longest]) + 1
     fixed = max(map(len, encoder.encode_prompts(range(100), [[]] * 100, seed)))  # without titles
 
     def check_rows(rows: pl.DataFrame) -> None:
         row_ids = rows["row_id"].to_list()
         prompts = encoder.encode_prompts(row_ids, rows["history"].to_list(), seed)
         for row_id, prompt in zip(row_ids, prompts, strict=True):
-            if len(prompt) > room:
+            if len(prompt) > longest_prompt:
                 raise InputError(
                     f"row {row_id}: its prompt of {len(prompt)} tokens and the title "
                     f"{shorten(encoder.titles[longest])} of {tokens[longest]} exceed the {context} "
@@ -89,8 +89,8 @@ def check_prompts(
         for part in read_split(data, path.stem).iter_slices(ROWS_AT_ONCE) if path.is_file() else ():
             last, total = title_tokens(part["history"], tokens)
             is_suspect = may_exceed(fixed + last, MAX_PROMPT_TOKENS)
-            if room < MAX_PROMPT_TOKENS:
-                is_suspect |= may_exceed(fixed + total, room)
+            if longest_prompt < MAX_PROMPT_TOKENS:
+                is_suspect |= may_exceed(fixed + total, longest_prompt)
             try:
                 for rows in part.filter(pl.Series(is_suspect)).iter_slices(TEXTS_PER_CALL):
                     check_rows(rows)

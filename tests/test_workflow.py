@@ -244,7 +244,7 @@ def test_a_killed_study_resumes_from_its_checkpoints(tmp_path):
     assert json.loads((run / "run.json").read_text())["resumed"] == 1
     assert not (run / "checkpoints").exists()
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, steps[-1] + 1))
+    assert sorted(set(steps)) == list(range(steps[-1] + 1))
 
 
 # -------------------------------------------------------------------------------------- results
@@ -480,7 +480,7 @@ def test_collaborative_and_own_rewards_run(small_study, tmp_path):
     changes = {"methods": {"added": method}}
     done = snakemake(small_study, SMALL, f"{run}/log.jsonl", **changes)
     assert done.returncode == 0, done.stdout
-    step = json.loads((small_study / run / "log.jsonl").read_text().splitlines()[0])
+    step = json.loads((small_study / run / "log.jsonl").read_text().splitlines()[1])
     names = ("rule", "collaborative", "semantic", "mine:one")
     rule, collaborative, semantic, own = (step[f"reward_{name}"] for name in names)
     assert own == 4 + rule

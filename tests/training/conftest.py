@@ -15,9 +15,10 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from rere.backbones import backbone
 from rere.config.backbones import Tiny
 from rere.config.training import Training
+from rere.training.callbacks import StepLog
 from rere.training.groups import RewardedGroups, Rollouts
 from rere.training.rl import RlTrainer
-from rere.training.trainer import StepLog
+from rere.training.trainer import Trainer
 
 # ------------------------------------------------------------------------------- data and models
 
@@ -91,6 +92,17 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(autouse=True)
+def start_never_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs keep weights that they trained, since few of them are long enough to improve."""
+    determine = Trainer._determine_best_metric
+
+    def determine_later(self: Trainer, *args: Any, **more: Any) -> bool:
+        return self.state.global_step > 0 and determine(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "_determine_best_metric", determine_later)
 
 
 @pytest.fixture(scope="session")

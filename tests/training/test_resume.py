@@ -134,7 +134,7 @@ def test_patience_survives_a_resume(tmp_path, dropout_model, cycle, interrupt):
         update={"learning_rate": 10.0, "validations": 12, "patience": 3}
     )
     sft(options, dropout_model, cycle, 0, tmp_path / "uninterrupted")
-    losses = read_values(tmp_path / "uninterrupted", "eval_loss")
+    losses = read_values(tmp_path / "uninterrupted", "eval_loss")[1:]
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 3 < 12
     for step in (best + 3, best + 4):  # after one and two validations without a better loss

@@ -23,7 +23,7 @@ def test_ndcg_rises(improved_ranks, early_model, cycle):
 
 def test_saved_model_is_the_best_validated_one(improved_ranks, cycle):
     logged = read_values(improved_ranks, "eval_ndcg@10")
-    assert len(logged) == 4
+    assert len(logged) == 5
     assert ndcg(improved_ranks / "model", cycle, 8) == pytest.approx(max(logged), abs=1e-6)
 
 

@@ -309,7 +309,7 @@ def test_seconds_are_logged(tmp_path, early_model, one_step):
     rl(options(steps=3), early_model, one_step, 0, tmp_path)
     lines = list(map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()))
     seconds = [line["seconds"] for line in lines]
-    assert len(seconds) == 4
+    assert len(seconds) == 5  # with two validations
     assert 0 < seconds[0] < seconds[-1] < json.loads((tmp_path / "run.json").read_text())["seconds"]
     assert seconds == sorted(seconds)
 
