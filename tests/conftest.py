@@ -8,9 +8,16 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
 
 from rere.data.fetch import fetch
 from rere.errors import InputError
+
+
+# Deadlines would fail on a busy machine. `make fuzz` takes the second profile.
+settings.register_profile("rere", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=2000)
+settings.load_profile("rere")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
