@@ -74,7 +74,7 @@ def kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     if annotation in TYPES:
         found = {type(each): each for each in metadata}
         limits = [
-            f"{word} {getattr(found[bound], name):g}"
+            f"{word} {getattr(found[bound], name):.12g}"
             for bound, (word, name) in BOUNDS.items()
             if bound in found
         ]

@@ -1,11 +1,17 @@
 """Make or copy a backbone, a model with its tokenizer, and load it."""
 
+import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from gguf import GGUFReader
+from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -19,10 +25,15 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rere.config.backbones import Pretrained, Tiny
+from rere.config.run import MODEL_FILES
 from rere.data.dataset import read_items, read_split
-from rere.errors import InputError
+from rere.errors import InputError, first_line
 from rere.files import replacing
 from rere.tokenization import choose_instruction, prompt_text, response_text
+
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+WHOLE = 2**63
+"""Bytes of a weight file at most: never split, so that its name is known beforehand."""
 
 # Loading and saving are quick, and their progress bars would clutter a log.
 disable_progress_bar()
@@ -31,7 +42,8 @@ disable_progress_bar()
 def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
     """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
 
-    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone.
+    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone. Raises
+    InputError if model or tokenizer would not be stored as MODEL_FILES, which the graph names.
     """
     if isinstance(options, Tiny):
         if corpus is None:
@@ -46,22 +58,33 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
     # Drop the checkpoint's defaults for `generate`, such as sampling and penalties.
     model.generation_config = GenerationConfig()
     with replacing(output) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, tokenizer, folder)
+        if wrong := {path.name for path in folder.iterdir()} ^ set(MODEL_FILES):
+            raise InputError(
+                f"{getattr(options, 'model', output)}: {type(tokenizer).__name__} and "
+                f"{type(model).__name__} are stored with other files than usual "
+                f"({', '.join(sorted(wrong))}); take a model with a tokenizer.json"
+            )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model and its tokenizer to `folder`, as MODEL_FILES."""
+    model.save_pretrained(folder, max_shard_size=WHOLE)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
 def load_tokenizer(
     model: str | Path, revision: str | None = None, gguf_file: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a Hugging Face id or a local folder; raise InputError on failure."""
-    try:
+    with refusing(model, "a tokenizer"):
+        if gguf_file is not None:
+            check_gguf(Path(model, gguf_file))
         tokenizer = AutoTokenizer.from_pretrained(
             model, revision=revision, gguf_file=gguf_file, trust_remote_code=False
         )
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"{model}: cannot load a tokenizer ({first_line(error)})") from error
-    if not tokenizer("a").input_ids:  # a folder without a vocabulary loads, too
-        raise InputError(f"{model}: cannot load a tokenizer (its vocabulary is empty)")
+        if not tokenizer("a").input_ids:  # a folder without a vocabulary loads, too
+            raise ValueError("its vocabulary is empty")
     return tokenizer
 
 
@@ -71,9 +94,14 @@ def load_model(
     """Load the causal language model of a Hugging Face id or a local folder, in float32.
 
     Reads only safetensors, or `gguf_file`, whose weights are dequantised. Never runs code that
-    comes with a checkpoint. Raises InputError if there is no such model or it lacks weights.
+    comes with a checkpoint. Raises InputError if there is no such model, or if weights are missing,
+    infinite or NaN.
     """
-    try:
+    with refusing(model, "a language model"):
+        if gguf_file is not None:
+            check_gguf(Path(model, gguf_file))
+        elif Path(model).is_dir():
+            check_sizes(Path(model))
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model,
             revision=revision,
@@ -83,13 +111,11 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{model}: cannot load a language model ({first_line(error)})") from error
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"{model}: cannot load a language model ({missing[0]} is missing, "
-            f"{len(missing)} in all, and would be random)"
-        )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{missing[0]} is missing, {len(missing)} in all, and would be random")
+        for name, weight in loaded.named_parameters():
+            if not is_finite(weight):
+                raise ValueError(f"{name} has infinite or NaN weights")
     if gguf_file is not None:
         # The weights are floats now, but the model is still marked as quantised.
         loaded.is_quantized = False
@@ -97,9 +123,83 @@ def load_model(
     return loaded
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+@contextmanager
+def refusing(model: str | Path, what: str) -> Iterator[None]:
+    """Raise InputError for any error of libraries that parse the files of a model."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic in a Rust library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        is_plain = isinstance(error, ImportError | OSError | ValueError | RuntimeError)
+        reason = first_line(error) if is_plain else f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"{model}: cannot load {what} ({reason}); download or train it again, or take another"
+        ) from error
+
+
+class CheckedReader(GGUFReader):
+    """Raises ValueError if a GGUF file ends before what its header announces.
+
+    Otherwise numbers in the header decide how long reading takes, and how much memory.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **more: Any) -> Any:
+        values = super()._get(offset, dtype, count, *args, **more)
+        if len(values) < count:
+            raise ValueError("the file ends before what its header announces")
+        return values
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ValueError if the header of a GGUF file announces more than the file holds."""
+    if not path.is_file():
+        return  # a file of a Hugging Face id, or missing, which loading says
+    reader = CheckedReader(path)
+    for name, field in reader.fields.items():
+        if name.endswith(".block_count") and field.contents() > len(reader.tensors):
+            raise ValueError("its header announces more layers than the file has tensors")
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise ValueError if config.json describes many more weights than the folder's files hold.
+
+    Memory for them would be taken before they are found to be missing. Packed weights may be half
+    as many.
+    """
+    shapes: list[list[int]] = []
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes += [file.get_slice(name).get_shape() for name in names]
+    if not shapes:
+        return  # without weights that could be read, loading fails
+    held = sum(map(math.prod, shapes))
+    layers = count_layers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if layers > len(shapes) or count_weights(folder) > 2 * held:
+        raise ValueError(f"config.json describes more weights than the {held} that are stored")
+
+
+def count_layers(config: Any) -> int:
+    """Return the largest number of layers that a config.json names; a class may make a list."""
+    if not isinstance(config, dict):
+        return 0
+    named = [value for key, value in config.items() if key in LAYERS and isinstance(value, int)]
+    return max([0, *named, *map(count_layers, config.values())])
+
+
+def count_weights(folder: Path) -> int:
+    """Return the number of weights of a language model, without memory for them."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"), torch.random.fork_rng([]):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def is_finite(weight: torch.Tensor) -> bool:
+    """Return whether no value is infinite or NaN, in one pass and without a copy."""
+    return not weight.numel() or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 
 def training_text(data: Path, seed: int) -> Iterator[str]:

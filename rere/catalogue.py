@@ -1,8 +1,10 @@
 """The catalogue file of a trained model: titles, prefix tree and fingerprint."""
 
+import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -41,8 +43,9 @@ class Catalogue:
 
     @classmethod
     def build(cls, encoder: PromptEncoder, responses: Sequence[Sequence[int]]) -> Self:
-        """Return the catalogue of an encoder and its responses."""
-        return cls(encoder.titles, PrefixTree.build(responses), encoder.fingerprint())
+        """Return the catalogue of an encoder and its responses, as `with_titles`."""
+        tree = with_titles(PrefixTree.build(responses), encoder.titles)
+        return cls(encoder.titles, tree, encoder.fingerprint())
 
     def save(self, path: Path) -> None:
         """Write the catalogue to a safetensors file."""
@@ -53,19 +56,18 @@ class Catalogue:
             "title_bytes": torch.frombuffer(bytearray().join(titles), dtype=torch.uint8),
             "title_edge": torch.from_numpy(edge),
         }
+        arrays = {name: arrays[name] for name in ARRAYS}
+        # One entry: safetensors writes several in random order.
+        metadata = {"fingerprint": f"{self.fingerprint} {sha256(arrays)}"}
         with replacing(path) as temporary:
-            save_file(
-                {name: arrays[name] for name in ARRAYS},
-                temporary,
-                metadata={"fingerprint": self.fingerprint},
-            )
+            save_file(arrays, temporary, metadata)
 
     @classmethod
     def load(cls, path: Path, vocab_size: int) -> Self:
         """Read the catalogue in a file, for a model of `vocab_size` tokens.
 
         Raises InputError if there is no file, or one that `save` cannot have written: whatever is
-        loaded is safe to search.
+        loaded is safe to search. Earlier versions wrote no sha256.
         """
         if not path.is_file():
             raise InputError(
@@ -74,14 +76,49 @@ class Catalogue:
         try:
             with safe_open(path, framework="pt") as file:
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
-                fingerprint = (file.metadata() or {})["fingerprint"]
-            if not is_catalogue(arrays, vocab_size):
+                metadata = file.metadata() or {}
+            fingerprint, _, digest = metadata["fingerprint"].partition(" ")
+            if not is_catalogue(arrays, vocab_size) or digest not in ("", sha256(arrays)):
                 raise ValueError
             titles = split_text(arrays.pop("title_bytes"), arrays.pop("title_edge"))
         except (SafetensorError, KeyError, ValueError):
             raise InputError(f"{path}: not a catalogue; train the model again") from None
         depth = node_depths(arrays["edge"], arrays["first_child"])
-        return cls(titles, PrefixTree(**arrays, depth=depth, longest=int(depth.max())), fingerprint)
+        tree = PrefixTree(**arrays, depth=depth, longest=int(depth.max()))
+        return cls(titles, with_titles(tree, titles), fingerprint)
+
+
+def with_titles(tree: PrefixTree, titles: Sequence[str]) -> PrefixTree:
+    """Return the tree of items with these titles; its leaves stand for their first item's.
+
+    Says in the log which titles share the tokens of another one, and so are never recommended.
+    """
+    pairs = find_twins(tree.leaf_of_item, titles)
+    if pairs:
+        item, other = pairs[0]
+        print(
+            f"warning: titles with the tokens of another one, which are never recommended: "
+            f"{len({titles[item] for item, _ in pairs})}, first item {item}, {titles[item]!a}, as "
+            f"item {other}, {titles[other]!a}; rename them or choose another backbone",
+            file=sys.stderr,
+        )
+    return replace(tree, unreachable=torch.tensor([item for item, _ in pairs], dtype=torch.int64))
+
+
+def find_twins(leaf_of_item: Tensor, titles: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the items whose title is not that of their leaf's first item, each with that item."""
+    _, first, leaf = np.unique(leaf_of_item.numpy(), return_index=True, return_inverse=True)
+    others = np.flatnonzero(first[leaf] != np.arange(len(leaf)))
+    pairs = zip(others.tolist(), first[leaf[others]].tolist(), strict=True)
+    return [(item, other) for item, other in pairs if titles[item] != titles[other]]
+
+
+def sha256(arrays: Mapping[str, Tensor]) -> str:
+    """Return the hexadecimal sha256 of arrays, in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(arrays[name].numpy().data)
+    return digest.hexdigest()
 
 
 def is_catalogue(arrays: dict[str, Tensor], vocab_size: int) -> bool:

@@ -1,32 +1,49 @@
 """The `rere` command: parse the options of a stage, run it, and print errors in one line."""
 
 import argparse
+import io
 import itertools
 import os
 import signal
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from rere import config
-from rere.errors import InputError, hint, remedy
+from rere import config, signals
+from rere.errors import InputError, hint, printable, remedy
+from rere.files import DISK_FULL, is_disk_full
 from rere.stages import STAGES
 
 
 def main() -> None:
     """Run one stage. Bad input prints one line on standard error and exits with 1 (usage: 2)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # titles under PYTHONIOENCODING=ascii
     try:
         try:
             run()
         finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader closed the pipe, as in `rere --help | head`. Python flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            flush_output()
+    except BrokenPipeError:  # as in `rere --help | head`
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        reason = DISK_FULL if is_disk_full(error) else error.strerror or error
+        fail(f"rere: {error.filename or 'standard output'}: {reason}", 1)
+
+
+def flush_output() -> None:
+    """Flush standard output; if that fails, discard it, since Python flushes again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def run() -> None:
@@ -43,18 +60,34 @@ def run() -> None:
     arguments = sys.argv[1 + len(stage.split()) :]
     given = {word.partition("=")[0] for word in arguments}
     stage = next((s for s in other_forms(stage) if s.removeprefix(f"{stage} ") in given), stage)
-    command = parse(stage, arguments)
+    run_stage(stage, parse(stage, arguments))
+
+
+def run_stage(stage: str, command: Any) -> None:
+    """Run a stage; bad input, a file that cannot be read or written and a signal exit in one line.
+
+    The status after a signal is 128 plus its number.
+    """
+    signals.handle(signals.stop)
     try:
         command.run()
     except InputError as error:
         fail(f"rere {stage}: {error}", 1)
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except KeyboardInterrupt:
+        fail(f"rere {stage}: interrupted", 128 + signal.SIGINT)
+    except signals.Stopped as stopped:
+        signals.ignore()
+        fail(f"rere {stage}: {stopped}", 128 + stopped.number)
+    except Exception as error:
+        if is_disk_full(error):
+            output = " ".join(config.options.words(getattr(command, "output", "standard output")))
+            fail(f"rere {stage}: {getattr(error, 'filename', None) or output}: {DISK_FULL}", 1)
+        if not isinstance(error, OSError):
+            raise
         parts = [f"rere {stage}", error.filename, error.strerror or error]
         fail(": ".join(str(part) for part in parts if part is not None), 1)
-    except KeyboardInterrupt:
-        fail(f"rere {stage}: interrupted", 130)
 
 
 def other_forms(stage: str) -> list[str]:
@@ -169,5 +202,9 @@ def first_paragraph(command: Any) -> str:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    """Print a message in one line, whatever characters it has, and exit."""
+    with suppress(OSError):  # a full disk, or a terminal that was closed
+        print(printable(message), file=sys.stderr)
+    with suppress(OSError):
+        flush_output()
     raise SystemExit(status)

@@ -1,10 +1,13 @@
 """Write files and folders atomically."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,29 +17,123 @@ from rere.errors import InputError
 SNAKEMAKE = ".snakemake_timestamp"
 """A file that Snakemake writes to a folder that is a rule's output."""
 
+DISK_FULL = "the disk is full; free some space and run the command again"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL_TEXT = re.compile(
+    "No space left on device|Disk quota exceeded|PytorchStreamWriter failed|inline_container"
+)
+"""How libraries word it that raise errors of their own; torch only says that it cannot write."""
+
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EBADF}
+"""What network file systems say if they cannot flush, folders above all."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path for a file or folder, which replaces `path` atomically if the block succeeds.
 
-    A block that fails leaves nothing. Symbolic links are followed. Raises InputError if a folder
-    at `path` has files that the new one lacks, as the user may have named it by mistake.
+    `replacing_all` of one path.
     """
-    path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new, old = Path(scratch, path.name), Path(scratch, f"{path.name}.old")
+    with replacing_all([path]) as (new,):
         yield new
-        flush(new)
-        if path.exists() and path.is_dir() != new.is_dir():
-            kind = "folder" if path.is_dir() else "file"
-            raise InputError(f"{path}: is a {kind}; remove it or choose another output")
-        if path.is_dir():
-            for entry in path.iterdir():
-                if entry.name != SNAKEMAKE and not Path(new, entry.name).exists():
-                    raise InputError(f"{entry}: would be lost; remove it or choose another output")
-            path.rename(old)
+
+
+@contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield paths for files or folders, which replace `paths` once the block has written them all.
+
+    A block that fails leaves nothing. Symbolic links are followed. Raises InputError if the disk is
+    full, or if a folder among `paths` has files that the new one lacks, as the user may have named
+    it by mistake.
+    """
+    paths = [Path(path).resolve() for path in paths]
+    with naming_full_disk(paths[0]), ExitStack() as stack:
+        new = [stack.enter_context(scratch_folder(path)) / path.name for path in paths]
+        yield new
+        for path, written in zip(paths, new, strict=True):
+            flush(written)
+            check_replaceable(path, written)
+        for path, written in zip(paths, new, strict=True):
+            move(written, path)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raise InputError that names `path`, not a scratch file, if the block fills the disk."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise InputError(f"{path}: {DISK_FULL}") from error
+        raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk caused an error, whatever a library made of it."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or FULL_TEXT.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, removed at the end; those that killed processes left go first.
+
+    Its name has the machine and the process that own it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.{os.uname().nodename}."
+    for entry in path.parent.iterdir():
+        process = entry.name.removeprefix(prefix).partition(".")[0]
+        if entry.name.startswith(prefix) and process.isdecimal() and not is_running(int(process)):
+            old = entry / old_name(path)
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(entry, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=path.parent) as folder:
+        yield Path(folder)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process with this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def check_replaceable(path: Path, new: Path) -> None:
+    """Raise InputError if `new` may not replace what is at `path`."""
+    if path.exists() and path.is_dir() != new.is_dir():
+        kind = "folder" if path.is_dir() else "file"
+        raise InputError(f"{path}: is a {kind}; remove it or choose another output")
+    for entry in path.iterdir() if path.is_dir() else ():
+        if entry.name != SNAKEMAKE and not Path(new, entry.name).exists():
+            raise InputError(f"{entry}: would be lost; remove it or choose another output")
+
+
+def move(new: Path, path: Path) -> None:
+    """Move `new` to `path`. A folder there goes beside `new`, and comes back if that fails."""
+    if not path.is_dir():
         new.replace(path)
+        return
+    old = new.with_name(old_name(path))
+    try:
+        path.rename(old)
+        new.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+
+
+def old_name(path: Path) -> str:
+    return f"{path.name}.old"
 
 
 def flush(path: Path) -> None:
@@ -47,12 +144,16 @@ def flush(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to disk, where the file system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Self
 
@@ -34,6 +34,8 @@ class PrefixTree:
     leaf_of_item: Tensor  # (I,)
     longest: int
     """Tokens of the longest sequence."""
+    unreachable: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(U,) items whose title is not that of their leaf's first item, for which the leaf stands."""
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[int]]) -> Self:
@@ -140,17 +142,22 @@ class PrefixTree:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the tree with its arrays on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **values | tensors)
 
     @cached_property
     def leaf_items(self) -> dict[int, list[int]]:
-        """Item ids of each leaf, in ascending order; several if titles are equal."""
+        """Item ids of each leaf, in ascending order; several if their tokens are equal."""
         leaves: dict[int, list[int]] = {}
         for item, leaf in enumerate(self.leaf_of_item.tolist()):
             leaves.setdefault(leaf, []).append(item)
         return leaves
+
+    @cached_property
+    def hit_leaf(self) -> Tensor:
+        """The leaf that is a hit for each item, (I,): that with its title; -2 if none has it."""
+        return self.leaf_of_item.index_fill(0, self.unreachable, -2)
 
     @cached_property
     def first_item(self) -> Tensor:

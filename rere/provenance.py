@@ -24,6 +24,7 @@ class RunRecord:
     started: float  # of time.perf_counter
     seconds_before: float = 0.0
     resumed: int = 0
+    best_step: int | None = None  # of training: the step whose weights are kept, 0 for the start
 
     @property
     def seconds(self) -> float:
@@ -37,8 +38,8 @@ def provenance(
     """Yield a record of the run, and write it to `path` (run.json) if the block succeeds.
 
     It has versions, commit, options, seed, the sha256 of every input file, wall-clock seconds, how
-    often the run was resumed, and peak memory in MB. Seconds of a killed run count up to the
-    checkpoint that it resumed from.
+    often the run was resumed, the step whose weights are kept, and peak memory in MB. Seconds of a
+    killed run count up to the checkpoint that it resumed from.
     """
     started = time.perf_counter()
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
@@ -53,6 +54,7 @@ def provenance(
             "seed": seed,
             "seconds": round(record.seconds, 3),
             "resumed": record.resumed,
+            "best_step": record.best_step,
             **peak_memory(),
             "commit": commit(),
             "python": sys.version.split()[0],

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, DirectoryPath, Field, create_model, model_validator
 
 from rere import config
-from rere.config.options import Options
+from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
+from rere.errors import InputError
 from rere.provenance import provenance
 
 Data = Annotated[Path, Field(description="Folder that `rere preprocess` wrote.")]
 Model = Annotated[DirectoryPath, Field(description="Folder of a model and its tokenizer.")]
-Seed = Annotated[int, Field(ge=0, description="Seed of all random numbers.")]
+Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER, description="Seed of all random numbers.")]
 Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")]
 PredictionFolder = Annotated[
     Path, Field(description="Run folder: gets predictions.parquet and run.json.")
@@ -25,12 +26,21 @@ Figures = Annotated[list[Path], Field(min_length=1, description="Files to write,
 
 
 class Fetch(Options):
-    output: Path = Field(description="Folder for the raw files; replaced as a whole.")
+    output: Path | None = Field(
+        None,
+        description="Folder for the raw files; replaced as a whole. None: only say where Yelp's "
+        "can be found.",
+    )
 
     def run(self) -> None:
-        from rere.data.fetch import fetch
+        from rere.data.fetch import YELP_INSTRUCTIONS, fetch
 
-        fetch(self.source, self.output, self.category)
+        if self.output is None:
+            if self.source != "yelp":
+                raise InputError("--output: missing; name the folder for the raw files")
+            print(YELP_INSTRUCTIONS)
+        else:
+            fetch(self.source, self.output, self.category)
 
 
 class Preprocess(Options):
@@ -178,7 +188,7 @@ class RecommendTitles(config.evaluation.BeamSearch):
 
     model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
     history: list[str] = Field(min_length=1, description="Titles of the catalogue, oldest first.")
-    top: int = Field(10, ge=1, description="Titles to print.")
+    top: int = Field(10, ge=1, le=MAX_BEAMS, description="Titles to print.")
     seed: Seed = 0
 
     def run(self) -> None:

@@ -4,6 +4,7 @@ Errors are one line each and name the keys as the user wrote them.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +14,21 @@ from pydantic import TypeAdapter, ValidationError
 from rere.config.backbones import TinyBackbone
 from rere.config.baselines import Sequential
 from rere.config.benchmarks import BenchmarkedModel, SpeedBenchmark
+from rere.config.options import Options
 from rere.config.run import NO_BACKBONE
 from rere.config.study import METHOD_STAGES, Study
-from rere.errors import InputError, remedy, unknown
+from rere.errors import InputError, printable, remedy, shown, unknown
+
+MAX_MEMBERS = 10_000
+"""Methods of one grid."""
+
+FOLDERS = (
+    {"datasets": ("", ".sha256", ".part")},
+    {"backbones": ("",)},
+    {"methods": ("",)},
+    {"benchmarks": ("", ".curves"), "tables": ("", ".runs", ".curves")},
+)
+"""Sections whose entries write into one folder, and what follows an entry's name in its files."""
 
 
 def load_study(config: dict[str, Any]) -> Study:
@@ -25,8 +38,9 @@ def load_study(config: dict[str, Any]) -> Study:
     """
     expanded, grid_of = expand_grids(config)
     study = parse(Study, expanded, config, grid_of)
-    if lines := list(dict.fromkeys(find_wrong_names(study, grid_of))):
-        raise InputError("\n".join(lines))
+    checks = find_unusable_names, find_unusable_paths, find_wrong_names
+    if lines := [line for check in checks for line in check(study, grid_of)]:
+        raise InputError(one_line_each(lines))
     return study
 
 
@@ -43,7 +57,46 @@ def parse(
     except ValidationError as error:
         source = values if written is None else written
         lines = [describe_error(problem, source, grid_of or {}) for problem in error.errors()]
-        raise InputError("\n".join(dict.fromkeys(lines))) from None
+        raise InputError(one_line_each(lines)) from None
+
+
+def one_line_each(lines: list[str]) -> str:
+    """The different lines, without control characters, which text of a config may hold."""
+    return "\n".join(dict.fromkeys(map(printable, lines)))
+
+
+def find_unusable_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each name that Snakemake refuses or whose files another's would replace.
+
+    Upper and lower case count as the same, since they are on some disks.
+    """
+    for folder in FOLDERS:
+        owners: dict[str, str] = {}
+        for section, endings in folder.items():
+            for name in getattr(study, section):
+                own = f"{section}.{name}"
+                where = own if section != "methods" else f"methods.{grid_of.get(name, name)}"
+                if re.search(r"(.{1,5})\1{19}$", name):
+                    yield f"{where}: {name} is a loop to Snakemake; choose another name"
+                for file in {f"{name}{ending}".casefold() for ending in endings}:
+                    if (owner := owners.setdefault(file, own)) != own:
+                        yield f"{where}: its files would be those of {owner}; choose another name"
+
+
+def find_unusable_paths(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
+    """Yield a line for each path that Snakemake would take for another."""
+    options: list[tuple[str, Options]] = [
+        *((f"datasets.{name}", dataset) for name, dataset in study.datasets.items()),
+        *((f"backbones.{name}", backbone) for name, backbone in study.backbones.items()),
+        *(
+            (f"methods.{grid_of.get(name, name)}.{method.stage}", method.options)
+            for name, method in study.methods.items()
+        ),
+    ]
+    for where, each in options:
+        for key in ("folder", "events", "items", "model", "embeddings"):
+            if re.search(r"[{}\x00-\x1f\x7f]", str(getattr(each, key, None))):
+                yield f"{where}.{key}: holds braces or control characters; rename it"
 
 
 def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
@@ -70,8 +123,6 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
         if init == name:
             yield f"{where}: {' starts from '.join([*ancestors, name])}"
     for name, table in study.tables.items():
-        if name in study.benchmarks:
-            yield f"tables.{name}: a benchmark has that name; choose another name"
         for axis in ("datasets", "backbones", "methods"):
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
@@ -154,6 +205,7 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
             methods[name] = method
             continue
         stage = next(stage for stage in METHOD_STAGES if stage in method)
+        check_grid(f"methods.{name}.grid", method["grid"])
         for values in itertools.product(*method["grid"].values()):
             member = "-".join([str(name), *map(name_value, values)])
             if member in methods or member in config["methods"]:
@@ -167,6 +219,21 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
             name: replace_grids(table, grid_of) for name, table in config["tables"].items()
         }
     return expanded, grid_of
+
+
+def check_grid(where: str, grid: dict[Any, list[Any]]) -> None:
+    """Raise InputError for a grid of too many members, or of values that cannot be in a name."""
+    if (members := math.prod(map(len, grid.values()))) > MAX_MEMBERS:
+        raise InputError(f"{where}: has {members} members; give at most {MAX_MEMBERS}")
+    for key, values in grid.items():
+        for value in itertools.chain(
+            *(each if isinstance(each, list) else [each] for each in values)
+        ):
+            is_huge = isinstance(value, int) and value.bit_length() > 64
+            if is_huge or isinstance(value, dict | list | tuple | set):
+                raise InputError(
+                    printable(f"{where}.{key}: takes single values and lists, not {shown(value)}")
+                )
 
 
 def has_grid(method: Any) -> bool:

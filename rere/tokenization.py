@@ -59,6 +59,11 @@ def parse_title(response: str) -> str:
     return response.removesuffix("\n").removeprefix('"').removesuffix('"')
 
 
+def shorten(title: str) -> str:
+    """Return a title as a literal, cut after 40 characters."""
+    return repr(title) if len(title) <= 40 else f"{title[:40]!r}..."
+
+
 class PromptEncoder:
     """Encodes prompts and responses with one tokenizer and catalogue.
 
@@ -93,9 +98,11 @@ class PromptEncoder:
                 text = prompt_text(instruction, [self.titles[item] for item in history])
                 (prompts[row],) = self._encode([text])
             if len(prompts[row]) > MAX_PROMPT_TOKENS:
+                title = self.titles[history[-1]] if history else ""
                 raise InputError(
                     f"row {row_ids[row]}: its last item alone gives a prompt of "
-                    f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title"
+                    f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title "
+                    f"{shorten(title)} or filter it out (max_title_words)"
                 )
         return prompts
 

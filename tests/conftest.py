@@ -1,7 +1,15 @@
-"""Data that several test modules share, and one thread a test process."""
+"""Fixtures of several folders and of the modules beside this one; one thread a test process.
+
+Those with models import them when they are made: tests without models start without torch.
+"""
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: several test processes share the machine, and more threads than
 # processors slow each other down many times over. Child processes inherit it.
@@ -9,9 +17,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
+from snakemake_runs import ROOT, SMALL, snakemake, write_raw
 
+from rere.config.backbones import Tiny
 from rere.data.fetch import fetch
 from rere.errors import InputError
+
+# ----------------------------------------------------------------------------------------- data
 
 
 # Deadlines would fail on a busy machine. `make fuzz` takes the second profile.
@@ -44,4 +56,136 @@ def fetched(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         fetch(source, folder)
     except InputError as error:
         pytest.skip(f"{source} could not be fetched: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cycle_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose targets follow the last item in CYCLE, without a test split."""
+    from tiny_models import write_cycle
+
+    return write_cycle(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture
+def catalogue_file(tmp_path: Path) -> Path:
+    """The file of SMALL_CATALOGUE, which a test may damage."""
+    from prefix_trees import SMALL_CATALOGUE, save_catalogue
+
+    from rere.catalogue import CATALOGUE
+
+    return save_catalogue(*SMALL_CATALOGUE, tmp_path / CATALOGUE)
+
+
+# --------------------------------------------------------------------------------------- models
+
+
+@pytest.fixture(scope="session")
+def fixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with fixed weights, whose scores of different titles are far apart."""
+    from tiny_models import write_fixed_model
+
+    return write_fixed_model(tmp_path_factory.mktemp("fixed_model"))
+
+
+@pytest.fixture(scope="session")
+def model_with_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the catalogue of ITEM_TITLES, as training stores it."""
+    from ranking_data import build_catalogue
+    from tiny_models import write_fixed_model
+
+    from rere.catalogue import CATALOGUE
+
+    folder = write_fixed_model(tmp_path_factory.mktemp("model_with_catalogue"))
+    build_catalogue().save(folder / CATALOGUE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, cycle_data: Path) -> Path:
+    """The folder of a backbone with the options TINY."""
+    from tiny_models import TINY
+
+    from rere.backbones import backbone
+
+    folder = tmp_path_factory.mktemp("tiny") / "backbone"
+    backbone(TINY, cycle_data, folder)
+    return folder
+
+
+@pytest.fixture
+def published_model(tmp_path: Path) -> Path:
+    """A bfloat16 checkpoint whose generation config samples. A test may damage it."""
+    from tiny_models import causal_lm, tokenizer
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "published"
+    model = causal_lm("llama", len(tokenizer("qwen2"))).bfloat16()
+    model.generation_config = GenerationConfig(do_sample=True, top_k=3, repetition_penalty=2.0)
+    model.save_pretrained(folder)
+    tokenizer("qwen2").save_pretrained(folder)
+    return folder
+
+
+# ----------------------------------------------------------------------------------- tokenizers
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """A function that gives the tokenizer of a kind: one of TOKENIZERS, or `tiny`.
+
+    The last is that of a `tiny` backbone, loaded from its folder.
+    """
+    from tiny_models import TITLES, tokenizer, write_data
+
+    from rere.backbones import backbone, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    data = write_data(folder / "data", TITLES[:4], train=[([0, 1], 2), ([1, 2], 3)])
+    backbone(Tiny(vocab_size=300, hidden_size=8, num_heads=1), data, folder / "backbone")
+    tiny = load_tokenizer(folder / "backbone")
+    return lambda kind: tiny if kind == "tiny" else tokenizer(kind)
+
+
+# --------------------------------------------------------------------------- the whole package
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small study, run from raw files to table and figure."""
+    folder = tmp_path_factory.mktemp("study")
+    write_raw(folder / "raw")
+    done = snakemake(folder, SMALL)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a wheel of the package is installed in. Nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # Not built in the repository, where setuptools would leave files and pick up old ones.
+    source, target = folder / "source", folder / "target"
+    shutil.copytree(ROOT / "rere", source / "rere", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip("wheel", source, "--no-build-isolation", "--wheel-dir", folder)
+    [wheel] = folder.glob("*.whl")
+    pip("install", wheel, "--no-compile", "--target", target)
+    return target
+
+
+def pip(*arguments: str | Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--no-index"], check=True
+    )
+
+
+@pytest.fixture(scope="session")
+def built_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built documentation."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder

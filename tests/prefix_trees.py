@@ -2,13 +2,25 @@
 
 from hypothesis import strategies as st
 
+from rere.catalogue import Catalogue
+from rere.prefix_tree import PrefixTree
+
 EOS = 0
 """Ends every sequence and occurs nowhere else, so none is a prefix of another."""
 
 CATALOGUES = st.lists(st.lists(st.integers(1, 4), max_size=6), min_size=1, max_size=30).map(
     lambda paths: [[*path, EOS] for path in paths]
 )
+SMALL_CATALOGUE = ([[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], [9, 5, 0]], ["a", "b", "é", "d"])
+"""Token sequences and titles of four items."""
+
 TREE_ARRAYS = ("token", "edge", "first_child", "depth", "leaf_of_item")
+
+
+def save_catalogue(sequences, titles, path):
+    """Save the catalogue of these items, with the fingerprint f; return the path."""
+    Catalogue(titles, PrefixTree.build(sequences), "f").save(path)
+    return path
 
 
 def nested_dicts(sequences):

@@ -1,6 +1,11 @@
-"""Titles and test rows that the tests of ranking share."""
+"""Titles, test rows and a catalogue that the tests of ranking share."""
 
-from tiny_models import TITLES
+from collections.abc import Sequence
+
+from tiny_models import TITLES, tokenizer
+
+from rere.catalogue import Catalogue
+from rere.tokenization import PromptEncoder
 
 ITEM_TITLES = [*TITLES, *(f"Item number {number}" for number in range(12)), "Heat"]
 """Titles of 25 items; three of them are called Heat."""
@@ -12,3 +17,9 @@ TEST_ROWS = [
 """(history, target) of each test row."""
 
 SEED = 5
+
+
+def build_catalogue(titles: Sequence[str] = ITEM_TITLES) -> Catalogue:
+    """The catalogue of these titles in the tokens of the fixed model."""
+    encoder = PromptEncoder(tokenizer("qwen2"), titles)
+    return Catalogue.build(encoder, encoder.encode_responses())

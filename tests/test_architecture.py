@@ -1,4 +1,4 @@
-"""Imports point one way, and identifiers have the field's words."""
+"""Imports point one way, identifiers have the field's words, and fixtures are in conftest.py."""
 
 import ast
 import io
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors"},
-    {"config", "files", "prefix_tree", "progress", "tokenization"},
+    {"config", "files", "prefix_tree", "progress", "signals", "tokenization", "yaml_files"},
     {"catalogue", "data", "engine", "provenance", "study"},
-    {"backbones", "engine.model"},
+    {"backbones", "engine.model", "inputs"},
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
     {"baselines", "reporting", "training"},
@@ -150,3 +150,8 @@ def test_headings_of_the_documentation_have_no_old_words():
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         headings = re.findall(r"^#+ (.*)", path.read_text(), re.M)
         assert path.name == "renamed.md" or not list(filter(is_old, headings)), path
+
+
+def test_no_test_module_defines_a_fixture():
+    paths = (ROOT / "tests").rglob("test_*.py")
+    assert not [path.name for path in paths if "\n@pytest.fixture" in path.read_text()]

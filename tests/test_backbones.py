@@ -1,47 +1,19 @@
 """Backbones on disk: tiny ones made from scratch, and copies of published ones."""
 
 import json
+import shutil
 from pathlib import Path
 
-import gguf
-import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CYCLE, causal_lm, tokenizer, write_cycle, write_data
-from transformers import GenerationConfig
+from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_gguf
 
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
-from rere.config.backbones import Pretrained, Tiny
+from rere.config.backbones import Pretrained
 from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
-
-TINY = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder without a test split."""
-    return write_cycle(tmp_path_factory.mktemp("cycle"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "backbone"
-    backbone(TINY, data, folder)
-    return folder
-
-
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A bfloat16 checkpoint whose generation config samples."""
-    folder = tmp_path / "published"
-    model = causal_lm("llama", len(tokenizer("qwen2"))).bfloat16()
-    model.generation_config = GenerationConfig(do_sample=True, top_k=3, repetition_penalty=2.0)
-    model.save_pretrained(folder)
-    tokenizer("qwen2").save_pretrained(folder)
-    return folder
 
 
 def assert_weights_equal(actual: Path, expected: Path) -> None:
@@ -54,13 +26,13 @@ def assert_weights_equal(actual: Path, expected: Path) -> None:
 # ----------------------------------------------------------------------------------------- tiny
 
 
-def test_tiny_has_only_safetensors_and_json(tiny):
-    assert {path.suffix for path in tiny.iterdir()} <= {".safetensors", ".json", ".jinja"}
-    assert (tiny / "model.safetensors").is_file()
+def test_tiny_has_only_safetensors_and_json(tiny_backbone):
+    assert {path.suffix for path in tiny_backbone.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert (tiny_backbone / "model.safetensors").is_file()
 
 
-def test_tiny_has_the_sizes_of_its_options(tiny):
-    model, vocabulary = load_model(tiny), load_tokenizer(tiny)
+def test_tiny_has_the_sizes_of_its_options(tiny_backbone):
+    model, vocabulary = load_model(tiny_backbone), load_tokenizer(tiny_backbone)
     config = model.config
     assert config.model_type == "qwen2"
     assert config.vocab_size == len(vocabulary) <= TINY.vocab_size
@@ -72,45 +44,45 @@ def test_tiny_has_the_sizes_of_its_options(tiny):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_tiny_depends_on_its_seed_only(tmp_path, data, tiny):
+def test_tiny_depends_on_its_seed_only(tmp_path, cycle_data, tiny_backbone):
     torch.rand(5)  # another state of the generator
-    backbone(TINY, data, tmp_path / "again")
-    assert_weights_equal(tmp_path / "again", tiny)
+    backbone(TINY, cycle_data, tmp_path / "again")
+    assert_weights_equal(tmp_path / "again", tiny_backbone)
     assert (tmp_path / "again" / "tokenizer.json").read_text() == (
-        tiny / "tokenizer.json"
+        tiny_backbone / "tokenizer.json"
     ).read_text()
-    backbone(TINY.model_copy(update={"seed": 1}), data, tmp_path / "other")
+    backbone(TINY.model_copy(update={"seed": 1}), cycle_data, tmp_path / "other")
     with pytest.raises(AssertionError):
-        assert_weights_equal(tmp_path / "other", tiny)
+        assert_weights_equal(tmp_path / "other", tiny_backbone)
 
 
-def test_the_tokenizer_is_trained_on_titles_and_training_rows(data):
-    text = list(training_text(data, seed=5))
+def test_the_tokenizer_is_trained_on_titles_and_training_rows(cycle_data):
+    text = list(training_text(cycle_data, seed=5))
     assert text[: len(CYCLE)] == [f'"{title}"\n' for title in CYCLE]
-    train = read_split(data, "train")
+    train = read_split(cycle_data, "train")
     assert len(text) == len(CYCLE) + len(train)
     row_id, history, target = train.select("row_id", "history", "target").row(7)
     prompt = prompt_text(choose_instruction(5, row_id), [CYCLE[item] for item in history])
     assert text[len(CYCLE) + 7] == prompt + response_text(CYCLE[target])
 
 
-def test_the_tokenizer_needs_no_validation_or_test_rows(tmp_path, data, tiny):
+def test_the_tokenizer_needs_no_validation_or_test_rows(tmp_path, cycle_data, tiny_backbone):
     for name in ("items", "train"):
-        pl.read_parquet(data / f"{name}.parquet").write_parquet(tmp_path / f"{name}.parquet")
+        shutil.copy(cycle_data / f"{name}.parquet", tmp_path)
     backbone(TINY, tmp_path, tmp_path / "backbone")
     assert (tmp_path / "backbone" / "tokenizer.json").read_text() == (
-        tiny / "tokenizer.json"
+        tiny_backbone / "tokenizer.json"
     ).read_text()
 
 
-def test_the_tokenizer_encodes_unseen_characters(tiny):
-    vocabulary = load_tokenizer(tiny)
+def test_the_tokenizer_encodes_unseen_characters(tiny_backbone):
+    vocabulary = load_tokenizer(tiny_backbone)
     text = '"Ünsèen ☃ 🙂 \t東京"\n'
     assert vocabulary.decode(vocabulary(text).input_ids) == text
 
 
-def test_frequent_words_are_tokens(tiny):
-    responses = PromptEncoder(load_tokenizer(tiny), CYCLE).encode_responses()
+def test_frequent_words_are_tokens(tiny_backbone):
+    responses = PromptEncoder(load_tokenizer(tiny_backbone), CYCLE).encode_responses()
     assert max(map(len, responses)) <= 9
 
 
@@ -120,19 +92,13 @@ def test_tiny_needs_a_corpus(tmp_path):
     assert not (tmp_path / "backbone").exists()
 
 
-def test_a_tokenizer_can_be_trained_without_training_rows(tmp_path):
-    data = write_data(tmp_path / "data", CYCLE, train=[])
-    backbone(TINY, data, tmp_path / "backbone")
-    assert len(load_tokenizer(tmp_path / "backbone")) >= 257
-
-
 # ----------------------------------------------------------------------------------- pretrained
 
 
-def test_a_copy_has_the_same_weights_in_float32(tmp_path, published):
-    backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
+def test_a_copy_has_the_same_weights_in_float32(tmp_path, published_model):
+    backbone(Pretrained(model=str(published_model)), None, tmp_path / "copy")
     copy = load_file(tmp_path / "copy" / "model.safetensors")
-    for name, weight in load_file(published / "model.safetensors").items():
+    for name, weight in load_file(published_model / "model.safetensors").items():
         assert weight.dtype == torch.bfloat16
         assert copy[name].dtype == torch.float32
         assert torch.equal(copy[name], weight.float()), name
@@ -143,8 +109,8 @@ def test_a_copy_has_the_same_weights_in_float32(tmp_path, published):
     )
 
 
-def test_a_copy_has_no_generation_defaults(tmp_path, published):
-    backbone(Pretrained(model=str(published)), None, tmp_path / "copy")
+def test_a_copy_has_no_generation_defaults(tmp_path, published_model):
+    backbone(Pretrained(model=str(published_model)), None, tmp_path / "copy")
     defaults = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
     assert not defaults.keys() & {
         "do_sample",
@@ -155,37 +121,9 @@ def test_a_copy_has_no_generation_defaults(tmp_path, published):
     }
 
 
-@pytest.fixture
-def quantised(tmp_path: Path) -> Path:
-    """A GGUF file with a Qwen2 of half-precision weights and its tokenizer."""
-    model, vocabulary = causal_lm("qwen2", len(tokenizer("qwen2"))), tokenizer("qwen2")
-    config = model.config
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    backend = json.loads(vocabulary.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary.convert_ids_to_tokens(range(len(vocabulary))))
-    writer.add_token_merges([" ".join(merge) for merge in backend["merges"]])
-    writer.add_eos_token_id(vocabulary.eos_token_id)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight.half().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tmp_path
-
-
-def test_a_gguf_file_is_stored_dequantised(tmp_path, quantised):
-    options = Pretrained(model=str(quantised), gguf_file="model.gguf")
+def test_a_gguf_file_is_stored_dequantised(tmp_path):
+    write_gguf(tmp_path / "model.gguf")
+    options = Pretrained(model=str(tmp_path), gguf_file="model.gguf")
     backbone(options, None, tmp_path / "copy")
     copy = load_model(tmp_path / "copy")
     expected = causal_lm("qwen2", len(tokenizer("qwen2"))).half().state_dict()
@@ -199,9 +137,10 @@ def test_a_gguf_file_is_stored_dequantised(tmp_path, quantised):
     )
 
 
-def test_a_missing_gguf_file_is_refused(quantised):
+def test_a_missing_gguf_file_is_refused(tmp_path):
+    write_gguf(tmp_path / "model.gguf")
     with pytest.raises(InputError, match=r"cannot load a tokenizer \(.*other.gguf"):
-        load_tokenizer(quantised, gguf_file="other.gguf")
+        load_tokenizer(tmp_path, gguf_file="other.gguf")
 
 
 def assert_refused(folder: Path, reason: str) -> None:
@@ -211,40 +150,41 @@ def assert_refused(folder: Path, reason: str) -> None:
         load_model(folder)
 
 
-def test_weights_in_a_pickle_are_refused(published):
-    weights = load_file(published / "model.safetensors")
-    (published / "model.safetensors").unlink()
-    torch.save(weights, published / "pytorch_model.bin")
-    assert_refused(published, "no file named model.safetensors")
+def test_weights_in_a_pickle_are_refused(published_model):
+    weights = load_file(published_model / "model.safetensors")
+    (published_model / "model.safetensors").unlink()
+    torch.save(weights, published_model / "pytorch_model.bin")
+    assert_refused(published_model, "no file named model.safetensors")
 
 
-def test_missing_weights_are_refused(published):
-    weights = load_file(published / "model.safetensors")
+def test_missing_weights_are_refused(published_model):
+    weights = load_file(published_model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
-    assert_refused(published, r"model.layers.1.mlp.up_proj.weight is missing, 1 in all")
+    save_file(weights, published_model / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(published_model, r"model.layers.1.mlp.up_proj.weight is missing, 1 in all")
 
 
-def test_weights_of_another_shape_are_refused(published):
-    weights = load_file(published / "model.safetensors")
+def test_weights_of_another_shape_are_refused(published_model):
+    weights = load_file(published_model / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"][:7].clone()
-    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
-    assert_refused(published, "mismatched")
+    save_file(weights, published_model / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(published_model, "mismatched")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 2000])
-def test_a_damaged_file_is_refused(published, kept):
-    content = (published / "model.safetensors").read_bytes()
-    (published / "model.safetensors").write_bytes(content[:kept])
-    assert_refused(published, "")
+def test_a_damaged_file_is_refused(published_model, kept):
+    content = (published_model / "model.safetensors").read_bytes()
+    (published_model / "model.safetensors").write_bytes(content[:kept])
+    assert_refused(published_model, "")
 
 
-def test_code_of_a_checkpoint_is_not_run(published, tmp_path):
-    config = json.loads((published / "config.json").read_text())
+def test_code_of_a_checkpoint_is_not_run(published_model, tmp_path):
+    config = json.loads((published_model / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-    (published / "config.json").write_text(json.dumps(config))
-    (published / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
-    assert_refused(published, "")
+    (published_model / "config.json").write_text(json.dumps(config))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n"
+    (published_model / "own.py").write_text(code)
+    assert_refused(published_model, "")
     assert not (tmp_path / "ran").exists()
 
 
@@ -254,8 +194,8 @@ def test_a_missing_folder_is_refused(tmp_path, load):
         load(tmp_path / "nowhere")
 
 
-def test_a_folder_without_a_tokenizer_is_refused(published):
-    for path in published.glob("tokenizer*"):
+def test_a_folder_without_a_tokenizer_is_refused(published_model):
+    for path in published_model.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(InputError, match="published: cannot load a tokenizer"):
-        load_tokenizer(published)
+        load_tokenizer(published_model)

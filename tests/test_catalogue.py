@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from prefix_trees import (
     CATALOGUES,
     EOS,
+    SMALL_CATALOGUE,
     assert_same_tree,
     nested_dicts,
+    save_catalogue,
     sequence_of,
     tree_to_dicts,
 )
@@ -29,11 +31,6 @@ from rere.tokenization import PromptEncoder
 
 def encoder(titles=TITLES, kind="qwen2"):
     return PromptEncoder(tiny_models.tokenizer(kind), titles)
-
-
-def save_catalogue(sequences, titles, path):
-    Catalogue(titles, PrefixTree.build(sequences), "f").save(path)
-    return path
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -88,7 +85,7 @@ def test_different_catalogues_have_different_fingerprints(monkeypatch):
         assert one != other
 
 
-# Errors in the arrays of the catalogue `by_hand`, which loading must refuse.
+# Errors in the arrays of SMALL_CATALOGUE, which loading must refuse.
 DAMAGE = {
     "token": {
         "below the vocabulary": [9, 2, 5, 0, 0, 7, -1, 0],
@@ -144,12 +141,6 @@ DAMAGE = {
 }
 
 
-@pytest.fixture
-def by_hand(tmp_path):
-    sequences = [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], [9, 5, 0]]
-    return save_catalogue(sequences, ["a", "b", "é", "d"], tmp_path / CATALOGUE)
-
-
 def assert_refused(path, vocab_size=10):
     with pytest.raises(InputError) as caught:
         Catalogue.load(path, vocab_size)
@@ -159,23 +150,23 @@ def assert_refused(path, vocab_size=10):
 @pytest.mark.parametrize(
     ("name", "fault"), [(name, fault) for name, faults in DAMAGE.items() for fault in faults]
 )
-def test_a_damaged_array_is_refused(by_hand, name, fault):
-    arrays = load_file(by_hand)
-    assert Catalogue.load(by_hand, 10).tree.longest == 5
+def test_a_damaged_array_is_refused(catalogue_file, name, fault):
+    arrays = load_file(catalogue_file)
+    assert Catalogue.load(catalogue_file, 10).tree.longest == 5
     arrays[name] = torch.tensor(DAMAGE[name][fault], dtype=ARRAYS[name])
-    save_file(arrays, by_hand, {"fingerprint": "f"})
-    assert_refused(by_hand)
+    save_file(arrays, catalogue_file, {"fingerprint": "f"})
+    assert_refused(catalogue_file)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_an_array_of_another_type_or_shape_is_refused(by_hand, name):
-    arrays = load_file(by_hand)
+def test_an_array_of_another_type_or_shape_is_refused(catalogue_file, name):
+    arrays = load_file(catalogue_file)
     for wrong in (arrays[name].float(), arrays[name].int(), arrays[name][None], torch.tensor(1)):
-        save_file({**arrays, name: wrong.clone()}, by_hand, {"fingerprint": "f"})
-        assert_refused(by_hand)
+        save_file({**arrays, name: wrong.clone()}, catalogue_file, {"fingerprint": "f"})
+        assert_refused(catalogue_file)
     del arrays[name]
-    save_file(arrays, by_hand, {"fingerprint": "f"})
-    assert_refused(by_hand)
+    save_file(arrays, catalogue_file, {"fingerprint": "f"})
+    assert_refused(catalogue_file)
 
 
 @given(data=st.data())
@@ -183,7 +174,7 @@ def test_an_array_of_another_type_or_shape_is_refused(by_hand, name):
 def test_a_changed_file_is_refused_or_a_valid_tree(tmp_path_factory, data):
     """With any one number changed, the file is refused or has a tree that can be traversed."""
     path = tmp_path_factory.mktemp("changed") / CATALOGUE
-    save_catalogue([[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], [9, 5, 0]], ["a", "b", "é", "d"], path)
+    save_catalogue(*SMALL_CATALOGUE, path)
     arrays = load_file(path)
     array = arrays[data.draw(st.sampled_from(list(arrays)))]
     array[data.draw(st.integers(0, len(array) - 1))] = data.draw(st.integers(0, 11))
@@ -198,24 +189,24 @@ def test_a_changed_file_is_refused_or_a_valid_tree(tmp_path_factory, data):
     assert len(loaded.titles) == 4
 
 
-def test_a_file_of_another_format_is_refused(by_hand, tmp_path):
-    arrays = load_file(by_hand)
+def test_a_file_of_another_format_is_refused(catalogue_file, tmp_path):
+    arrays = load_file(catalogue_file)
     for metadata in (None, {"format": "pt"}):
-        save_file(arrays, by_hand, metadata)
-        assert_refused(by_hand)
+        save_file(arrays, catalogue_file, metadata)
+        assert_refused(catalogue_file)
     for content in (b"", b"{}", b"\x80\x04K\x01.", b"\xff" * 99):
-        by_hand.write_bytes(content)
-        assert_refused(by_hand)
+        catalogue_file.write_bytes(content)
+        assert_refused(catalogue_file)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
-def test_a_truncated_file_is_refused(by_hand, kept):
-    by_hand.write_bytes(by_hand.read_bytes()[:kept])
-    assert_refused(by_hand)
+def test_a_truncated_file_is_refused(catalogue_file, kept):
+    catalogue_file.write_bytes(catalogue_file.read_bytes()[:kept])
+    assert_refused(catalogue_file)
 
 
-def test_a_smaller_vocabulary_is_refused(by_hand):
-    assert_refused(by_hand, vocab_size=9)
+def test_a_smaller_vocabulary_is_refused(catalogue_file):
+    assert_refused(catalogue_file, vocab_size=9)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -227,7 +218,7 @@ def test_a_missing_file_is_refused(tmp_path):
     )
 
 
-def test_the_file_has_only_the_arrays_and_the_fingerprint(by_hand):
-    with safe_open(by_hand, framework="pt") as file:
-        assert file.metadata() == {"fingerprint": "f"}
+def test_the_file_has_only_the_arrays_and_the_fingerprint(catalogue_file):
+    with safe_open(catalogue_file, framework="pt") as file:
+        assert set(file.metadata()) == {"fingerprint"}
         assert set(file.keys()) == set(ARRAYS)

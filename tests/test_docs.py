@@ -3,7 +3,6 @@
 import itertools
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -122,6 +121,11 @@ def test_commands_exist(words):
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     forms = [form for form in STAGES if form.partition(" --")[0] == stage]
     assert any(given <= {"--help", *map(flag, STAGES[form].model_fields)} for form in forms)
+    needed = [
+        {flag(name) for name, field in STAGES[form].model_fields.items() if field.is_required()}
+        for form in forms
+    ]
+    assert "--help" in given or any(flags <= given for flags in needed)
 
 
 @pytest.mark.parametrize("words", [pytest.param(c, id=" ".join(c)) for c in commands("snakemake")])
@@ -156,16 +160,6 @@ def test_the_reward_snippets_are_rewards(snippet, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- the site
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
-    folder = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 class Loads(HTMLParser):
     """Collects what a page loads: everything but the targets of its links."""
 
@@ -179,22 +173,22 @@ class Loads(HTMLParser):
             self.found += [value for name, value in attrs if name in LOADED and value]
 
 
-def test_the_site_loads_nothing_from_elsewhere(site):
-    pages = list(site.rglob("*.html"))
+def test_the_site_loads_nothing_from_elsewhere(built_site):
+    pages = list(built_site.rglob("*.html"))
     assert len(pages) > 10
     for page in pages:
         for address in Loads(page).found:
             assert "//" not in address, f"{page.name}: {address}"
             path = address.partition("?")[0].partition("#")[0]
-            file = site / path[1:] if path.startswith("/") else page.parent / path
+            file = built_site / path[1:] if path.startswith("/") else page.parent / path
             assert file.exists(), f"{page.name}: {address}"
-    for style in site.rglob("*.css"):
+    for style in built_site.rglob("*.css"):
         assert not re.search(r"url\(\W*(https?:)?//|@import", style.read_text()), style.name
 
 
-def test_the_site_has_what_it_would_load_from_elsewhere(site):
+def test_the_site_has_what_it_would_load_from_elsewhere(built_site):
     """The theme fetches these from the network unless a page has loaded them."""
-    page = (site / "architecture.html").read_text()
+    page = (built_site / "architecture.html").read_text()
     assert 'src="javascripts/mermaid.tiny.js"' in page
     assert 'src="javascripts/iframe-worker.js"' in page
     assert '<pre class="mermaid">' in page
@@ -210,14 +204,14 @@ def option_models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from option_models(inner)
 
 
-def test_every_option_and_every_stage_is_on_its_page(site):
-    configuration = (site / "configuration.html").read_text()
+def test_every_option_and_every_stage_is_on_its_page(built_site):
+    configuration = (built_site / "configuration.html").read_text()
     for model in set(option_models(Study)):
         for key in model.model_fields:
             assert f"<code>{key}</code>" in configuration, f"{model.__name__}.{key}"
-    headings = re.findall(r"<h2[^>]*>(.*?)<a", (site / "command-line.html").read_text())
+    headings = re.findall(r"<h2[^>]*>(.*?)<a", (built_site / "command-line.html").read_text())
     assert {name for heading in headings for name in heading.split(", ")} == {
         f"rere {stage}" for stage in STAGES
     }
-    renamed = (site / "renamed.html").read_text()
+    renamed = (built_site / "renamed.html").read_text()
     assert all(f"<code>{old}</code>" in renamed for old in RENAMED)

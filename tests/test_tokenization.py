@@ -4,12 +4,10 @@ import pytest
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TITLES, TOKENIZERS, write_data
+from tiny_models import TITLES, TOKENIZERS
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase
 
-from rere.backbones import backbone, load_tokenizer
-from rere.config.backbones import Tiny
 from rere.errors import InputError
 from rere.tokenization import (
     INSTRUCTIONS,
@@ -22,22 +20,10 @@ from rere.tokenization import (
 )
 
 KINDS = [*TOKENIZERS, "tiny"]
+"""Kinds of `tokenizer_of`."""
 STARTS_WITH_BOS = {"opt", "llama3", "llama2", "unigram"}
 ANY_TITLE = st.text(max_size=12) | st.text('aT "\n\t\r,.#:▁', max_size=12)
-
-
-@pytest.fixture(scope="module")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """The tokenizer of a `tiny` backbone, loaded from its folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    data = write_data(folder / "data", TITLES[:4], train=[([0, 1], 2), ([1, 2], 3)])
-    backbone(Tiny(vocab_size=300, hidden_size=8, num_heads=1), data, folder / "backbone")
-    return load_tokenizer(folder / "backbone")
-
-
-@pytest.fixture(params=KINDS)
-def tokenizer(request, tiny_tokenizer) -> PreTrainedTokenizerBase:
-    return tiny_tokenizer if request.param == "tiny" else tiny_models.tokenizer(request.param)
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def joint_ids(tokenizer: PreTrainedTokenizerBase, text: str, has_bos: bool) -> list[int]:
@@ -103,15 +89,17 @@ def test_titles_are_decoded_from_whole_and_cut_responses():
     assert encoder.decode_titles([[]]) == [""]
 
 
-def test_an_encoded_title_is_never_empty(tokenizer):
-    encoder = PromptEncoder(tokenizer, TITLES)
+@each_kind
+def test_an_encoded_title_is_never_empty(kind, tokenizer_of):
+    encoder = PromptEncoder(tokenizer_of(kind), TITLES)
     encoded = encoder.encode_titles(["Heat", ""])
     assert encoder.encode_titles(["Heat"]) == encoded[:1]
     assert all(len(ids) >= 1 for ids in encoded)
 
 
-def test_a_prompt_does_not_depend_on_its_batch(tokenizer):
-    encoder = PromptEncoder(tokenizer, TITLES)
+@each_kind
+def test_a_prompt_does_not_depend_on_its_batch(kind, tokenizer_of):
+    encoder = PromptEncoder(tokenizer_of(kind), TITLES)
     histories = [[0], [1, 2, 3], [4, 5, 6, 7, 8], [11] * 10]
     together = encoder.encode_prompts([4, 9, 2, 7], histories, seed=5)
     alone = [
@@ -126,9 +114,9 @@ def test_a_prompt_does_not_depend_on_its_batch(tokenizer):
 
 
 @pytest.mark.parametrize("target", range(len(TITLES)), ids=TITLES)
-def test_prompt_and_response_have_the_ids_of_the_joint_text(tokenizer, request, target):
-    kind = request.node.callspec.params["tokenizer"]
-    assert_joint(tokenizer, kind, TITLES, list(range(len(TITLES))), target)
+@each_kind
+def test_prompt_and_response_have_the_ids_of_the_joint_text(kind, tokenizer_of, target):
+    assert_joint(tokenizer_of(kind), kind, TITLES, list(range(len(TITLES))), target)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -153,16 +141,18 @@ def test_a_prompt_starts_with_one_bos_if_the_tokenizer_adds_it(kind):
         assert (prompt[0] == tokenizer.bos_token_id) == (kind in STARTS_WITH_BOS)
 
 
-def test_a_response_ends_with_its_only_eos(tokenizer):
+@each_kind
+def test_a_response_ends_with_its_only_eos(kind, tokenizer_of):
+    tokenizer = tokenizer_of(kind)
     for response in PromptEncoder(tokenizer, TITLES).encode_responses():
         assert response[-1] == tokenizer.eos_token_id
         assert response.count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"unigram"}))
-def test_special_tokens_in_a_title_are_plain_text(kind, tiny_tokenizer):
+def test_special_tokens_in_a_title_are_plain_text(kind, tokenizer_of):
     # A unigram model's pieces may equal its special tokens.
-    tokenizer = tiny_tokenizer if kind == "tiny" else tiny_models.tokenizer(kind)
+    tokenizer = tokenizer_of(kind)
     titles = ["a </s> b <s>", "<|endoftext|>", "Heat"]
     encoder = PromptEncoder(tokenizer, titles)
     for response in encoder.encode_responses():
@@ -174,15 +164,16 @@ def test_special_tokens_in_a_title_are_plain_text(kind, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"unigram"}))
-def test_a_response_decodes_to_its_title(kind, tiny_tokenizer):
-    tokenizer = tiny_tokenizer if kind == "tiny" else tiny_models.tokenizer(kind)
+def test_a_response_decodes_to_its_title(kind, tokenizer_of):
+    tokenizer = tokenizer_of(kind)
     encoder = PromptEncoder(tokenizer, TITLES)
     for title, response in zip(TITLES, encoder.encode_responses(), strict=True):
         assert tokenizer.decode(response[:-1]).strip(" \n") == f'"{title}"'
 
 
-def test_equal_titles_have_equal_responses(tokenizer):
-    responses = PromptEncoder(tokenizer, TITLES).encode_responses()
+@each_kind
+def test_equal_titles_have_equal_responses(kind, tokenizer_of):
+    responses = PromptEncoder(tokenizer_of(kind), TITLES).encode_responses()
     assert responses[TITLES.index("Heat")] == responses[TITLES.index("Heat", 3)]
 
 
@@ -220,9 +211,10 @@ def test_a_title_that_merges_with_the_header_is_refused():
         PromptEncoder(tokenizer, ["Heat"]).encode_responses()
 
 
-def test_an_empty_title_is_refused(tokenizer):
+@each_kind
+def test_an_empty_title_is_refused(kind, tokenizer_of):
     with pytest.raises(InputError, match=r"^item 2: title '' has no tokens of its own"):
-        PromptEncoder(tokenizer, ["Heat", "Ran", "", "Alien"]).encode_responses()
+        PromptEncoder(tokenizer_of(kind), ["Heat", "Ran", "", "Alien"]).encode_responses()
 
 
 def test_a_title_that_the_tokenizer_drops_is_refused():
@@ -232,9 +224,10 @@ def test_a_title_that_the_tokenizer_drops_is_refused():
         PromptEncoder(tokenizer, ["Heat", "\u200b"]).encode_responses()
 
 
+@each_kind
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_ids_do_not_depend_on_the_texts_per_call(tokenizer, monkeypatch, size):
-    encoder = PromptEncoder(tokenizer, TITLES)
+def test_ids_do_not_depend_on_the_texts_per_call(kind, tokenizer_of, monkeypatch, size):
+    encoder = PromptEncoder(tokenizer_of(kind), TITLES)
     histories = [[0], [1, 2], [3, 4], [5]]
     responses = encoder.encode_responses()
     prompts = encoder.encode_prompts(range(4), histories, seed=0)

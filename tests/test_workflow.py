@@ -35,16 +35,6 @@ RERE = "results/runs/small/small/rere/seed0"
 slow = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the small study, run from raw files to table and figure."""
-    folder = tmp_path_factory.mktemp("study")
-    write_raw(folder / "raw")
-    done = snakemake(folder, SMALL)
-    assert done.returncode == 0, done.stdout
-    return folder
-
-
 # ------------------------------------------------------------------------------------- planning
 
 
@@ -156,7 +146,7 @@ def test_the_conda_environments_are_planned(tmp_path):
 
 def test_a_published_backbone_needs_no_data(tmp_path):
     published = {"source": "pretrained", "model": "Qwen/Qwen2-0.5B"}
-    target = "results/backbones/qwen"
+    target = "results/backbones/qwen/config.json"
     assert planned(tmp_path, QUICK, target, backbones={"qwen": published}) == {"backbone": 1}
 
 
@@ -199,10 +189,11 @@ def test_a_wrong_config_stops_with_one_line(tmp_path, arguments, changes, messag
     [
         "results/runs/ml-100k/tiny/rerre/seed0/metrics.json",
         "results/runs/ml-100k/none/rere/seed0/predictions.parquet",
-        "results/runs/ml-100k/none/rere/seed0/model",
-        "results/backbones/none",
+        "results/runs/ml-100k/none/rere/seed0/model/config.json",
+        "results/backbones/none/config.json",
         "results/runs/ml-100k/tiny/sasrec/seed0/predictions.parquet",
         "results/runs/ml-100k/tiny/rere/seedX/metrics.json",
+        "results/runs/ml-100k/tiny/rere/seed00/metrics.json",
         "results/tables/other.csv",
     ],
 )
@@ -260,7 +251,7 @@ def test_a_killed_study_resumes_from_its_checkpoints(tmp_path):
 
 
 @slow
-def test_results_has_the_expected_files(study):
+def test_results_has_the_expected_files(small_study):
     model = ["config.json", "model.safetensors", "tokenizer.json"]
     expected = {f"data/small/{name}.parquet" for name in ("items", "train", "valid", "test")}
     expected |= {"data/small/stats.json", "data/small/audit.json"}
@@ -275,7 +266,7 @@ def test_results_has_the_expected_files(study):
         leaves_model = backbone == "small" and method not in UNTRAINED
         files += [f"model/{name}" for name in trained] if leaves_model else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
-    results = study / "results"
+    results = small_study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
     assert expected <= found
     allowed = {".snakemake_timestamp", "generation_config.json", "tokenizer_config.json"}
@@ -283,8 +274,8 @@ def test_results_has_the_expected_files(study):
 
 
 @slow
-def test_the_table_has_one_row_per_method(study):
-    table = pl.read_csv(study / "results" / "tables" / "main.csv")
+def test_the_table_has_one_row_per_method(small_study):
+    table = pl.read_csv(small_study / "results" / "tables" / "main.csv")
     assert table.select("dataset", "backbone", "method", "seeds", "rows").rows() == [
         ("small", backbone, method, 2, 40) for backbone in METHODS for method in METHODS[backbone]
     ]
@@ -292,16 +283,16 @@ def test_the_table_has_one_row_per_method(study):
     assert untested.to_list() == ["sft"]
     for k, wider in ((1, 3), (3, 5), (5, 10), (10, 20)):
         assert (table[f"HR@{k}"] <= table[f"HR@{wider}"]).all()
-    each = pl.read_csv(study / "results" / "tables" / "main.runs.csv")
+    each = pl.read_csv(small_study / "results" / "tables" / "main.runs.csv")
     identity = each.select("dataset", "backbone", "method", "seed")
     assert identity.rows() == [("small", *run) for run in RUNS]
 
 
 @slow
-def test_all_methods_rank_the_same_rows(study):
+def test_all_methods_rank_the_same_rows(small_study):
     rows = None
     for backbone, method, seed in RUNS:
-        run = study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        run = small_study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
         predictions = pl.read_parquet(run / "predictions.parquet")
         rows = predictions["row_id"] if rows is None else rows
         assert predictions["row_id"].equals(rows)
@@ -312,9 +303,9 @@ def test_all_methods_rank_the_same_rows(study):
 
 
 @slow
-def test_run_json_has_the_provenance_of_a_run(study):
+def test_run_json_has_the_provenance_of_a_run(small_study):
     for backbone, method, seed in RUNS:
-        run = study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        run = small_study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
         provenance = json.loads((run / "run.json").read_text())
         assert provenance.keys() == {
             *("command", "options", "seed", "seconds", "resumed", "peak_memory_mb", "commit"),
@@ -322,20 +313,21 @@ def test_run_json_has_the_provenance_of_a_run(study):
         }
         assert provenance["seed"] == seed
         assert "results/data/small/test.parquet" in provenance["inputs_sha256"]
-    rere = json.loads((study / RERE / "run.json").read_text())
+    rere = json.loads((small_study / RERE / "run.json").read_text())
     weights = "results/runs/small/small/sft/seed0/model/model.safetensors"
     assert weights in rere["inputs_sha256"]
     assert (rere["options"]["steps"], rere["options"]["group_size"]) == (2, 4)
 
 
 @slow
-def test_every_job_has_a_log_and_a_benchmark(study):
+def test_every_job_has_a_log_and_a_benchmark(small_study):
     jobs = {
-        path.relative_to(study / "logs").with_suffix("") for path in study.glob("logs/**/*.log")
+        path.relative_to(small_study / "logs").with_suffix("")
+        for path in small_study.glob("logs/**/*.log")
     }
     assert jobs == {
-        path.relative_to(study / "benchmarks").with_suffix("")
-        for path in study.glob("benchmarks/**/*.tsv")
+        path.relative_to(small_study / "benchmarks").with_suffix("")
+        for path in small_study.glob("benchmarks/**/*.tsv")
     }
     assert len(jobs) == 67
 
@@ -358,8 +350,8 @@ def test_every_job_has_a_log_and_a_benchmark(study):
         ("metrics/small/none/sasrec/seed0", "metrics --predictions", None),
     ],
 )
-def test_a_log_shows_the_command_and_its_progress(study, job, command, progress):
-    log = (study / "logs" / f"{job}.log").read_text()
+def test_a_log_shows_the_command_and_its_progress(small_study, job, command, progress):
+    log = (small_study / "logs" / f"{job}.log").read_text()
     first, *lines = log.splitlines()
     assert first.startswith(f"+ python -m rere {command}")
     assert "\r" not in log
@@ -367,27 +359,27 @@ def test_a_log_shows_the_command_and_its_progress(study, job, command, progress)
 
 
 @slow
-def test_training_logs_one_line_per_step(study):
-    lines = (study / RERE / "log.jsonl").read_text().splitlines()
+def test_training_logs_one_line_per_step(small_study):
+    lines = (small_study / RERE / "log.jsonl").read_text().splitlines()
     steps = [step for step in map(json.loads, lines) if "reward" in step]
     assert [step["step"] for step in steps] == [1, 2]
 
 
 @slow
-def test_the_same_seed_gives_the_same_predictions(study, tmp_path):
+def test_the_same_seed_gives_the_same_predictions(small_study, tmp_path):
     write_raw(tmp_path / "raw")
     done = snakemake(tmp_path, SMALL, f"{RERE}/predictions.parquet")
     assert done.returncode == 0, done.stdout
     for name in ("predictions.parquet", "model/model.safetensors"):
-        assert (tmp_path / RERE / name).read_bytes() == (study / RERE / name).read_bytes()
-    other = study / RERE.replace("seed0", "seed1") / "model" / "model.safetensors"
-    assert other.read_bytes() != (study / RERE / "model" / "model.safetensors").read_bytes()
+        assert (tmp_path / RERE / name).read_bytes() == (small_study / RERE / name).read_bytes()
+    other = small_study / RERE.replace("seed0", "seed1") / "model" / "model.safetensors"
+    assert other.read_bytes() != (small_study / RERE / "model" / "model.safetensors").read_bytes()
 
 
 @slow
-def test_the_report_has_the_table_and_figures(study, tmp_path):
+def test_the_report_has_the_table_and_figures(small_study, tmp_path):
     report = tmp_path / "report.html"
-    done = snakemake(study, SMALL, "--report", str(report))
+    done = snakemake(small_study, SMALL, "--report", str(report))
     assert done.returncode == 0, done.stdout
     text = report.read_text()
     assert "main.csv" in text
@@ -399,8 +391,8 @@ def test_the_report_has_the_table_and_figures(study, tmp_path):
 
 
 @slow
-def test_a_second_run_has_nothing_to_do(study):
-    done = snakemake(study, SMALL)
+def test_a_second_run_has_nothing_to_do(small_study):
+    done = snakemake(small_study, SMALL)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
 
@@ -444,8 +436,8 @@ REPORTED = {"table": 1, "figure": 1}
     ],
     ids=["rl", "sft", "baseline", "decode", "beams", "rows", "reference", "unused"],
 )
-def test_a_changed_option_runs_the_jobs_that_depend_on_it(study, changes, jobs):
-    assert planned(study, SMALL, **changes) == jobs
+def test_a_changed_option_runs_the_jobs_that_depend_on_it(small_study, changes, jobs):
+    assert planned(small_study, SMALL, **changes) == jobs
 
 
 @slow
@@ -471,38 +463,38 @@ def test_a_changed_option_runs_the_jobs_that_depend_on_it(study, changes, jobs):
     ],
     ids=["baseline", "preference", "decode", "rl", "grid", "collaborative", "one seed"],
 )
-def test_an_added_method_runs_no_other_method(study, method, jobs):
+def test_an_added_method_runs_no_other_method(small_study, method, jobs):
     methods = [*METHODS["none"], *METHODS["small"], "added"]
     changes = {"methods": {"added": method}, "tables": {"main": {"methods": methods}}}
-    assert planned(study, SMALL, **changes) == {**jobs, **REPORTED}
+    assert planned(small_study, SMALL, **changes) == {**jobs, **REPORTED}
 
 
 @slow
-def test_collaborative_and_own_rewards_run(study, tmp_path):
+def test_collaborative_and_own_rewards_run(small_study, tmp_path):
     """A real run; editing the user's module runs the method again."""
-    (study / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
+    (small_study / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
     budget = {"steps": 2, "prompts": 4, "rows_per_pass": 2, "group_size": 4, "validations": 1}
     reward = ["rule", "collaborative=0.1", "semantic", "mine:one"]
     method = {"init": "sft", "collaborative": "sasrec", "rl": {**budget, "reward": reward}}
     run = RERE.replace("rere", "added")
     changes = {"methods": {"added": method}}
-    done = snakemake(study, SMALL, f"{run}/log.jsonl", **changes)
+    done = snakemake(small_study, SMALL, f"{run}/log.jsonl", **changes)
     assert done.returncode == 0, done.stdout
-    step = json.loads((study / run / "log.jsonl").read_text().splitlines()[0])
+    step = json.loads((small_study / run / "log.jsonl").read_text().splitlines()[0])
     names = ("rule", "collaborative", "semantic", "mine:one")
     rule, collaborative, semantic, own = (step[f"reward_{name}"] for name in names)
     assert own == 4 + rule
     assert collaborative != 0
     assert step["reward"] == pytest.approx(rule + 0.1 * collaborative + semantic + own)
     factors = "results/runs/small/none/sasrec/seed0/factors.safetensors"
-    assert factors in json.loads((study / run / "run.json").read_text())["inputs_sha256"]
+    assert factors in json.loads((small_study / run / "run.json").read_text())["inputs_sha256"]
 
-    assert planned(study, SMALL, f"{run}/log.jsonl", **changes) == {}
-    (study / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
-    assert planned(study, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
-    shutil.rmtree(study / run)
+    assert planned(small_study, SMALL, f"{run}/log.jsonl", **changes) == {}
+    (small_study / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
+    assert planned(small_study, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
+    shutil.rmtree(small_study / run)
     for path in ("logs", "benchmarks"):
-        shutil.rmtree(study / path / "rl" / "small" / "small" / "added")
+        shutil.rmtree(small_study / path / "rl" / "small" / "small" / "added")
 
 
 def test_without_rl_there_are_no_curves(tmp_path):
@@ -513,9 +505,9 @@ def test_without_rl_there_are_no_curves(tmp_path):
 
 
 @slow
-def test_a_path_with_another_seed_runs_only_its_jobs(study):
+def test_a_path_with_another_seed_runs_only_its_jobs(small_study):
     path = RERE.replace("seed0", "seed7")
-    assert planned(study, SMALL, f"{path}/metrics.json") == {
+    assert planned(small_study, SMALL, f"{path}/metrics.json") == {
         "sft": 1,
         "rl": 1,
         "recommend": 1,

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import polars as pl
+import gguf
 import torch
 import transformers
+from data_frames import items_frame, split_frame
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.config.backbones import Tiny
 from rere.tokenization import INSTRUCTIONS, prompt_text, response_text
 
 TITLES = [
@@ -178,6 +179,10 @@ MASK_IGNORING = {
 """Architectures that ignore an attention mask: local windows, ALiBi, a recurrence."""
 
 
+TINY = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
+"""Options of a backbone that is made from scratch."""
+
+
 def causal_lm(family: str, vocab_size: int, seed: int = 0, **changes) -> PreTrainedModel:
     """A model in eval mode with weights so large that all sequences have different scores."""
     make_config, sizes = (FAMILIES | MASK_IGNORING)[family]
@@ -217,6 +222,34 @@ def write_fixed_model(folder: Path) -> Path:
     return folder
 
 
+def write_gguf(path: Path, **changes: float) -> None:
+    """Write a Qwen2 of half-precision weights and its tokenizer; `changes` fill tensors by name."""
+    model, vocabulary = causal_lm("qwen2", len(tokenizer("qwen2"))), tokenizer("qwen2")
+    config = model.config
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    backend = json.loads(vocabulary.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary.convert_ids_to_tokens(range(len(vocabulary))))
+    writer.add_token_merges([" ".join(merge) for merge in backend["merges"]])
+    writer.add_eos_token_id(vocabulary.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        values = weight.half().fill_(changes[name]) if name in changes else weight.half()
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def unigram_lm(probabilities: Sequence[float]) -> PreTrainedModel:
     """A float64 model whose next token has these probabilities after any tokens."""
     model = causal_lm("phi", len(probabilities)).double()
@@ -237,18 +270,11 @@ def write_data(
     folder.mkdir(parents=True, exist_ok=True)
     targets = [target for _, target in splits.get("train", [])]
     counts = [targets.count(item) for item in range(len(titles))]
-    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
-    pl.DataFrame(columns, schema=ITEMS_SCHEMA).write_parquet(folder / "items.parquet")
+    items_frame(titles, counts).write_parquet(folder / "items.parquet")
     row_id = 0
     for split, rows in splits.items():
-        columns = {
-            "row_id": range(row_id, row_id + len(rows)),
-            "user_id": range(len(rows)),
-            "history": [history for history, _ in rows],
-            "target": [target for _, target in rows],
-            "timestamp": [None] * len(rows),
-        }
-        pl.DataFrame(columns, schema=SPLIT_SCHEMA).write_parquet(folder / f"{split}.parquet")
+        columns = [history for history, _ in rows], [target for _, target in rows]
+        split_frame(*columns, first_row=row_id).write_parquet(folder / f"{split}.parquet")
         row_id += len(rows)
     return folder
 

@@ -7,8 +7,9 @@ from rere.baselines.trivial import popularity, repeat_last
 from rere.config.baselines import ItemKnn, Popularity, RepeatLast, Sequential
 from rere.config.evaluation import Evaluation
 from rere.data.dataset import read_items, read_split
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.evaluation.predictions import write_predictions
+from rere.files import replacing
 
 
 def baseline(
@@ -38,8 +39,11 @@ def baseline(
         from rere.data.factors import FACTORS, TEST_FACTORS
 
         train, valid = read_split(data, "train"), read_split(data, "valid")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.with_name("log.jsonl").open("w", encoding="utf-8") as log:
+        with (
+            replacing(output.with_name("log.jsonl")) as new,
+            new.open("w", encoding="utf-8") as log,
+            out_of_memory("lower batch_size or hidden_size"),
+        ):
             model = fit(options, len(items), train, valid, seed, log)
         make_factors(model, train).save(output.with_name(FACTORS))
         rows = read_split(data, "test", evaluation.rows)

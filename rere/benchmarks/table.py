@@ -8,7 +8,7 @@ import polars as pl
 import torch
 import transformers
 
-from rere.files import replacing
+from rere.files import replacing_all
 from rere.reporting.markup import markdown_table
 
 
@@ -33,9 +33,9 @@ def write_table(table: pl.DataFrame, output: Path, names: int, note: str) -> Non
         ".csv": table.write_csv(float_precision=6),
         ".md": f"{markdown_table(rows, names)}\n\n{note} {versions}, {platform.platform()}.\n",
     }
-    for suffix, text in texts.items():
-        with replacing(output.with_suffix(suffix)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
 
 
 def format_cell(value: Any) -> str:

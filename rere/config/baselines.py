@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rere.config.options import Options
+from rere.config.options import MAX_EPOCHS, Options
 
 
 class Popularity(Options):
@@ -46,6 +46,7 @@ class Sequential(Options):
     epochs: int = Field(
         40,
         ge=1,
+        le=MAX_EPOCHS,
         description="Epochs, fewer if `patience` ends the run. An epoch predicts as many items as "
         "there are rows.",
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rere.config.options import Options
+from rere.config.options import MAX_BEAMS, Options
 from rere.config.run import Run
 
 
@@ -34,7 +34,7 @@ class SpeedOptions(Options):
     """Sizes at which search, training and preprocessing are timed."""
 
     seed: int = Field(0, ge=0, description="Seed of the prompts' wording and the synthetic data.")
-    beams: list[Annotated[int, Field(ge=2)]] = Field(
+    beams: list[Annotated[int, Field(ge=2, le=MAX_BEAMS)]] = Field(
         [16, 50], min_length=1, description="Numbers of beams; the figure uses the first."
     )
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
@@ -67,7 +67,7 @@ class SpeedOptions(Options):
         description="Numbers of synthetic titles in the figure, ascending; the table's prefix tree "
         "has the last.",
     )
-    sweep_beams: list[Annotated[int, Field(ge=1)]] = Field(
+    sweep_beams: list[Annotated[int, Field(ge=1, le=MAX_BEAMS)]] = Field(
         [1, 5, 10, 20, 50, 100, 200],
         min_length=1,
         description="Numbers of beams in the figure, ascending.",
@@ -109,10 +109,10 @@ class RolloutOptions(Options):
 
     seed: int = Field(0, ge=0, description="Seed of the run, the prompts' wording and sampling.")
     rows: int = Field(400, ge=1, description="Test rows, all of them timed.")
-    group_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+    group_sizes: list[Annotated[int, Field(ge=1, le=MAX_BEAMS)]] = Field(
         [8, 16, 32], min_length=1, description="Candidates per prompt, for every strategy."
     )
-    beams: list[Annotated[int, Field(ge=10)]] = Field(
+    beams: list[Annotated[int, Field(ge=10, le=MAX_BEAMS)]] = Field(
         [16, 50, 200],
         min_length=1,
         description="Numbers of beams that are compared with the true top 10.",

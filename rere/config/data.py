@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rere.config.options import Name, Options
 
@@ -125,9 +125,28 @@ class OwnTables(Rules):
     item: str = Field("item", min_length=1, description="Column of the item in both files.")
     timestamp: str = Field("timestamp", min_length=1, description="Column of the time in `events`.")
     title: str = Field("title", min_length=1, description="Column of the title in `items`.")
-    time_unit: Literal["s", "ms", "us", "text"] = Field(
+    time_unit: Literal["s", "ms", "us", "ns", "text"] = Field(
         "s", description="Unit of times since 1970, or text such as 2021-03-04 05:06:07 (UTC)."
     )
+    quote: Literal["double", "none"] = Field(
+        "double",
+        description="Quotes in csv and tsv. double: they may enclose a field. none: they are plain "
+        "characters.",
+    )
+    encoding: str = Field(
+        "utf-8", description="Encoding of csv, tsv and jsonl, such as latin-1, cp1252 or utf-16."
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def check_encoding(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"Python knows no encoding {encoding}; there are utf-8, latin-1, cp1252, utf-16"
+            ) from None
+        return encoding
 
 
 class Splits(Options):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rere.config.options import Options, refuse_renamed
+from rere.config.options import MAX_BEAMS, Options, refuse_renamed
 
 
 class Bigrec(Options):
@@ -24,7 +24,7 @@ class D3(Options):
         description="Weight of the language model's log-probabilities; the rest is that of the "
         "sequential baseline. 1: no baseline.",
     )
-    num_beams: int = Field(50, ge=1, description="Beams of the search.")
+    num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")
 
 
 Decode = Annotated[

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rere.config.options import Options, Scoring
+from rere.config.options import MAX_BEAMS, Options, Scoring
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
@@ -18,7 +18,7 @@ class Evaluation(Options):
         ge=1,
         description="Number of test rows: a fixed sample, the same for every method. None: all.",
     )
-    list_length: int = Field(50, ge=max(CUTOFFS), description="Items kept per row.")
+    list_length: int = Field(50, ge=max(CUTOFFS), le=100_000, description="Items kept per row.")
 
 
 class Precision(Options):
@@ -43,7 +43,7 @@ class Inference(Precision):
 class BeamSearch(Precision):
     """Constrained beam search over the catalogue."""
 
-    num_beams: int = Field(50, ge=1, description="Beams of the search.")
+    num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")
     scoring: Scoring = Field(
         "catalogue",
         description="Tokens over which probabilities are normalised: those that continue a title "

@@ -3,13 +3,19 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from rere.errors import hint
+from rere.errors import hint, shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+
+MAX_INTEGER = 2**32 - 1
+"""The largest whole number of any option, and so of a seed, as of numpy's."""
+MAX_STEPS = 10_000_000
+MAX_EPOCHS = 10_000
+MAX_BEAMS = 10_000
 
 Scoring = Literal["catalogue", "vocabulary"]
 """Tokens over which probabilities are normalised: those that continue a title, or all."""
@@ -47,6 +53,19 @@ class Options(BaseModel):
                 raise PydanticCustomError("unknown_key", "unknown key; {hint}", context)
         return values
 
+    @field_validator("*")
+    @classmethod
+    def check_value(cls, value: Any) -> Any:
+        """Raise an error for a whole number that no option needs, or text no command can pass."""
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int) and each > MAX_INTEGER:
+                raise ValueError(
+                    f"input should be less than or equal to {MAX_INTEGER}, not {shown(each)}"
+                )
+            if isinstance(each, str) and "\0" in each:
+                raise ValueError("holds a null character; remove it")
+        return value
+
 
 def refuse_renamed(values: Any, fields: Collection[str]) -> Any:
     """Return `values`; raise an error with the new name if a key or value has an old one."""
@@ -59,15 +78,23 @@ def refuse_renamed(values: Any, fields: Collection[str]) -> Any:
 def new_name(key: Any, fields: Collection[str], value: Any = None) -> str | None:
     """Return the new name of a key, or of its value, if it was renamed; else None."""
     if key in fields:
-        return RENAMED.get(f"{key}: {value}")
+        return RENAMED.get(f"{key}: {value}") if isinstance(value, str) else None
     new = RENAMED.get(key)
     return new if new in fields else None
 
 
 def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
-    """Return all options as command-line arguments, so that a log shows the whole command."""
-    values = options.model_dump(exclude=set(skip))
-    return [word for name, value in values.items() for word in (flag(name), *words(value))]
+    """Return all options as command-line arguments, so that a log shows the whole command.
+
+    A single value is joined to its flag: it may look like a flag itself.
+    """
+    given: list[str] = []
+    for name, value in options.model_dump(exclude=set(skip)).items():
+        if isinstance(value, list):
+            given += [flag(name), *words(value)]
+        else:
+            given.append(f"{flag(name)}={value}")
+    return given
 
 
 def flag(name: str) -> str:

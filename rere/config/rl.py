@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from rere.config.options import Scoring
+from rere.config.options import MAX_BEAMS, MAX_STEPS, Scoring
 from rere.config.training import LEARNING_RATE, NDCG_VALIDATIONS, Training
 from rere.errors import InputError, unknown
 
@@ -62,7 +62,9 @@ class RlOptions(Training):
     max_grad_norm: float = Field(
         0.3, gt=0, description="Gradients with a larger L2 norm are scaled down to this one."
     )
-    steps: int = Field(100, ge=1, description="Steps, each a rollout and its updates.")
+    steps: int = Field(
+        100, ge=1, le=MAX_STEPS, description="Steps, each a rollout and its updates."
+    )
     prompts: int = Field(32, ge=1, description="Prompts per step, each of one training row.")
     rows_per_pass: int = Field(
         8,
@@ -71,7 +73,10 @@ class RlOptions(Training):
         "not results.",
     )
     group_size: int = Field(
-        16, ge=2, description="Candidates per prompt (G), and beams of the validation's search."
+        16,
+        ge=2,
+        le=MAX_BEAMS,
+        description="Candidates per prompt (G), and beams of the validation's search.",
     )
     rollout: RolloutStrategy = Field(
         "beam",
@@ -166,8 +171,8 @@ class RlOptions(Training):
     collapse_steps: int | None = Field(
         20,
         ge=1,
-        description="Fail after this many steps in a row without a hit and with one distinct item "
-        "per group. None: never.",
+        description="Fail after this many steps in a row in which no group has rewards that "
+        "differ, and which teach nothing. None: never. Does not change results.",
     )
     validations: int = Field(5, ge=1, description=NDCG_VALIDATIONS)
 

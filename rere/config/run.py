@@ -2,8 +2,22 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rere.config.options import MAX_INTEGER
+
 NO_BACKBONE = "none"
 """The backbone in the path of a run without a language model."""
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""The files of a stored language model and its tokenizer."""
+
+TRAINED_FILES = (*MODEL_FILES, "catalogue.safetensors")
+"""The files of a trained one."""
 
 
 class Run(BaseModel):
@@ -16,7 +30,7 @@ class Run(BaseModel):
         description="Name of the backbone, `none` for a method without a language model."
     )
     method: str = Field(description="Name of the method.")
-    seed: int = Field(description="Seed of the run.")
+    seed: int = Field(ge=0, le=MAX_INTEGER, description="Seed of the run.")
 
     @property
     def folder(self) -> str:

@@ -105,9 +105,11 @@ class Table(Options):
     @field_validator("datasets", "backbones", "methods", "seeds")
     @classmethod
     def check_repeats(cls, values: list[Any]) -> list[Any]:
+        seen: set[Any] = set()
         for value in values:
-            if values.count(value) > 1:
+            if value in seen:
                 raise ValueError(f"{value} comes twice")
+            seen.add(value)
         return values
 
 

@@ -4,10 +4,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rere.config.options import Options, Scoring
+from rere.config.options import MAX_BEAMS, MAX_EPOCHS, MAX_STEPS, Options, Scoring
 
 LEARNING_RATE = "Peak learning rate of AdamW: linear warm-up, then cosine decay to 0."
-NDCG_VALIDATIONS = "Number of validations (NDCG@10) over the run; the best one's weights are kept."
+VALIDATIONS = (
+    "Number of validations ({}), evenly over the run, besides one before the first step. The best "
+    "one's weights are kept, perhaps the initial ones."
+)
+NDCG_VALIDATIONS = VALIDATIONS.format("NDCG@10")
 
 
 class Training(Options):
@@ -79,13 +83,12 @@ class SftOptions(Training):
     learning_rate: float = Field(3e-4, gt=0, description=LEARNING_RATE)
     batch_size: int = Field(128, ge=1, description="Training rows per step.")
     epochs: float = Field(
-        1.0, gt=0, description="Passes over the training rows, fewer if `patience` ends the run."
+        1.0,
+        gt=0,
+        le=MAX_EPOCHS,
+        description="Passes over the training rows, fewer if `patience` ends the run.",
     )
-    validations: int = Field(
-        20,
-        ge=1,
-        description="Number of validations (loss) over the run; the best one's weights are kept.",
-    )
+    validations: int = Field(20, ge=1, description=VALIDATIONS.format("loss"))
     patience: int = Field(
         3, ge=1, description="Stop after this many validations in a row without a lower loss."
     )
@@ -107,7 +110,12 @@ class PreferenceOptions(Training):
         "the negatives are the model's own best titles.",
     )
     learning_rate: float = Field(1e-5, gt=0, description=LEARNING_RATE)
-    steps: int = Field(100, ge=1, description="Optimiser steps, with sprec including those of SFT.")
+    steps: int = Field(
+        100,
+        ge=1,
+        le=MAX_STEPS,
+        description="Optimiser steps, with sprec including those of SFT.",
+    )
     batch_size: int = Field(128, ge=1, description="Training rows per step.")
     beta: float = Field(
         0.1, gt=0, description="Factor of the log-ratios to the reference model in the loss."
@@ -124,7 +132,10 @@ class PreferenceOptions(Training):
         "same rows. None: 5.",
     )
     num_beams: int = Field(
-        16, ge=1, description="Beams of the validation's search, and of the one for negatives."
+        16,
+        ge=1,
+        le=MAX_BEAMS,
+        description="Beams of the validation's search, and of the one for negatives.",
     )
     scoring: Scoring = Field(
         "vocabulary",

@@ -133,11 +133,15 @@ def read_audit(folder: Path) -> dict[str, int | float | None]:
     """Return the audit.json of a folder that `rere preprocess` wrote."""
     path = folder / "audit.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; `rere preprocess` writes it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); run `rere preprocess` again") from None
+    values = found.values() if isinstance(found, dict) else [found]
+    if not all(value is None or type(value) in (int, float) for value in values):
+        raise InputError(f"{path}: holds more than numbers; run `rere preprocess` again")
+    return found
 
 
 def format_number(number: int | float | None) -> str:

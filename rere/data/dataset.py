@@ -3,8 +3,12 @@
 items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
 train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
                             target i32, timestamp i64 (UTC seconds or null)
+
+row_id ascends within a split.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +17,12 @@ import polars as pl
 
 from rere.errors import InputError
 
-ITEMS_SCHEMA = {"item_id": pl.Int32, "title": pl.String, "count": pl.Int64}
-SPLIT_SCHEMA = {
+Schema = dict[str, pl.DataType | type[pl.DataType]]
+Faults = dict[str, pl.Expr]
+"""What can be wrong with a row, and the expression that finds it, in order of reporting."""
+
+ITEMS_SCHEMA: Schema = {"item_id": pl.Int32, "title": pl.String, "count": pl.Int64}
+SPLIT_SCHEMA: Schema = {
     "row_id": pl.Int64,
     "user_id": pl.Int64,
     "history": pl.List(pl.Int32),
@@ -22,6 +30,29 @@ SPLIT_SCHEMA = {
     "timestamp": pl.Int64,
 }
 SPLITS = ("train", "valid", "test")
+
+ITEM_FAULTS: Faults = {
+    "has another item_id than its position; they count from 0 upwards": pl.col(
+        "item_id"
+    ).ne_missing(pl.int_range(pl.len())),
+    # White space, control and format characters show nothing.
+    "has no title": ~pl.col("title")
+    .cast(pl.String)
+    .fill_null("")
+    .str.contains(r"[^\s\p{Cc}\p{Cf}]"),
+}
+COUNT_FAULTS: Faults = {
+    "has no count": pl.col("count").is_null(),
+    "has a count below 0": pl.col("count") < 0,
+}
+ID_FAULTS: Faults = {
+    "has no row_id": pl.col("row_id").is_null(),
+    "has no user_id": pl.col("user_id").is_null(),
+    "has an id below 0": (pl.col("row_id") < 0) | (pl.col("user_id") < 0),
+    # Repeated rows, and an order in which `sample_rows` would choose others.
+    "has a row_id that is not above the one before": pl.col("row_id").diff() <= 0,
+}
+PREPROCESS_AGAIN = "run `rere preprocess` again"
 
 
 class ProcessedData(NamedTuple):
@@ -36,34 +67,92 @@ class ProcessedData(NamedTuple):
 
 def read_items(data: Path) -> pl.DataFrame:
     """Return a data set's catalogue in order of item_id; raise InputError if malformed."""
-    items = read_parquet(data / "items.parquet", ITEMS_SCHEMA)
-    if not items["item_id"].equals(pl.Series("item_id", range(len(items)), dtype=pl.Int32)):
-        raise InputError(f"{data / 'items.parquet'}: item_id must count from 0 upwards")
+    path = data / "items.parquet"
+    items = read_parquet(path, ITEMS_SCHEMA)
+    check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS, PREPROCESS_AGAIN)
     return items
 
 
 def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
-    """Return a split of a data set, or a sample of `rows` of it in the same order.
+    """Return a split of a data set, or `sample_rows` of it; raise InputError if malformed."""
+    path = data / f"{split}.parquet"
+    frame = read_parquet(path, SPLIT_SCHEMA)
+    num_items = read_parquet(data / "items.parquet", ITEMS_SCHEMA, pl.len()).item()
+    check_rows(path, frame, ID_FAULTS | row_faults(num_items), PREPROCESS_AGAIN)
+    return frame if rows is None else sample_rows(frame, rows)
+
+
+def sample_rows(split: pl.DataFrame, rows: int) -> pl.DataFrame:
+    """Return a sample of `rows` rows of a split in the same order, or all if it has no more.
 
     The sample depends only on `rows` and the split's length, so every method of a study is scored
     on the same rows.
     """
-    frame = read_parquet(data / f"{split}.parquet", SPLIT_SCHEMA)
-    if rows is None or rows >= len(frame):
-        return frame
-    chosen = np.random.default_rng(0).choice(len(frame), size=rows, replace=False)
-    return frame[np.sort(chosen)]
+    if rows >= len(split):
+        return split
+    chosen = np.random.default_rng(0).choice(len(split), size=rows, replace=False)
+    return split[np.sort(chosen)]
 
 
-def read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
-    """Return a parquet file's rows; raise InputError unless its columns are those of `schema`."""
+def read_parquet(path: Path, schema: Schema, values: pl.Expr | None = None) -> pl.DataFrame:
+    """Return a parquet file's rows, or only `values` of them.
+
+    Raises InputError unless its columns are those of `schema`.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; `rere preprocess` writes it")
+    with readable_parquet(path):
+        frame = pl.scan_parquet(path, glob=False)
+        found = dict(frame.collect_schema())
+        if found != schema:
+            raise InputError(f"{path}: has columns {found}, needs {schema}; make it again")
+        return frame.select(pl.all() if values is None else values).collect()
+
+
+@contextmanager
+def readable_parquet(path: Path) -> Iterator[None]:
+    """Raise InputError for an error in reading the parquet file at `path`."""
     try:
-        frame = pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable parquet file ({first})") from None
-    if dict(frame.schema) != schema:
-        raise InputError(f"{path}: has columns {dict(frame.schema)}, needs {schema}")
-    return frame
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable parquet file ({first}); make it again") from None
+
+
+def row_faults(num_items: int) -> dict[str, pl.Expr]:
+    """Return what can be wrong with a split's history and target, in order of reporting.
+
+    They have integers of any type. The catalogue has `num_items` items.
+    """
+    history, target = pl.col("history"), pl.col("target")
+    return {
+        "has no target": target.is_null(),
+        "has no history": history.is_null() | history.list.eval(pl.element().is_null()).list.any(),
+        "has an empty history": history.list.len() == 0,
+        "has an item that is not in items.parquet": ~target.is_between(0, num_items - 1)
+        | (history.list.min() < 0)
+        | (history.list.max() >= num_items),
+    }
+
+
+def check_rows(path: Path, rows: pl.DataFrame, faults: Faults, remedy: str) -> None:
+    """Raise InputError with the `remedy` if a file has no rows or one of them has a fault."""
+    if rows.is_empty():
+        raise InputError(f"{path}: has no rows; {remedy}")
+    if found := first_fault(rows, faults):
+        position, fault = found
+        raise InputError(f"{path}: row {position} {fault}; {remedy}")
+
+
+def first_fault(rows: pl.DataFrame, faults: Faults) -> tuple[int, str] | None:
+    """Return the position (from 0) of the first row with a fault, and the fault, or None.
+
+    `faults` are tried in order; an expression that is null finds none.
+    """
+    firsts = rows.select(
+        pl.arg_where(found).first().alias(fault) for fault, found in faults.items()
+    )
+    for fault, position in firsts.row(0, named=True).items():
+        if position is not None:
+            return position, fault
+    return None

@@ -1,5 +1,6 @@
 """Make the catalogue and splits that all other stages read from raw events."""
 
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -21,12 +22,15 @@ from rere.data.readers.ready_made_splits import read_ready_made_splits
 from rere.data.readers.yelp import read_yelp
 from rere.data.splitting import chronological_split, leave_one_out_split, make_samples
 from rere.data.statistics import dataset_statistics
-from rere.data.titles import clean_titles
+from rere.data.titles import clean_titles, refuse_unusable
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 
 MIN_SAMPLES = 10
 """An 8:1:1 split of fewer may have an empty part."""
+
+UNLISTED = "of an item not listed"
+"""The reason why an event without an entry in the file of titles is dropped."""
 
 PATHS = {"folder", "raw", "output"}
 """Options that stats.json leaves out."""
@@ -55,13 +59,17 @@ def preprocess(options: Options, raw: Path, output: Path) -> None:
         for split, frame in processed.splits.items():
             frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
-        write_json(temporary / "audit.json", audit(items, processed.splits, processed.core))
+        dropped = processed.stats.get("interactions_dropped")
+        unlisted = {"events_of_unlisted_items": dropped and dropped.get(UNLISTED, 0)}
+        numbers = audit(items, processed.splits, processed.core)
+        write_json(temporary / "audit.json", unlisted | numbers)
 
 
 def process(options: Options, raw: Path) -> tuple[ProcessedData, dict[str, str]]:
     """Return the catalogue and splits, and the sha256 of each source file by its name."""
     if isinstance(options, Splits):
         processed = read_ready_made_splits(raw)
+        refuse_unusable(processed.source_files[0], processed.items)
         return processed, sha256_by_name(processed.source_files)
     raw_data = read_raw(options, raw)
     # Hash in another thread: it takes seconds for large files, and processing leaves a core idle.
@@ -114,6 +122,8 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
             f"{raw.files[0].parent}, and three splits need {MIN_SAMPLES}; choose a smaller core "
             f"or add events ({format_dropped(dropped)})"
         )
+    if UNLISTED in dropped:
+        warn_of_unlisted(raw, dropped[UNLISTED], raw_ids, titles)
     stats = {
         "lines": raw.line_counts,
         "window": {"start": iso(start), "end": iso(rules.end)},
@@ -128,6 +138,19 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
         "interactions_kept": len(kept),
     }
     return ProcessedData(raw.files, items, splits, stats, rules.core)
+
+
+def warn_of_unlisted(
+    raw: RawData, num_events: int, raw_ids: pl.Series, titles: pl.DataFrame
+) -> None:
+    """Say in the log which items have events, but no entry in the file of titles."""
+    unlisted = raw_ids.filter(~raw_ids.is_in(titles["item"].implode()))
+    print(
+        f"warning: {raw.files[0]}: {num_events} of {len(raw.events)} events are dropped, of "
+        f"{len(unlisted)} items that {raw.files[-1].name} does not list, such as "
+        f"{unlisted.min()!a}",
+        file=sys.stderr,
+    )
 
 
 def drop_untitled(

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
-from rere.data.dataset import read_items, read_split
+from rere.data.dataset import read_items, read_split, sample_rows
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 from rere.evaluation.significance import bootstrap_interval
@@ -39,9 +39,17 @@ def metrics(predictions: Path, data: Path, run: Run, output: Path) -> None:
     """
     items = read_items(data)
     frame = read_test_predictions(predictions, data, items)
-    rows = row_metrics(frame, items)
-    title = rows.select(METRICS).to_numpy()
-    low, high = bootstrap_interval(title, rows["user_id"].to_numpy())
+    write_json(output, run_metrics(run, frame, row_metrics(frame, items), items))
+
+
+def run_metrics(
+    run: Run, frame: pl.DataFrame, rows: pl.DataFrame, items: pl.DataFrame
+) -> dict[str, Any]:
+    """The content of a run's metrics.json.
+
+    `frame` comes from `read_test_predictions`, `rows` are its `row_metrics`.
+    """
+    low, high = bootstrap_interval(rows.select(METRICS).to_numpy(), rows["user_id"].to_numpy())
     ranked = pad_lists(frame["items"])
     values: dict[str, Any] = {**run.model_dump(), "rows": len(rows)}
     values |= rows.select(METRICS + ITEM_METRICS).mean().row(0, named=True)
@@ -51,15 +59,16 @@ def metrics(predictions: Path, data: Path, run: Run, output: Path) -> None:
     values[f"popularity@{MAX_CUTOFF}"] = popularity(ranked, items["count"].to_numpy())
     for index, name in enumerate(METRICS):
         values |= {f"{name}_low": float(low[index]), f"{name}_high": float(high[index])}
-    write_json(output, values)
+    return values
 
 
 def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.DataFrame:
     """Predictions sorted by row_id, with `repeat`: whether the target is the history's last item.
 
-    Raises InputError if a row is not in the test split of `data` or an item not in its catalogue.
+    Raises InputError unless their rows are those of the test split of `data`, all or the sample of
+    that many, and their items are in its catalogue.
     """
-    test = read_split(data, "test")
+    split, test = data / "test.parquet", read_split(data, "test")
     frame = read_predictions(path).join(test, on="row_id", how="left", suffix="_test")
     mismatched = frame.filter(
         pl.col("target").ne_missing(pl.col("target_test"))
@@ -67,13 +76,19 @@ def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.Dat
     )
     if len(mismatched):
         row = mismatched["row_id"][0]
-        raise InputError(f"{path}: row {row} is not in {data / 'test.parquet'}; predict again")
+        raise InputError(f"{path}: row {row} is not in {split}; predict again")
     unknown = frame.filter(
         (pl.col("items").list.min() < 0) | (pl.col("items").list.max() >= len(items))
     )
     if len(unknown):
         row = unknown["row_id"][0]
         raise InputError(f"{path}: row {row} ranks an item not in {data / 'items.parquet'}")
+    missing = sample_rows(test, len(frame)).join(frame, on="row_id", how="anti")
+    if len(missing):
+        raise InputError(
+            f"{path}: its {len(frame)} rows are neither all {len(test)} of {split} nor the sample "
+            f"of {len(frame)}, which has row {missing['row_id'][0]}; predict again"
+        )
     repeat = (pl.col("history").list.last() == pl.col("target")).fill_null(False)
     return frame.sort("row_id").select("row_id", "user_id", "target", "items", repeat=repeat)
 
@@ -101,7 +116,8 @@ def title_codes(items: pl.DataFrame) -> np.ndarray:
 def is_hit(titles: Any, targets: Any) -> Any:
     """Whether each recommended title is its row's target. The only definition of a hit.
 
-    titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans.
+    titles (..., k) and targets (...) integer codes, arrays or tensors -> (..., k) booleans. In
+    training the codes are leaves, and `PrefixTree.hit_leaf` of the targets.
     """
     return titles == targets[..., None]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.data.dataset import read_parquet
+from rere.data.dataset import Faults, Schema, first_fault, read_parquet
 from rere.errors import InputError
 from rere.files import replacing
 
-PREDICTIONS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+PREDICTIONS_SCHEMA: Schema = {
     "row_id": pl.Int64,
     "user_id": pl.Int64,
     "target": pl.Int32,
@@ -22,7 +22,7 @@ PREDICTIONS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 ITEMS, SCORES = pl.col("items"), pl.col("scores")
-FAULTS = {
+FAULTS: Faults = {
     "has a null": pl.any_horizontal(pl.all().is_null())
     | ITEMS.list.eval(pl.element().is_null()).list.any()
     | SCORES.list.eval(pl.element().is_null()).list.any(),
@@ -33,7 +33,6 @@ FAULTS = {
     "has a score that is not finite": ~SCORES.list.eval(pl.element().is_finite()).list.all(),
     "has a score above the one before": SCORES.list.diff(null_behavior="drop").list.max() > 0,
 }
-"""What can be wrong with a row, and the expression that finds it, in order of reporting."""
 
 
 def write_predictions(
@@ -49,7 +48,7 @@ def write_predictions(
         pl.Series("scores", scores, PREDICTIONS_SCHEMA["scores"]),
     )
     assert dict(frame.schema) == PREDICTIONS_SCHEMA, frame.schema
-    fault = first_fault(frame)
+    fault = describe_fault(frame)
     assert fault is None, fault
     with replacing(path) as temporary:
         frame.write_parquet(temporary)
@@ -58,22 +57,22 @@ def write_predictions(
 def read_predictions(path: Path) -> pl.DataFrame:
     """Predictions with PREDICTIONS_SCHEMA; raises InputError if the file is malformed.
 
-    `rere.evaluation.metrics` checks that rows and items exist in the data set.
+    `rere.evaluation.metrics` checks that they are of the data set's rows and items.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; train and evaluate the method first")
     frame = read_parquet(path, PREDICTIONS_SCHEMA)
     if frame.is_empty():
-        raise InputError(f"{path}: has no rows")
-    if fault := first_fault(frame):
+        raise InputError(f"{path}: has no rows; predict again")
+    if fault := describe_fault(frame):
         raise InputError(f"{path}: {fault}; write it again")
     return frame
 
 
-def first_fault(frame: pl.DataFrame) -> str | None:
+def describe_fault(frame: pl.DataFrame) -> str | None:
     """What is wrong with the first row that breaks the format, or None."""
-    for fault, broken in FAULTS.items():
-        rows = frame.filter(broken)
-        if len(rows):
-            return f"row {rows['row_id'][0]} {fault}"
+    if found := first_fault(frame, FAULTS):
+        position, fault = found
+        row_id = frame["row_id"][position]
+        return f"row {f'at position {position}' if row_id is None else row_id} {fault}"
     return None

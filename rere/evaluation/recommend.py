@@ -17,7 +17,7 @@ from rere.data.dataset import read_items, read_split
 from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.evaluation.predictions import write_predictions
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
@@ -80,13 +80,16 @@ def load_ranking_task(
 def rank_items(tree: PrefixTree, beams: Beams) -> Iterator[Ranking]:
     """Yield each row's ranking: the items of its beams, best beam first.
 
-    A beam whose title belongs to several items yields all of them, ordered by item id.
+    A beam whose title belongs to several items yields all of them, ordered by item id. Items whose
+    title has the tokens of another one are never ranked: a beam is one title.
     """
+    unreachable = set(tree.unreachable.tolist())
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
         pairs = [
             (item, score)
             for leaf, score in zip(leaves, scores, strict=True)
             for item in (tree.leaf_items[leaf] if leaf >= 0 else ())
+            if item not in unreachable
         ]
         yield [item for item, _ in pairs], [score for _, score in pairs]
 
@@ -101,9 +104,10 @@ def write_rankings(
     """Write predictions of at most `length` items per row; `rank` ranks a batch of rows."""
     # Rows of similar length share a batch, which keeps padding small.
     order = sorted(range(len(task.prompts)), key=lambda row: len(task.prompts[row]))
+    remedy = f"lower batch_size (now {batch_size} rows per pass) or num_beams"
     items: list[list[int]] = [[] for _ in order]
     scores: list[list[float]] = [[] for _ in order]
-    with progress(len(order), "recommend") as bar:
+    with out_of_memory(remedy), progress(len(order), "recommend") as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             for row, (ranked, ranked_scores) in zip(batch, rank(batch), strict=True):
@@ -135,27 +139,28 @@ def recommend_titles(
             closest = ", ".join(map(repr, closest_titles(title, item_of_title)))
             raise InputError(f"there is no title {title!r}; the closest are {closest}")
     prompts = encoder.encode_prompts([0], [[item_of_title[title] for title in history]], seed)
-    leaf, score = beam_search(
-        policy,
-        catalogue.tree.to(policy.device),
-        prompts,
-        max(options.num_beams, top),
-        options.scoring,
-        options.length_penalty,
-    )
-    ranked: dict[str, float] = {}
-    for node, log_prob in zip(leaf[0].tolist(), score[0].tolist(), strict=True):
-        for item in (catalogue.tree.leaf_of_item == node).nonzero()[:, 0].tolist():
-            ranked.setdefault(catalogue.titles[item], log_prob)
-        if len(ranked) >= top:
-            break
-    return list(ranked.items())[:top]
+    with out_of_memory("lower num_beams or top"):
+        leaf, score = beam_search(
+            policy,
+            catalogue.tree.to(policy.device),
+            prompts,
+            max(options.num_beams, top),
+            options.scoring,
+            options.length_penalty,
+        )
+    first_item = catalogue.tree.first_item.tolist()
+    return [
+        (catalogue.titles[first_item[node]], log_prob)
+        for node, log_prob in zip(leaf[0].tolist(), score[0].tolist(), strict=True)
+        if node >= 0
+    ][:top]
 
 
 def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:
     """The model in folder `model`, on the GPU if there is one, in the options' dtype."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(model).to(device, getattr(torch, options.dtype))
+    with out_of_memory(f"{model} does not fit; take dtype: bfloat16 or another device"):
+        return load_model(model).to(device, getattr(torch, options.dtype))
 
 
 def load_or_build_catalogue(

@@ -4,7 +4,6 @@ One line per method, the mean of its seeds. Validations have a band from the low
 seed.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rere.errors import InputError
 from rere.reporting.figures import STYLE, move_legend, save_figure
+from rere.reporting.runs import read_log_fields
 
 VALIDATION = "valid NDCG@10"
 FIELDS = {
@@ -55,19 +55,22 @@ def read_logs(runs: Sequence[Path]) -> pl.DataFrame:
 
 def read_log(path: Path) -> pl.DataFrame:
     """A log.jsonl as one row per step with columns X_AXES and labels of FIELDS, null if missing."""
-    schema = dict.fromkeys((*X_AXES, *FIELDS), pl.Float64)
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [{name: line.get(name) for name in schema} for line in lines]
-        points = pl.DataFrame(rows, schema=schema).rename(FIELDS)
-    except (OSError, ValueError, AttributeError, TypeError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable log ({reason})") from None
+    fields = (*X_AXES, *FIELDS)
+    lines = read_log_fields(path, fields)
+    points = pl.DataFrame(lines, schema=dict.fromkeys(fields, pl.Float64)).rename(FIELDS)
+    stepless = points.with_row_index(offset=1).filter(pl.col("step").is_null())
+    if len(stepless):
+        raise InputError(f"{path}: line {stepless['index'][0]} has no step; train with rl")
     # A validation has a line of its own, after the line of its step.
     points = points.group_by("step").agg(pl.all().drop_nulls().last()).sort("step")
     window = max(1, len(points) // SMOOTHING)
+    # Step 0 has a validation only, not the mean of the steps after it.
     return points.with_columns(
-        pl.exclude(*X_AXES, VALIDATION).rolling_mean(window, min_samples=1, center=True)
+        pl.when(pl.col(name).is_not_null()).then(
+            pl.col(name).rolling_mean(window, min_samples=1, center=True)
+        )
+        for name in FIELDS.values()
+        if name != VALIDATION
     )
 
 

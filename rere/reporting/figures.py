@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from rere.config.run import NO_BACKBONE
-from rere.files import replacing
+from rere.files import replacing_all
 
 METRICS = ("HR@10", "NDCG@10")
 STYLE = Path(__file__).with_name("rere.mplstyle")
@@ -28,11 +28,11 @@ def figure(table: Path, outputs: list[Path]) -> None:
 
 def save_figure(figure: Figure, outputs: list[Path]) -> None:
     """Save a figure to each output, in the format of its suffix: .pdf or .png."""
-    for output in outputs:
-        # Without a date, the same table gives the same bytes.
-        metadata = {"CreationDate": None} if output.suffix == ".pdf" else None
-        with replacing(output) as temporary:
-            figure.savefig(temporary, metadata=metadata)
+    with replacing_all(outputs) as files:
+        for file in files:
+            # Without a date, the same table gives the same bytes.
+            metadata = {"CreationDate": None} if file.suffix == ".pdf" else None
+            figure.savefig(file, metadata=metadata)
 
 
 def draw_bars(summary: pl.DataFrame) -> Figure:

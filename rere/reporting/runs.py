@@ -1,21 +1,28 @@
 """Run folders as tables read them: identity, metrics, costs, and the metrics of each row."""
 
 import json
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any, NamedTuple
 
 import polars as pl
+from pydantic import ValidationError
 
 from rere.config.run import Run
 from rere.data.dataset import read_items
 from rere.errors import InputError
-from rere.evaluation.metrics import read_test_predictions, row_metrics
-from rere.study import parse
+from rere.evaluation.metrics import read_test_predictions, row_metrics, run_metrics
 
-COSTS = ("seconds", "peak_memory_mb")
-"""Fields of run.json; null for a run without one."""
+COSTS = ("seconds", "peak_memory_mb", "best_step")
+"""Fields of run.json; null for a run without one, and best_step for a stage that trains nothing."""
 VALIDATION = "valid_NDCG@10"
 """Field of each epoch in the log of a sequential baseline; the best epoch is kept."""
+TOLERANCE = 1e-9
+"""Of values in metrics.json; sums in another order differ by less."""
+MEASURE_AGAIN = "make it again with `rere metrics`"
 
 
 class ScoredRun(NamedTuple):
@@ -28,42 +35,129 @@ class ScoredRun(NamedTuple):
 
 
 def read_run(folder: Path, data: dict[str, Path]) -> ScoredRun:
-    """A run folder's metrics; raises InputError if a file is missing or the data set unknown."""
-    metrics = read_json(folder / "metrics.json")
-    run = parse(Run, metrics)
+    """A run folder's metrics, computed from its predictions.
+
+    Raises InputError if a file is missing or malformed, the data set unknown, or metrics.json of
+    another run or of other predictions.
+    """
+    path, predictions = folder / "metrics.json", folder / "predictions.parquet"
+    stored = read_json(path)
+    run = read_identity(path, stored)
     if run.dataset not in data:
         raise InputError(
             f"{folder}: is a run on {run.dataset}; give the folder of that data set too"
         )
     items = read_items(data[run.dataset])
-    predictions = read_test_predictions(folder / "predictions.parquet", data[run.dataset], items)
-    provenance = folder / "run.json"
-    costs = read_json(provenance) if provenance.is_file() else {}
-    metrics |= {name: costs.get(name) for name in COSTS}
+    frame = read_test_predictions(predictions, data[run.dataset], items)
+    rows = row_metrics(frame, items)
+    metrics = run_metrics(run, frame, rows, items)
+    check_metrics(path, stored, metrics, predictions)
+    metrics |= read_costs(folder / "run.json")
     metrics[VALIDATION] = best_validation(folder / "log.jsonl")
-    return ScoredRun(run, folder, metrics, row_metrics(predictions, items))
+    return ScoredRun(run, folder, metrics, rows)
+
+
+def read_identity(path: Path, stored: dict[str, Any]) -> Run:
+    """The run that a metrics.json says it is of.
+
+    Raises InputError if a part is missing or of another type, or if the folder is that of another
+    run: runs/{dataset}/{backbone}/{method}/seed{seed}.
+    """
+    try:
+        run = Run.model_validate(stored, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"{path}: {problem['loc'][0]}: {problem['msg']}; {MEASURE_AGAIN}"
+        ) from None
+    if not run.folder.isprintable():
+        raise InputError(f"{path}: is of {run.folder!a}, no name of a run; {MEASURE_AGAIN}")
+    named, given = Path(run.folder).parts[-5:], Path(os.path.abspath(path)).parts[-6:-1]
+    if given[:1] == named[:1] and given != named:
+        raise InputError(
+            f"{path}: is of {'/'.join(named)} and lies in {'/'.join(given)}; {MEASURE_AGAIN}"
+        )
+    return run
+
+
+def check_metrics(
+    path: Path, stored: dict[str, Any], expected: dict[str, Any], predictions: Path
+) -> None:
+    """Raise InputError unless a metrics.json has the `expected` values, those of predictions."""
+    for key in [*expected, *stored]:
+        if key not in stored or key not in expected:
+            fault = "has no" if key in expected else "has an unknown"
+            raise InputError(f"{path}: {fault} {shorten(key)}; {MEASURE_AGAIN}")
+    for key, right in expected.items():
+        value = stored[key]
+        if isinstance(right, int | float):
+            is_right = is_number(value) and abs(value - right) <= TOLERANCE
+        else:
+            is_right = value == right
+        if not is_right:
+            raise InputError(
+                f"{path}: {key} is {shorten(value)}, and {predictions} gives {right}; "
+                f"{MEASURE_AGAIN}"
+            )
+
+
+def read_costs(path: Path) -> dict[str, float | None]:
+    """The COSTS in a run.json, None where it lacks one; raises InputError for another value."""
+    if not path.is_file():
+        return dict.fromkeys(COSTS)
+    record = read_json(path)
+    for name in COSTS:
+        value = record.get(name)
+        is_absent = value is None and name == "best_step"
+        if not is_absent and not (is_number(value) and value >= 0):
+            raise InputError(
+                f"{path}: {name} is {shorten(value)}, not a number; make the run again"
+            )
+    return {name: record.get(name) for name in COSTS}
 
 
 def best_validation(log: Path) -> float | None:
     """The best VALIDATION in a run's log; None without a log, or if no line has it."""
     if not log.is_file():
         return None
+    values = [line[VALIDATION] for line in read_log_fields(log, [VALIDATION])]
+    return max((value for value in values if value is not None), default=None)
+
+
+def read_log_fields(path: Path, fields: Sequence[str]) -> list[dict[str, float | None]]:
+    """The `fields` of each line of a log.jsonl, None where a line lacks one.
+
+    Raises InputError if the file is missing or malformed, or a field is not a finite number.
+    """
+    rows = []
     try:
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        return max((line[VALIDATION] for line in lines if VALIDATION in line), default=None)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{log}: not readable as JSON lines ({error}); train again") from None
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            given = {name: value for name, value in json.loads(text).items() if name in fields}
+            for name, value in given.items():
+                if not is_number(value):
+                    raise ValueError(f"line {number}: {name} is {shorten(value)}, not a number")
+            rows.append({name: float(given[name]) if name in given else None for name in fields})
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable log ({reason}); make the run again") from None
+    return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; raises InputError if it holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); make it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a mapping; make it again")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value in JSON is a finite number."""
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= sys.float_info.max
 
 
 def check_comparable(scored: list[ScoredRun]) -> None:

@@ -4,7 +4,7 @@
                     seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
                     `_item` (item level), `_sd` (sample standard deviation over seeds),
                     `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row per run: metrics.json, seconds and memory of run.json, and for
+{table}.runs.csv    one row per run: its metrics; seconds, memory and best_step of run.json; for
                     sequential baselines the validation NDCG@10 of the epoch that was kept
 {table}.md, .tex    fewer columns of the .csv, to read and to paste
 """
@@ -23,7 +23,7 @@ from rere.evaluation.significance import (
     paired_permutation_test,
     two_way_clustered_test,
 )
-from rere.files import replacing
+from rere.files import replacing_all
 from rere.reporting.markup import latex, markdown
 from rere.reporting.runs import ScoredRun, check_comparable, read_run
 
@@ -48,7 +48,8 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
 
     `data` are the folders of the data sets, named after them. With `reference`, every other
     method is tested against that method. Raises InputError if a run is malformed or given twice,
-    or if two runs of a data set have different test rows.
+    if its metrics.json is not of its predictions, or if two runs of a data set have different test
+    rows.
     """
     folders = {folder.name: folder for folder in data}
     scored = [read_run(folder, folders) for folder in runs]
@@ -66,12 +67,21 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
     texts = {
         ".csv": summary.write_csv(float_precision=6),
         ".runs.csv": each.write_csv(float_precision=6),
-        ".md": markdown(summary, users),
+        ".md": markdown(summary, users) + note_starts(scored),
         ".tex": latex(summary, users),
     }
-    for suffix, text in texts.items():
-        with replacing(output.with_suffix(suffix)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+
+
+def note_starts(scored: list[ScoredRun]) -> str:
+    """A sentence for each run whose training did not improve the model that it started from."""
+    starts = [each.run.folder for each in scored if each.metrics["best_step"] == 0]
+    return "".join(
+        f"\n`{folder}`: no validation was better than the start; the model is the initial one.\n"
+        for folder in starts
+    )
 
 
 def group_by_method(scored: list[ScoredRun]) -> list[MethodRuns]:

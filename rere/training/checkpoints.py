@@ -2,11 +2,11 @@
 
 They are in checkpoints/, not among the run's outputs, since Snakemake deletes outputs of failed
 jobs. `checkpoint-{step}` holds all state that the rest of the run depends on. It is written under
-another name, flushed to disk and renamed, so a folder with this name is complete. Only the last
-checkpoint and that of the best validation are kept. A finished run leaves none.
+another name, flushed to disk and renamed, and its metadata has the sha256 of each file: a damaged
+checkpoint is dropped, and the run resumes from the one before. The last two are kept, and those of
+their best validations. A finished run leaves none.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,15 +14,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from rere.config.training import Training
 from rere.errors import InputError
-from rere.files import flush, sync
+from rere.files import flush, naming_full_disk, replacing, sha256, sync
 from rere.provenance import RunRecord, provenance
+from rere.signals import DeferredSignals
+from rere.training.checkpoint_folder import locked
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ RESULT_NEUTRAL = {
     "embeddings",
     "output",
     "checkpoint_seconds",
+    "collapse_steps",
     "report_to",
 }
 """Options that do not change results; a run resumes under other values of them."""
@@ -57,37 +60,13 @@ def resumable(
     with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:
             checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run))
-            yield checkpoints
-            flush(checkpoints.log)
-            checkpoints.log.replace(output / LOG)
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a folder and hold a lock on it. Raises InputError if another process holds the lock.
-
-    Jobs of a killed Snakemake keep running, and must not share the folder with their successors.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder}: another process is training here; wait for it or stop it"
-            ) from error
-        except OSError:
-            log.warning("%s: cannot be locked; start no second process here", folder)
-        try:
-            yield
-        except BaseException:
-            if [entry.name for entry in folder.iterdir()] == [".lock"]:
-                # The run failed before its first step.
-                shutil.rmtree(folder)
-                with suppress(OSError):
-                    folder.parent.rmdir()
-            raise
+            try:
+                yield checkpoints
+            finally:
+                checkpoints.signals.end()
+            with replacing(output / LOG) as new:
+                shutil.copyfile(checkpoints.log, new)
+        checkpoints.clear()
 
 
 def fingerprint(options: Training, seed: int, run: RunRecord) -> str:
@@ -99,54 +78,82 @@ def fingerprint(options: Training, seed: int, run: RunRecord) -> str:
 
 
 class CheckpointMetadata(BaseModel):
-    """The last file written to a checkpoint; it tells whether the others are complete."""
+    """The last file written to a checkpoint; it tells whether the others are as they were."""
 
     fingerprint: str  # of its run
     step: int
     best: int | None  # step of the best validation so far
     seconds: float  # of the run up to this step
     resumed: int  # how many times the run was killed and resumed
-    files: dict[str, int]  # name to size in bytes
+    files: dict[str, str]  # name to sha256
+    sha256: str = ""  # of the metadata without this field
+
+    def hash(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 class Checkpoints:
     """The checkpoints of one run in `folder`, and `log`, the path of its step log.
 
     `latest` is the checkpoint to resume from, None for a new run. The log and the seconds of `run`
-    are reset to that checkpoint. Incomplete checkpoints are removed, and those of other runs, with
-    a warning.
+    are reset to that checkpoint. Damaged checkpoints and those of other runs are removed, with a
+    warning.
     """
 
     def __init__(self, folder: Path, run: RunRecord, fingerprint: str) -> None:
         self.folder, self.run, self.fingerprint = folder, run, fingerprint
         self.log = folder / LOG
         self.saved = time.monotonic()
-        for pattern in (".model.*/", ".run.json.*/"):  # left by `replacing` when it was killed
-            for incomplete in folder.parent.glob(pattern):
-                shutil.rmtree(incomplete)
-
-        found = [
-            metadata for path in folder.glob("checkpoint-*") if (metadata := read_metadata(path))
-        ]
-        own = {metadata.step: metadata for metadata in found if metadata.fingerprint == fingerprint}
-        if len(own) < len(found):
-            log.warning(
-                "%s: removed checkpoints of a run with other options, seed or inputs", folder
-            )
-        complete = [step for step, metadata in own.items() if metadata.best in (None, *own)]
-        last = own[max(complete)] if complete else None
-        self.keep_only(() if last is None else (last.step, last.best))
+        self.signals = DeferredSignals()
+        own = self.find_own()
+        self.best_of = {step: metadata.best for step, metadata in own.items()}
+        self.remove_old()
         self.log.unlink(missing_ok=True)
         self.latest = None
-        if last is not None:
+        if own:
+            last = own[max(own)]
             self.latest = self.path(last.step)
             run.seconds_before, run.resumed = last.seconds, last.resumed + 1
-            shutil.copyfile(self.latest / LOG, self.log)
+            with naming_full_disk(self.log):
+                shutil.copyfile(self.latest / LOG, self.log)
             log.warning("%s: the run resumes from here", self.latest)
+
+    def find_own(self) -> dict[int, CheckpointMetadata]:
+        """The metadata of this run's intact checkpoints by step; warns of all others."""
+        own: dict[int, CheckpointMetadata] = {}
+        has_others = False
+        for path in self.folder.glob("checkpoint-*"):
+            try:
+                metadata = read_metadata(path)
+                if metadata.fingerprint == self.fingerprint:
+                    check_files(path, metadata)
+                    own[metadata.step] = metadata
+                else:
+                    has_others = True
+            except (OSError, ValueError) as error:
+                log.warning("%s: removed, since %s", path, error)
+        if has_others:
+            log.warning(
+                "%s: removed checkpoints of a run with other options, seed or inputs", self.folder
+            )
+        without_best = {step for step, each in own.items() if each.best not in (None, *own)}
+        for step in sorted(without_best):
+            best = f"checkpoint-{own[step].best}"
+            log.warning("%s: removed, since its best, %s, is gone", self.path(step), best)
+        return {step: metadata for step, metadata in own.items() if step not in without_best}
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
         return self.folder / f"checkpoint-{step}"
+
+    def intact(self, step: int) -> Path:
+        """The folder of a checkpoint; raises InputError if its files are not as they were."""
+        path = self.path(step)
+        try:
+            check_files(path, read_metadata(path))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: {error}; run the command again, which drops it") from error
+        return path
 
     def is_due(self, seconds: float) -> bool:
         """Whether the last checkpoint, or else the start, was at least `seconds` ago."""
@@ -156,44 +163,82 @@ class Checkpoints:
     def write(self, step: int, best: int | None) -> Iterator[Path]:
         """A folder for the body of a `with` statement to fill; it becomes the checkpoint of `step`.
 
-        Older checkpoints are removed, except that of step `best`.
+        Checkpoints that are no longer needed are removed. Raises InputError if the disk is full.
         """
         incomplete = self.folder / f".checkpoint-{step}"
-        incomplete.mkdir()
-        yield incomplete
-        shutil.copyfile(self.log, incomplete / LOG)
+        try:
+            with naming_full_disk(self.folder):
+                incomplete.mkdir()
+                yield incomplete
+                shutil.copyfile(self.log, incomplete / LOG)
+                self.write_metadata(incomplete, step, best)
+                flush(incomplete)
+                incomplete.replace(self.path(step))
+                sync(self.folder)
+        except BaseException:
+            shutil.rmtree(incomplete, ignore_errors=True)
+            raise
+        self.best_of[step] = best
+        self.remove_old()
+        self.saved = time.monotonic()
+
+    def write_metadata(self, path: Path, step: int, best: int | None) -> None:
         metadata = CheckpointMetadata(
             fingerprint=self.fingerprint,
             step=step,
             best=best,
             seconds=self.run.seconds,
             resumed=self.run.resumed,
-            files={
-                str(path.relative_to(incomplete)): path.stat().st_size
-                for path in incomplete.rglob("*")
-                if path.is_file()
-            },
+            files=hash_files(path),
         )
-        (incomplete / METADATA).write_text(metadata.model_dump_json(), encoding="utf-8")
-        flush(incomplete)
-        incomplete.replace(self.path(step))
-        sync(self.folder)
-        self.keep_only((step, best))
-        self.saved = time.monotonic()
+        metadata.sha256 = metadata.hash()
+        (path / METADATA).write_text(metadata.model_dump_json(), encoding="utf-8")
 
-    def keep_only(self, steps: Sequence[int | None]) -> None:
-        """Remove all checkpoints, complete or not, except those of `steps`."""
-        kept = {self.path(step) for step in steps if step is not None}
+    def remove_old(self) -> None:
+        """Remove all but the last two checkpoints and those of their best validations.
+
+        The one before the last is for a last one that is damaged.
+        """
+        self.best_of = dict(sorted(self.best_of.items())[-2:])
+        steps = (*self.best_of, *self.best_of.values())
+        self.remove_all_but({self.path(step) for step in steps if step is not None})
+
+    def remove_all_but(self, kept: set[Path]) -> None:
+        """Remove checkpoints, complete or not."""
         for path in {*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint-*")} - kept:
-            shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove all checkpoints and the log."""
+        self.remove_all_but(set())
+        self.log.unlink()
 
 
-def read_metadata(path: Path) -> CheckpointMetadata | None:
-    """The metadata of a checkpoint, or None if it is incomplete."""
+def read_metadata(path: Path) -> CheckpointMetadata:
+    """The metadata of a checkpoint; raises OSError or ValueError unless it is as it was written."""
     try:
         metadata = CheckpointMetadata.model_validate_json((path / METADATA).read_bytes())
-        sizes = {name: (path / name).stat().st_size for name in metadata.files}
-    except (OSError, ValueError):
-        return None
-    is_complete = sizes == metadata.files and path.name == f"checkpoint-{metadata.step}"
-    return metadata if is_complete else None
+    except ValidationError:
+        raise ValueError(f"{METADATA} is damaged or of another version") from None
+    if metadata.sha256 != metadata.hash():
+        raise ValueError(f"{METADATA} is not as it was written")
+    if path.name != f"checkpoint-{metadata.step}":
+        raise ValueError(f"it is a copy of checkpoint-{metadata.step}")
+    return metadata
+
+
+def check_files(path: Path, metadata: CheckpointMetadata) -> None:
+    """Raise ValueError unless a checkpoint has the files of its metadata, as they were written."""
+    found = hash_files(path)
+    for name in sorted(found.keys() | metadata.files.keys()):
+        if found.get(name) != metadata.files.get(name):
+            raise ValueError(f"{name} is not as it was written")
+
+
+def hash_files(path: Path) -> dict[str, str]:
+    """The sha256 of each file below a folder by its name there, but for the metadata."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(path)): sha256(file) for file in files if file != path / METADATA}

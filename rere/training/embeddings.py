@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from transformers import AutoModel
 
-from rere.backbones import first_line, load_tokenizer
+from rere.backbones import load_tokenizer, refusing
 from rere.errors import InputError
 from rere.progress import progress
 
@@ -48,7 +47,7 @@ def sentence_embeddings(
     cannot be loaded.
     """
     tokenizer = load_tokenizer(folder)
-    try:
+    with refusing(folder, "an embedding model"):
         model, report = AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -56,13 +55,9 @@ def sentence_embeddings(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: cannot load an embedding model ({first_line(error)})"
-        ) from error
-    # The pooler comes after the hidden states, so it may be missing.
-    if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
-        raise InputError(f"{folder}: cannot load an embedding model ({missing[0]} is missing)")
+        # The pooler comes after the hidden states, so it may be missing.
+        if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+            raise ValueError(f"{missing[0]} is missing")
     model = model.to(device).eval()
     # Titles of similar length share a batch, which leaves little padding.
     order = sorted(range(len(titles)), key=lambda item: len(titles[item]))
@@ -77,4 +72,6 @@ def sentence_embeddings(
             mask = inputs.attention_mask[..., None]
             vectors[items] = (states * mask).sum(1) / mask.sum(1)
             bar.update(len(items))
+    if not vectors.isfinite().all():
+        raise InputError(f"{folder}: gives embeddings that are infinite or NaN; take another model")
     return vectors

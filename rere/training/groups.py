@@ -16,6 +16,7 @@ from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
+from rere.evaluation.metrics import is_hit
 from rere.prefix_tree import PrefixTree, token_ids
 from rere.training.rewards import Groups, Reward, weighted_sum
 
@@ -122,7 +123,7 @@ class Rollouts:
             history=inputs["history"],
             target=target,
             item=self.tree.first_item[leaf.clamp(min=0)].masked_fill(leaf < 0, -1),
-            hit=leaf == target_leaf[:, None],
+            hit=is_hit(leaf, self.tree.hit_leaf[target]),
             log_prob=log_prob.masked_fill(leaf < 0, -torch.inf),
         )
         components = {name: reward(groups) for name, reward in self.rewards.items()}

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import load_model, load_tokenizer, save_model
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.training import Training
 from rere.engine.model.decoder import supports_shared_prompt
@@ -63,6 +63,5 @@ def save_trained(model: Model, encoder: PromptEncoder, catalogue: Catalogue, out
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     with replacing(output) as folder:
-        model.save_pretrained(folder)
-        encoder.tokenizer.save_pretrained(folder)
+        save_model(model, encoder.tokenizer, folder)
         catalogue.save(folder / CATALOGUE)

@@ -112,14 +112,27 @@ def k2(log_prob: Tensor, reference: Tensor) -> Tensor:
     return (reference - log_prob).square() / 2
 
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios beyond which k3 is linear. In float32 its exponential overflows at 89."""
+
+
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     """exp(d) - d - 1 with d = reference - log_prob, an estimate of KL(policy || reference); (B, N).
 
     Unbiased, never negative. Its expected gradient is that of KL(reference || policy). Schulman
-    2020; ReRe's.
+    2020; ReRe's. Where |d| is above MAX_LOG_RATIO it goes on as its tangent there, so that value
+    and gradient are finite: no token weighs more than one of that log-ratio.
     """
     difference = reference - log_prob
-    return difference.exp() - difference - 1
+    inside = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    exact, edge = inside.exp() - inside - 1, inside.detach()
+    tangent = edge.exp() - edge - 1 + edge.expm1() * (difference - edge)
+    return torch.where(is_linear(log_prob, reference), tangent, exact)
+
+
+def is_linear(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """For which tokens k3 is linear, (B, N) bool."""
+    return (reference - log_prob).abs() > MAX_LOG_RATIO
 
 
 KL = {"k2": k2, "k3": k3}

@@ -32,12 +32,12 @@ from rere.config.training import PreferenceOptions
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.beam import beam_search
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
 from rere.training.reference import Reference
-from rere.training.setup import load_setup
+from rere.training.setup import load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -45,11 +45,13 @@ from rere.training.validation import SELECTION_METRIC, validate_ndcg
 def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, output: Path) -> None:
     """Train the model in the folder `init`; write model/, log.jsonl and run.json to `output`.
 
-    NDCG@10 on a fixed sample of the validation split selects the checkpoint; the test split is
-    never read. A killed run resumes from its last checkpoint. Raises InputError for fewer training
-    rows than a step takes, and for fewer titles than candidates per row.
+    NDCG@10 on a fixed sample of the validation split selects the checkpoint, perhaps the initial
+    model; of the test split only the lengths of prompts are read. A killed run resumes from its
+    last checkpoint. Raises InputError for fewer training rows than a step takes, and for fewer
+    titles than candidates per row.
     """
-    with resumable(output, options, seed, [init, data]) as checkpoints:
+    remedy = memory_remedy(options)
+    with resumable(output, options, seed, [init, data]) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.batch_size)
         if (titles := len(setup.catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(

@@ -13,8 +13,13 @@ A study lists rewards, with weights. `module:function` names your own. The funct
 """
 
 import importlib
+import inspect
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +30,7 @@ from torch.nn.functional import cosine_similarity
 from rere.config.rl import RlOptions, reward_weights
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
-from rere.errors import InputError
+from rere.errors import InputError, first_line, is_out_of_memory
 from rere.training.embeddings import sentence_embeddings, tfidf_embeddings
 
 
@@ -169,25 +174,69 @@ def own_reward_files(options: RlOptions) -> list[Path]:
 
 
 def import_function(name: str) -> Callable[[Groups], Any]:
-    """The function `module:function`; raises InputError if it cannot be imported."""
+    """The function `module:function`.
+
+    Raises InputError if it cannot be imported, is not written in Python, as `sys:exit`, or does not
+    take one argument.
+    """
     module, _, attribute = name.partition(":")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last, so that nothing in it replaces an installed module
     try:
         function: Callable[[Groups], Any] = getattr(importlib.import_module(module), attribute)
-        return function
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"reward {name}: cannot be imported ({error})") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"reward {name}: cannot be imported ({describe(error)})") from error
+    if not is_python(function):
+        raise InputError(f"reward {name}: is no function written in Python; name one")
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"reward {name}: must take one argument, the groups ({first_line(error)})"
+        ) from None
+    return function
+
+
+def is_python(function: Any) -> bool:
+    """Whether a value is a function, method or callable object written in Python, not a class."""
+    if isinstance(function, partial):
+        function = function.func
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return True
+    return not isinstance(function, type) and inspect.isfunction(type(function).__call__)
+
+
+def describe(error: BaseException) -> str:
+    """File and line of the user's code that led to an error, its type and message."""
+    ours, standard = ("<", f"{Path(__file__).parents[1]}/"), sysconfig.get_paths()["stdlib"]
+    frames = [
+        (path, line)
+        for path, line, *_ in traceback.extract_tb(error.__traceback__)
+        if not path.startswith(ours)
+    ]
+    packages = [frame for frame in frames if "site-packages" in frame[0]]
+    own = [each for each in frames if each not in packages and not each[0].startswith(standard)]
+    for path, line in own[-1:] or packages[:1]:
+        return f"{path}, line {line}: {type(error).__name__}: {first_line(error)}"
+    return first_line(error)
 
 
 def load_own_reward(name: str) -> Reward:
     """The function `module:function`, wrapped in a check of its results.
 
-    Raises InputError if it cannot be imported; the reward raises it for a result that is not a
-    finite (B, G) tensor of floats. The check synchronises with the device once per rollout.
+    Raises InputError as `import_function` does; the reward raises it if the function raises, and
+    for a result that is not a finite (B, G) tensor of floats on its input's device. The check
+    synchronises with the device once per rollout.
     """
     function = import_function(name)
 
     def checked(groups: Groups) -> Tensor:
-        reward, shape = function(groups), tuple(groups.item.shape)
+        try:
+            reward, shape = function(groups), tuple(groups.item.shape)
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"reward {name}: {describe(error)}; correct it") from error
         if not isinstance(reward, Tensor) or not reward.is_floating_point():
             raise InputError(
                 f"reward {name}: returned {type_name(reward)}; return a tensor of floats"
@@ -197,11 +246,17 @@ def load_own_reward(name: str) -> Reward:
                 f"reward {name}: returned shape {tuple(reward.shape)}; return one reward per "
                 f"candidate, {shape}"
             )
+        if reward.device != groups.item.device:
+            raise InputError(
+                f"reward {name}: returned a tensor on {reward.device}; return one on the device of "
+                f"its input, {groups.item.device}"
+            )
+        reward = reward.float()
         if not reward.isfinite().all():
             raise InputError(
                 f"reward {name}: returned an infinite or NaN reward; return finite numbers"
             )
-        return reward.float().masked_fill(groups.item < 0, 0.0)
+        return reward.masked_fill(groups.item < 0, 0.0)
 
     return checked
 

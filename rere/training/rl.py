@@ -21,14 +21,14 @@ from rere.config.rl import RlOptions
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
 from rere.engine.search.noise import row_seeds
-from rere.errors import InputError
+from rere.errors import InputError, out_of_memory
 from rere.training.advantages import ADVANTAGES, has_zero_advantage
 from rere.training.checkpoints import resumable
 from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
-from rere.training.objectives import KL, OBJECTIVES, policy_loss
+from rere.training.objectives import KL, OBJECTIVES, is_linear, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
-from rere.training.setup import load_setup
+from rere.training.setup import load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -43,13 +43,14 @@ def rl(
 ) -> None:
     """Train the model in the folder `init`; write model/, log.jsonl and run.json to `output`.
 
-    NDCG@10 on a fixed sample of the validation split selects the checkpoint; the test split is
-    never read. The collaborative reward needs the file `factors`. A killed run resumes from its
-    last checkpoint.
+    NDCG@10 on a fixed sample of the validation split selects the checkpoint, perhaps the initial
+    model; of the test split only the lengths of prompts are read. The collaborative reward needs
+    the file `factors`. A killed run resumes from its last checkpoint.
     """
     embeddings = Path(options.embeddings) if options.embeddings else None
     inputs = [init, data, *filter(None, [factors, embeddings]), *own_reward_files(options)]
-    with resumable(output, options, seed, inputs) as checkpoints:
+    remedy = memory_remedy(options)
+    with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.prompts)
         args = training_arguments(
             options,
@@ -98,8 +99,7 @@ class RlTrainer(Trainer):
         if options.clip is not None:
             low, high = options.clip
             self.objective = self.objective._replace(clip=(low, high))
-        if options.collapse_steps is not None:
-            self.add_callback(CollapseStop(options.collapse_steps))
+        self.add_callback(CollapseStop(options.collapse_steps))
         if options.beta > 0:
             is_synced = options.sync_interval is not None
             self.reference = Reference(self.model, is_synced, options.temperature)
@@ -130,22 +130,24 @@ class RlTrainer(Trainer):
         # optimiser step of the last update.
         length = self.rollouts.num_scored(groups)
         count = self.objective.divisor(length, self.rollouts.max_scored).clamp(min=1)
-        passes = self.plan_passes(has_zero_advantage(advantage).tolist())
-        beta = options.beta
+        is_zero = has_zero_advantage(advantage).tolist()
+        passes, beta = self.plan_passes(is_zero), options.beta
         skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
         if not passes:
             passes, beta = [UpdatePass([0])], 0.0  # a zero gradient, so that the optimiser steps
-        pack, sums = self.rollouts.packer(groups), torch.zeros(4, device=length.device)
+        pack, sums = self.rollouts.packer(groups), torch.zeros(5, device=length.device)
         for update in range(options.updates):
             if update > 0:
                 self.step_optimizer(model)
             sums += self.update(model, passes, pack, advantage, beta, count)
-        loss, kl, entropy, tokens = sums.unbind()
+        loss, kl, kl_linear, entropy, tokens = sums.unbind()
 
         self.record_metrics(
             **initial.metrics(self.rollouts.rewards),  # before any group was replaced
             kl=kl / tokens if options.beta > 0 else None,
+            kl_linear=kl_linear if options.beta > 0 and options.kl == "k3" else None,
             entropy=entropy / tokens,
+            zero_advantage=sums.new_tensor(sum(is_zero) / len(is_zero)),
             skipped=sums.new_tensor(skipped),
             extra_prompts=sums.new_tensor(extra_prompts) if options.dynamic_sampling else None,
             candidates=initial.exists.sum() * (1 + extra_prompts / len(groups.prompts)),
@@ -161,8 +163,11 @@ class RlTrainer(Trainer):
         beta: float,
         count: Tensor,
     ) -> Tensor:
-        """Add the gradient of one update; return the sums (4,) of loss, KL, entropy and tokens."""
-        options, sums = self.options, torch.zeros(4, device=advantage.device)
+        """Add the gradient of one update.
+
+        Returns sums (5,): loss, KL, tokens where k3 is linear, entropy, tokens.
+        """
+        options, sums = self.options, torch.zeros(5, device=advantage.device)
         for each in passes:
             if each.packed is None:
                 each.packed = pack(each.rows).to(advantage.device)
@@ -184,9 +189,12 @@ class RlTrainer(Trainer):
             self.accelerator.backward(loss)
             if each.old is None and options.updates > 1:
                 each.old = log_prob.detach()
-            kl_sum = entropy.new_zeros(()) if kl is None else kl.detach().sum()
+            kl_sums = entropy.new_zeros(2)
+            if kl is not None and each.reference is not None:
+                linear = is_linear(log_prob.detach(), each.reference)
+                kl_sums = torch.stack([kl.detach().sum(), linear.sum()])
             tokens = (each.packed.candidate < each.packed.num_candidates).sum()
-            sums += torch.stack([loss.detach(), kl_sum, entropy.sum(), tokens])
+            sums += torch.stack([loss.detach(), *kl_sums, entropy.sum(), tokens])
         return sums
 
     def plan_passes(self, is_zero: list[bool]) -> list[UpdatePass]:
@@ -244,6 +252,12 @@ class RlTrainer(Trainer):
         if self.reference is not None and is_due:
             self.reference.sync(self.language_model, self.options.sync_mix)
 
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()  # with the limit of the run before
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, CollapseStop):
+                callback.limit = self.options.collapse_steps
+
     def read_metrics(self) -> dict[str, float]:
         metrics = super().read_metrics()
         seconds = time.perf_counter() - self.started
@@ -256,22 +270,28 @@ class RlTrainer(Trainer):
 
 
 class CollapseStop(TrainerCallback, ExportableState):
-    """Stops a run after `limit` consecutive steps whose groups have one item each and no hit."""
+    """Stops a run after `limit` consecutive steps in which no group has rewards that differ."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None) -> None:
         self.limit, self.steps = limit, 0
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
     ) -> None:
-        if "distinct" in logs:
-            collapsed = logs["hit_rate"] == 0 and logs["distinct"] <= 1
-            self.steps = self.steps + 1 if collapsed else 0
-            if self.steps == self.limit:
-                raise InputError(
-                    f"the policy has collapsed: for {self.limit} steps up to {state.global_step} "
-                    "no group had a hit or a second item; lower learning_rate or raise beta"
-                )
+        if "zero_advantage" not in logs:
+            return
+        self.steps = self.steps + 1 if logs["zero_advantage"] == 1 else 0
+        if self.limit is None or self.steps < self.limit:
+            return
+        if logs["invalid"] == 1:
+            seen, remedy = "no candidate is an item", "take a constrained rollout, a longer SFT"
+        else:
+            seen = f"hit rate {logs['hit_rate']:.2g}, {logs['distinct']:.2g} distinct items"
+            remedy = "lower learning_rate or raise beta; or raise prompts or group_size"
+        raise InputError(
+            f"no group had rewards that differ for {self.steps} steps up to {state.global_step}, "
+            f"which teach nothing ({seen}); {remedy}, or set collapse_steps: null"
+        )
 
     def state(self) -> dict[str, Any]:
         return {"args": {"limit": self.limit}, "attributes": {"steps": self.steps}}

@@ -8,9 +8,11 @@ import torch
 from transformers import set_seed
 
 from rere.catalogue import Catalogue
-from rere.config.training import Training
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.data.dataset import read_items, read_split
 from rere.errors import InputError
+from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
 from rere.training.models import Model, load_trainable, save_trained
 
@@ -56,7 +58,8 @@ def load_setup(
 ) -> TrainingSetup:
     """Seed all random number generators, then load the model in `init` and the rows in `data`.
 
-    Raises InputError for fewer than `min_rows` training rows.
+    Raises InputError for fewer than `min_rows` training rows, and for a row of any split whose
+    prompt is too long.
     """
     set_seed(seed)
     tokenizer, model = load_trainable(init, options)
@@ -69,6 +72,8 @@ def load_setup(
             f"{data}: has {end - start} training rows in train_part, fewer than {min_rows}; "
             "widen train_part or lower the rows per step"
         )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_prompts(encoder, responses, data, seed, context)
     return TrainingSetup(
         model,
         encoder,
@@ -77,6 +82,15 @@ def load_setup(
         train[start:end],
         sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
         seed,
+    )
+
+
+def memory_remedy(options: SftOptions | PreferenceOptions | RlOptions) -> str:
+    """What to change where training runs out of memory."""
+    rows = "prompts" if isinstance(options, RlOptions) else "batch_size"
+    return (
+        f"lower rows_per_pass ({options.rows_per_pass}) or {rows} ({getattr(options, rows)}), or "
+        "set gradient_checkpointing: true"
     )
 
 

@@ -13,8 +13,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from rere.config.training import SftOptions
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
+from rere.errors import out_of_memory
 from rere.training.checkpoints import resumable
-from rere.training.setup import Row, history_length, load_setup
+from rere.training.setup import Row, history_length, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 
 
@@ -22,9 +23,11 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     """Fine-tune the model in the folder `init`; write model/, log.jsonl and run.json to `output`.
 
     The loss covers the response only. The validation loss stops the run early and selects the
-    checkpoint; the test split is never read. A killed run resumes from its last checkpoint.
+    checkpoint, perhaps the initial model; of the test split only the lengths of prompts are read. A
+    killed run resumes from its last checkpoint.
     """
-    with resumable(output, options, seed, [init, data]) as checkpoints:
+    remedy = memory_remedy(options)
+    with resumable(output, options, seed, [init, data]) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=1)
 
         def collate(rows: list[Row]) -> dict[str, Any]:
@@ -98,7 +101,6 @@ class SftTrainer(Trainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        self.model.eval()
         sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, tokens
         for inputs in self.get_eval_dataloader():
             with self.autocast():

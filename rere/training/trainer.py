@@ -1,13 +1,11 @@
-"""The parts that all training stages share: trainer, step log and arguments.
+"""The parts that all training stages share: trainer and arguments.
 
 The loop (schedule, clipping, resuming) is `transformers.Trainer`; a stage adds its loss and its
 validation.
 """
 
-import importlib.util
-import json
+import logging
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,20 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from rere.config.rl import RlOptions
-from rere.config.training import PreferenceOptions, SftOptions, Training
+from rere.config.training import PreferenceOptions, SftOptions
 from rere.errors import InputError
-from rere.progress import progress
 from rere.provenance import peak_memory
+from rere.signals import Stopped
+from rere.training.callbacks import StepLog, ValidationSteps, tracker_callbacks
 from rere.training.checkpoints import Checkpoints
 from rere.training.reference import Reference
+
+log = logging.getLogger(__name__)
 
 
 class Trainer(transformers.Trainer):
@@ -44,14 +37,21 @@ class Trainer(transformers.Trainer):
     control: TrainerControl
 
     def __init__(
-        self, options: Training, checkpoints: Checkpoints, label: str, **more: Any
+        self,
+        options: SftOptions | PreferenceOptions | RlOptions,
+        checkpoints: Checkpoints,
+        label: str,
+        **more: Any,
     ) -> None:
         super().__init__(**more)
         self.options, self.checkpoints = options, checkpoints
         self.remove_callback(PrinterCallback)
         for callback in tracker_callbacks(options.report_to, checkpoints.folder.parent):
             self.add_callback(callback)
-        self.add_callback(StepLog(checkpoints.log, label))
+        self.step_log = StepLog(checkpoints.log, label)
+        self.add_callback(self.step_log)
+        self.add_callback(ValidationSteps(options.validations))
+        self.args.eval_on_start = checkpoints.latest is None
         self.step_metrics: dict[str, Tensor] = {}
 
     @property
@@ -103,26 +103,56 @@ class Trainer(transformers.Trainer):
 
     def stop_if_not_finite(self, logs: dict[str, float]) -> None:
         """Raise InputError, before a checkpoint of these weights is written."""
+        step = self.state.global_step
+        remedy = (
+            f"lower learning_rate (checkpoints before it are in {self.checkpoints.folder})"
+            if step > 1
+            else "it is that of the initial model; take dtype: float32 or another model"
+        )
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
-                raise InputError(
-                    f"{name} is {logs[name]} at step {self.state.global_step}; lower learning_rate "
-                    f"(checkpoints before it are in {self.checkpoints.folder})"
-                )
+                raise InputError(f"{name} is {logs[name]} at step {step}; {remedy}")
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        self.checkpoints.signals.start()
+        try:
+            return super().train(*args, **more)
+        finally:
+            self.step_log.close()  # before a message is printed
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
+        """Validate, and log it. Before the first step, the initial model becomes the best so far.
+
+        Raises InputError if its metrics are not finite.
+        """
+        is_start, device = self.state.global_step == 0, self.args.device
+        self.model.eval()
+        # Steps draw the same random numbers as without a validation at the start.
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=is_start):
+            metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
+        if is_start and not all(map(math.isfinite, metrics.values())):
+            raise InputError(
+                f"{', '.join(f'{k} is {v}' for k, v in metrics.items())} before the first step; "
+                "the initial model is broken, or dtype is too narrow for it"
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        if is_start:
+            self._determine_best_metric(metrics, None)
+            self._save_checkpoint(self.model_wrapped)
         return metrics
 
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)  # saves a new best
-        saved = self.checkpoints.path(self.state.global_step).exists()
-        if self.checkpoints.is_due(self.options.checkpoint_seconds) and not saved:
+        path = self.checkpoints.path(self.state.global_step)
+        signal = self.checkpoints.signals.received
+        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or signal is not None
+        if is_due and not path.exists():
             self._save_checkpoint(self.model_wrapped)
+        if signal is not None and path.exists():
+            raise Stopped(signal, f"the same command resumes from {path}")
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Save all state that the rest of the run depends on; nothing after the last step."""
@@ -156,53 +186,15 @@ class Trainer(transformers.Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _finalize_training(self, *args: Any) -> Any:
-        best = self.state.best_global_step
+        best = self.checkpoints.run.best_step = self.state.best_global_step
         if best is not None and best < self.state.global_step:
-            self.state.best_model_checkpoint = str(self.checkpoints.path(best))
+            self.state.best_model_checkpoint = str(self.checkpoints.intact(best))
+        if best == 0:
+            log.warning(
+                "%s: no validation was better than the start; model/ holds the initial weights",
+                self.checkpoints.folder.parent,
+            )
         return super()._finalize_training(*args)  # loads the best model
-
-
-class StepLog(TrainerCallback):
-    """Writes a JSON line per step and validation to `path`; shows a progress bar."""
-
-    def __init__(self, path: Path, label: str) -> None:
-        self.path, self.label = path, label
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar = progress(state.max_steps, self.label, "step", state.global_step)
-        self.path.touch()
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
-    ) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-        shown = {k: v for k, v in logs.items() if k in ("loss", "reward") or k.startswith("eval_")}
-        self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar.update(1)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.bar.close()
-
-
-def tracker_callbacks(names: Sequence[str], output: Path) -> list[TrainerCallback]:
-    """Callbacks that also send the step log to TensorBoard or Weights & Biases.
-
-    Raises InputError if a package is missing.
-    """
-    callbacks = []
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"report_to: {name} is not installed; pip install {name}")
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            callbacks.append(TensorBoardCallback(SummaryWriter(str(output / "tensorboard"))))
-        if name == "wandb":
-            callbacks.append(WandbCallback())
-    return callbacks
 
 
 def training_arguments(
@@ -232,7 +224,7 @@ def training_arguments(
         per_device_train_batch_size=rows // passes,
         per_device_eval_batch_size=options.rows_per_pass,
         gradient_accumulation_steps=passes,
-        eval_steps=max(1, total_steps // options.validations),
+        eval_steps=total_steps,  # ValidationSteps adds the others
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
         save_strategy="best",

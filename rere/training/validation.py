@@ -25,7 +25,7 @@ def validate_ndcg(
                 trainer.language_model, tree, inputs["prompts"], num_beams, scoring
             )
         ranked.append(leaf.cpu())
-        targets.append(tree.leaf_of_item[inputs["target"]].cpu())
+        targets.append(tree.hit_leaf[inputs["target"]].cpu())
     ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
     means = metrics_from_ranks(ranks).mean(axis=0)
     return {SELECTION_METRIC: float(means[METRICS.index("NDCG@10")])}

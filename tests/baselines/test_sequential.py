@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from untrained_networks import NUM_ITEMS, PADDING
 
 from rere.baselines import sequential
 from rere.baselines.network import Network
@@ -24,8 +25,6 @@ from rere.baselines.sequential import (
 from rere.config.baselines import Caser, Gru4rec, Sasrec, Sequential
 from rere.errors import InputError
 
-NUM_ITEMS = 12
-PADDING = NUM_ITEMS
 SETTINGS = {
     "hidden_size": 16,
     "dropout": 0.1,
@@ -61,17 +60,6 @@ def trained(seed: int = 0, options: Sequential = OPTIONS) -> Network:
     return fit(options, NUM_ITEMS, cycle(), cycle(), seed, io.StringIO())
 
 
-@pytest.fixture
-def untrained() -> SasrecModel:
-    """A network with large weights, so that any wrong dependence changes its scores."""
-    torch.manual_seed(0)
-    model = SasrecModel(OPTIONS, NUM_ITEMS, max_history=8).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=0.5)
-    return model
-
-
 def test_padding_is_on_the_left_and_the_latest_items_are_kept():
     histories = pl.Series([[1, 2, 3, 4], [5], []], dtype=pl.List(pl.Int32))
     assert pad_left(histories, 3, PADDING).tolist() == [[2, 3, 4], [12, 12, 5], [12, 12, 12]]
@@ -84,32 +72,32 @@ def test_next_items_skip_padding():
     assert labels.tolist() == [6, 2, 3, 4]
 
 
-def test_an_empty_history_has_finite_scores(untrained):
-    items, scores = rank_top(untrained, pl.Series([[]], dtype=pl.List(pl.Int32)), NUM_ITEMS)
+def test_an_empty_history_has_finite_scores(short_sasrec):
+    items, scores = rank_top(short_sasrec, pl.Series([[]], dtype=pl.List(pl.Int32)), NUM_ITEMS)
     assert sorted(items[0]) == list(range(NUM_ITEMS))
     assert np.isfinite(scores).all()
 
 
-def test_lists_have_at_most_the_catalogue_with_descending_scores(untrained):
-    items, scores = rank_top(untrained, cycle()["history"], 50)
+def test_lists_have_at_most_the_catalogue_with_descending_scores(short_sasrec):
+    items, scores = rank_top(short_sasrec, cycle()["history"], 50)
     assert items.shape == scores.shape == (len(cycle()), NUM_ITEMS)
     assert (np.diff(scores) <= 0).all()
 
 
-def test_histories_longer_than_in_training_lose_their_oldest_items(untrained):
+def test_histories_longer_than_in_training_lose_their_oldest_items(short_sasrec):
     recent = [1, 2, 3, 4, 5, 6, 7, 8]
     histories = pl.Series([[9, 0, *recent], recent], dtype=pl.List(pl.Int32))
-    items, scores = rank_top(untrained, histories, 5)
+    items, scores = rank_top(short_sasrec, histories, 5)
     assert items[0].tolist() == items[1].tolist()
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
-def test_validation_is_the_mean_ndcg(untrained):
+def test_validation_is_the_mean_ndcg(short_sasrec):
     histories = [[1, 2], [3]]
-    ranked, _ = rank_top(untrained, rows(histories, [0, 0])["history"], NUM_ITEMS)
+    ranked, _ = rank_top(short_sasrec, rows(histories, [0, 0])["history"], NUM_ITEMS)
     # Ranks 2 and 11: (1 / log2(2 + 1) + 0) / 2.
     valid = rows(histories, [int(ranked[0, 1]), int(ranked[1, 10])])
-    assert validate(untrained, valid) == pytest.approx(0.5 / math.log2(3))
+    assert validate(short_sasrec, valid) == pytest.approx(0.5 / math.log2(3))
 
 
 def toy(weights: list[list[float]]) -> Network:

@@ -2,32 +2,28 @@
 
 import polars as pl
 import pytest
+from data_frames import items_frame
 
 from rere.baselines.trivial import popularity, repeat_last
 
 COUNTS = [2, 5, 5, 0, 1]
 """Training targets of items 0 to 4. By popularity: 1, 2 (tied, lower id first), 0, 4, 3."""
 
-
-@pytest.fixture
-def items() -> pl.DataFrame:
-    titles = [f"Item {item}" for item in range(len(COUNTS))]
-    frame = pl.DataFrame({"item_id": range(len(COUNTS)), "title": titles, "count": COUNTS})
-    return frame.cast({"item_id": pl.Int32})
+ITEMS = items_frame([f"Item {item}" for item in range(len(COUNTS))], COUNTS)
 
 
 def rows(*histories: list[int]) -> pl.DataFrame:
     return pl.DataFrame({"history": histories}, schema={"history": pl.List(pl.Int32)})
 
 
-def test_popularity_breaks_ties_by_item_id_and_scores_by_count(items):
-    ranked, scores = popularity(items, rows([0], [1, 2]), 10)
+def test_popularity_breaks_ties_by_item_id_and_scores_by_count():
+    ranked, scores = popularity(ITEMS, rows([0], [1, 2]), 10)
     assert ranked == [[1, 2, 0, 4, 3]] * 2
     assert scores == [[5.0, 5.0, 2.0, 1.0, 0.0]] * 2
 
 
-def test_popularity_limits_the_list(items):
-    assert popularity(items, rows([0]), 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
+def test_popularity_limits_the_list():
+    assert popularity(ITEMS, rows([0]), 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -42,12 +38,12 @@ def test_popularity_limits_the_list(items):
         ([], [1, 2, 0, 4, 3], [5, 5, 2, 1, 0]),
     ],
 )
-def test_repeat_last_ranks_the_history_latest_first(items, history, ranked, scores):
-    assert repeat_last(items, rows(history), 10) == ([ranked], [scores])
+def test_repeat_last_ranks_the_history_latest_first(history, ranked, scores):
+    assert repeat_last(ITEMS, rows(history), 10) == ([ranked], [scores])
 
 
-def test_repeat_last_limits_the_combined_list(items):
+def test_repeat_last_limits_the_combined_list():
     # d = 3: 5 + 3, 5 + 2, and the third history item falls off a list of two.
-    assert repeat_last(items, rows([4, 0, 3]), 2) == ([[3, 0]], [[8.0, 7.0]])
+    assert repeat_last(ITEMS, rows([4, 0, 3]), 2) == ([[3, 0]], [[8.0, 7.0]])
     # The two most popular items are the history and appear once.
-    assert repeat_last(items, rows([1, 2]), 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])
+    assert repeat_last(ITEMS, rows([1, 2]), 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])

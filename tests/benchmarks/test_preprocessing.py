@@ -14,11 +14,6 @@ from rere.data.dataset import SPLIT_SCHEMA
 from rere.data.preprocess import process_events, read_raw
 
 
-@pytest.fixture
-def no_processes(run_inline, monkeypatch):
-    monkeypatch.setattr(preprocessing, "run_in_process", run_inline)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_sides_make_the_same_splits(seed, tmp_path):
     unpacked = write_reviews(tmp_path, "Toys", Size(20_000, 4000), seed)
@@ -36,7 +31,7 @@ def test_both_sides_make_the_same_splits(seed, tmp_path):
     assert len(splits[2]) > 100
 
 
-def test_the_rows_of_the_table(no_processes):
+def test_the_rows_of_the_table(preprocess_inline):
     found = list(preprocessing.benchmark_preprocessing(Size(20_000, 4000), seed=0))
     for row, part in zip(found, ("from gzip", "from parsed rows"), strict=True):
         assert row["setting"].startswith("20000 reviews, 4000 metadata rows, ")
@@ -47,7 +42,7 @@ def test_the_rows_of_the_table(no_processes):
     assert found[0]["peak_mb_ours"] is not None and found[1]["peak_mb_ours"] is None
 
 
-def test_other_splits_are_not_equal(no_processes, monkeypatch):
+def test_other_splits_are_not_equal(preprocess_inline, monkeypatch):
     split = plain.split
 
     def split_differently(*arguments):
@@ -59,7 +54,7 @@ def test_other_splits_are_not_equal(no_processes, monkeypatch):
     assert [row["equal"] for row in rows] == [False, False]
 
 
-def test_a_curve_ends_when_preprocessing_takes_too_long(no_processes, monkeypatch):
+def test_a_curve_ends_when_preprocessing_takes_too_long(preprocess_inline, monkeypatch):
     took = {"preprocessing": {1000: 1.0, 2000: 3.0, 3000: 9.0}, "plain Python": {1000: 4.0}}
     sizes = []
 

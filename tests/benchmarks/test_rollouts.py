@@ -3,11 +3,11 @@
 import polars as pl
 import pytest
 import torch
+from benchmark_options import ROLLOUTS
 from search_oracles import brute_force
-from tiny_models import CYCLE, write_data, write_fixed_model
 
 from rere.benchmarks.figures import draw_rollouts, rollouts_figure
-from rere.benchmarks.models import SCORINGS, load_benchmark_model
+from rere.benchmarks.models import SCORINGS
 from rere.benchmarks.rollouts import (
     CERTIFIED,
     SAMPLERS,
@@ -20,13 +20,8 @@ from rere.benchmarks.rollouts import (
     score_setting,
     share_incomplete,
 )
-from rere.config.benchmarks import RolloutOptions
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
-
-OPTIONS = RolloutOptions(rows=5, group_sizes=[2, 4], beams=[12], batch_sizes=[2])
-MANY = [f"{first} {second}" for first in CYCLE[:3] for second in CYCLE[3:]]
-"""More titles than the top 10."""
 
 # --------------------------------------------------------------------------------------- numbers
 
@@ -61,73 +56,48 @@ def test_only_proved_rows_are_compared():
 # ------------------------------------------------------------------------------------ candidates
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folders of a model and of a data set with MANY titles."""
-    root = tmp_path_factory.mktemp("rollouts")
-    rows = [([start, start + 1], start + 2) for start in range(8)]
-    return write_fixed_model(root / "model"), write_data(root / "many", MANY, test=rows)
-
-
-@pytest.fixture(scope="module")
-def model(folders):
-    return load_benchmark_model("fixed", *folders)
-
-
-@pytest.fixture(scope="module")
-def rows(model):
-    return model.sample_prompts(OPTIONS.rows, OPTIONS.seed)
-
-
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_the_certified_top_10_is_that_of_brute_force(model, rows, scoring):
-    found = find_candidates(model, OPTIONS, Setting(CERTIFIED, scoring, 10), rows)
-    for row, certified in zip(rows, found, strict=True):
+def test_the_certified_top_10_is_that_of_brute_force(rollouts_model, rollouts_rows, scoring):
+    model, setting = rollouts_model, Setting(CERTIFIED, scoring, 10)
+    found = find_candidates(model, ROLLOUTS, setting, rollouts_rows)
+    for row, certified in zip(rollouts_rows, found, strict=True):
         ranked = brute_force(model.float32, model.sequences, row.prompt, scoring)[:10]
         assert certified.is_proved
         assert certified.leaves == [model.leaf_of_sequence[path] for path, _ in ranked]
 
 
-def test_a_proof_may_exceed_its_nodes(model, rows):
-    options = OPTIONS.model_copy(update={"max_nodes": 1})
-    found = find_candidates(model, options, Setting(CERTIFIED, "vocabulary", 10), rows[:3])
+def test_a_proof_may_exceed_its_nodes(rollouts_model, rollouts_rows):
+    options = ROLLOUTS.model_copy(update={"max_nodes": 1})
+    setting = Setting(CERTIFIED, "vocabulary", 10)
+    found = find_candidates(rollouts_model, options, setting, rollouts_rows[:3])
     assert not any(row.is_proved for row in found)
 
 
-def test_a_small_catalogue_is_certified_as_a_whole(tmp_path):
-    rows = [([0, 1], 2)] * 3
-    model, data = write_fixed_model(tmp_path / "m"), write_data(tmp_path / "d", CYCLE, test=rows)
-    model = load_benchmark_model("fixed", model, data)
+def test_a_small_catalogue_is_certified_as_a_whole(benchmark_model):
+    model = benchmark_model
     prompts = model.sample_prompts(1, 0)
-    (found,) = find_candidates(model, OPTIONS, Setting(CERTIFIED, "catalogue", 10), prompts)
+    (found,) = find_candidates(model, ROLLOUTS, Setting(CERTIFIED, "catalogue", 10), prompts)
     assert found.is_proved
     assert sorted(found.leaves) == sorted(model.tree.leaf_of_item.tolist())
-    (beams,) = find_candidates(model, OPTIONS, Setting("beam", "catalogue", 12), prompts)
+    (beams,) = find_candidates(model, ROLLOUTS, Setting("beam", "catalogue", 12), prompts)
     assert sorted(beams.leaves) == sorted(found.leaves)
 
 
-def test_samples_depend_on_the_row_and_not_on_its_batch(model, rows):
-    seeds = row_seeds(OPTIONS.seed, 0, [row.row_id for row in rows])
+def test_samples_depend_on_the_row_and_not_on_its_batch(rollouts_model, rollouts_rows):
+    model, rows = rollouts_model, rollouts_rows
+    seeds = row_seeds(ROLLOUTS.seed, 0, [row.row_id for row in rows])
     prompts = [row.prompt for row in rows]
     expected = roll_out(model.float32, model.tree, prompts, "iid", 3, seeds).leaf.tolist()
     setting = Setting("iid", "catalogue", 3)
-    found = [find_candidates(model, OPTIONS, setting, [row])[0].leaves for row in rows]
+    found = [find_candidates(model, ROLLOUTS, setting, [row])[0].leaves for row in rows]
     assert found == expected
 
 
 # ----------------------------------------------------------------------------- table and figure
 
 
-@pytest.fixture(scope="module")
-def results(folders):
-    """The folder with the files that the stage writes."""
-    output = folders[0].parent / "tables" / "rollouts.csv"
-    benchmark_rollouts(OPTIONS, "fixed sft", *folders, output)
-    return output.parent
-
-
-def test_the_table_has_one_row_per_setting(results):
-    rows = pl.read_csv(results / "rollouts.csv", schema=SCHEMA)
+def test_the_table_has_one_row_per_setting(rollouts_results):
+    rows = pl.read_csv(rollouts_results / "rollouts.csv", schema=SCHEMA)
     assert rows.select("strategy", "scoring", "candidates").rows() == [
         *(("beam", scoring, k) for scoring in SCORINGS for k in (2, 4, 12)),
         *((strategy, "catalogue", k) for strategy in SAMPLERS for k in (2, 4)),
@@ -152,16 +122,16 @@ def test_the_table_has_one_row_per_setting(results):
     assert set(rows.filter(is_compared | is_proof)["proved_rows"]) == {5}
 
 
-def test_only_the_seconds_differ_when_measured_again(folders, results, tmp_path):
-    benchmark_rollouts(OPTIONS, "fixed sft", *folders, tmp_path / "rollouts.csv")
+def test_only_the_seconds_differ_when_measured_again(rollouts_inputs, rollouts_results, tmp_path):
+    benchmark_rollouts(ROLLOUTS, "fixed sft", *rollouts_inputs, tmp_path / "rollouts.csv")
     first, second = (
-        pl.read_csv(path / "rollouts.csv").drop("seconds") for path in (results, tmp_path)
+        pl.read_csv(path / "rollouts.csv").drop("seconds") for path in (rollouts_results, tmp_path)
     )
     assert first.equals(second)
 
 
-def test_the_markdown_has_aligned_columns_and_the_versions(results):
-    text = (results / "rollouts.md").read_text()
+def test_the_markdown_has_aligned_columns_and_the_versions(rollouts_results):
+    text = (rollouts_results / "rollouts.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 16
     assert len(set(map(len, lines))) == 1
@@ -169,8 +139,8 @@ def test_the_markdown_has_aligned_columns_and_the_versions(results):
     assert f"torch {torch.__version__}" in text
 
 
-def test_the_figure_compares_group_sizes_and_misses_of_all_numbers_of_beams(results):
-    figure = rollouts_figure(pl.read_csv(results / "rollouts.csv", schema=SCHEMA))
+def test_the_figure_compares_group_sizes_and_misses_of_all_numbers_of_beams(rollouts_results):
+    figure = rollouts_figure(pl.read_csv(rollouts_results / "rollouts.csv", schema=SCHEMA))
     distinct, _, missed = figure.axes
     ticks = [[text.get_text() for text in panel.get_xticklabels()] for panel in (distinct, missed)]
     assert ticks == [["2", "4"], ["12"]]
@@ -179,10 +149,10 @@ def test_the_figure_compares_group_sizes_and_misses_of_all_numbers_of_beams(resu
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
 
 
-def test_the_figure_is_the_same_when_drawn_again(results, tmp_path):
+def test_the_figure_is_the_same_when_drawn_again(rollouts_results, tmp_path):
     for name in ("first", "second"):
         outputs = [tmp_path / name / f"rollouts.{suffix}" for suffix in ("pdf", "png")]
-        draw_rollouts(results / "rollouts.csv", outputs)
+        draw_rollouts(rollouts_results / "rollouts.csv", outputs)
     for name, magic in {"rollouts.pdf": b"%PDF", "rollouts.png": b"\x89PNG"}.items():
         content = (tmp_path / "first" / name).read_bytes()
         assert content.startswith(magic)

@@ -3,10 +3,11 @@
 import polars as pl
 import pytest
 import torch
+from benchmark_options import SPEED, SPEED_ROWS
 
 from rere.benchmarks.figures import draw_speed, speed_figure
 from rere.benchmarks.models import GENERATE, Searcher, load_benchmark_model
-from rere.benchmarks.speed import preprocessing, search, table
+from rere.benchmarks.speed import search, table
 from rere.benchmarks.speed.curves import (
     PANELS,
     benchmark_speed_curves,
@@ -15,47 +16,14 @@ from rere.benchmarks.speed.curves import (
     with_synthetic_titles,
 )
 from rere.benchmarks.timing import PRELOADED, run_in_process
-from rere.config.benchmarks import SpeedOptions
 from rere.prefix_tree import PrefixTree
-
-ROWS = 5
-OPTIONS = SpeedOptions(
-    beams=[2, 4],
-    batch_sizes=[2],
-    training_rows=0,
-    catalogue_sizes=[20, 50],
-    sweep_beams=[1, 3],
-    prompt_lengths=[8, 16],
-    reviews=[1000, 2000],
-    curve_batches=1,
-)
-
-
-@pytest.fixture(scope="module")
-def model(inputs):
-    return load_benchmark_model("fixed", *inputs)
-
-
-@pytest.fixture(scope="module")
-def results(inputs, random_inputs, run_inline):
-    """The folder with the files that the stages write, without processes of their own."""
-    (model, data), (random, _) = inputs, random_inputs
-    output = model.parent / "tables" / "speed.csv"
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (table, search, preprocessing):
-            patch.setattr(module, "run_in_process", run_inline)
-        names, rows = ["random", "fixed sft"], [2, ROWS]
-        table.benchmark_speed(OPTIONS, [random, model], names, rows, data, output)
-        benchmark_speed_curves(OPTIONS, random, data, output.with_suffix(".curves.csv"))
-    return output.parent
-
 
 # -------------------------------------------------------------------------------------- searches
 
 
 def test_ours_and_generate_find_the_same_synthetic_titles(random_inputs):
     model = with_synthetic_titles(load_benchmark_model("random", *random_inputs), 60, seed=0)
-    prompts = [row.prompt for row in model.sample_prompts(ROWS, seed=0)]
+    prompts = [row.prompt for row in model.sample_prompts(SPEED_ROWS, seed=0)]
     ours, theirs = (
         model.to_leaves(model.search(searcher, 5, prompts))
         for searcher in (Searcher("vocabulary"), GENERATE)
@@ -64,15 +32,15 @@ def test_ours_and_generate_find_the_same_synthetic_titles(random_inputs):
     assert [len(row) for row in ours] == [5] * 5
 
 
-def test_other_lists_are_not_equal(model):
-    prompts = [row.prompt for row in model.sample_prompts(ROWS, seed=0)]
-    theirs = model.to_leaves(model.search(GENERATE, 4, prompts))
+def test_other_lists_are_not_equal(benchmark_model):
+    prompts = [row.prompt for row in benchmark_model.sample_prompts(SPEED_ROWS, seed=0)]
+    theirs = benchmark_model.to_leaves(benchmark_model.search(GENERATE, 4, prompts))
     for ours, equal in ((theirs, True), ([theirs[0][::-1], *theirs[1:]], False)):
         pair = [search.SearchResult(2, None, lists, None, None) for lists in (ours, theirs)]
-        assert search.equals_generate(model, 4, prompts, *pair) is equal
-    ours = model.search(Searcher("catalogue"), 4, prompts)
+        assert search.equals_generate(benchmark_model, 4, prompts, *pair) is equal
+    ours = benchmark_model.search(Searcher("catalogue"), 4, prompts)
     for lists, equal in ((ours, True), ([row[::-1] for row in ours], False)):
-        assert search.equals_plain_search(model, 4, prompts, lists) is equal
+        assert search.equals_plain_search(benchmark_model, 4, prompts, lists) is equal
 
 
 def test_peak_memory_of_a_search_in_a_fresh_process(inputs):
@@ -81,8 +49,8 @@ def test_peak_memory_of_a_search_in_a_fresh_process(inputs):
     assert peak is None or 0 <= peak < 50
 
 
-def test_the_shortest_prompts_come_first(model):
-    rows = model.sample_prompts(None, seed=0)
+def test_the_shortest_prompts_come_first(benchmark_model):
+    rows = benchmark_model.sample_prompts(None, seed=0)
     lengths = [len(row.prompt) for row in rows]
     assert lengths == sorted(lengths)
     assert [row.target for row in sorted(rows)] == [2, 3, 4, 5, 6, 7]
@@ -91,8 +59,8 @@ def test_the_shortest_prompts_come_first(model):
 # ----------------------------------------------------------------------------------------- table
 
 
-def test_the_table_has_one_row_per_comparison(results):
-    rows = pl.read_csv(results / "speed.csv")
+def test_the_table_has_one_row_per_comparison(speed_results):
+    rows = pl.read_csv(speed_results / "speed.csv")
     assert rows.columns == list(table.SCHEMA)
     half_tail = f"batch 2, {torch.get_num_threads()} threads, bfloat16"
     tail = f"batch 2 (theirs 2), {torch.get_num_threads()} threads, float32"
@@ -130,8 +98,8 @@ def test_the_table_has_one_row_per_comparison(results):
     assert tree["theirs_seconds"].is_null().all()
 
 
-def test_the_markdown_has_aligned_columns_and_the_versions(results):
-    text = (results / "speed.md").read_text()
+def test_the_markdown_has_aligned_columns_and_the_versions(speed_results):
+    text = (speed_results / "speed.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 19
     assert len({line.count("|") for line in lines}) == 1
@@ -142,8 +110,8 @@ def test_the_markdown_has_aligned_columns_and_the_versions(results):
 # ---------------------------------------------------------------------------------------- curves
 
 
-def test_the_curves_have_every_point_of_every_panel(results):
-    curves = pl.read_csv(results / "speed.curves.csv")
+def test_the_curves_have_every_point_of_every_panel(speed_results):
+    curves = pl.read_csv(speed_results / "speed.curves.csv")
     sizes = zip(PANELS, ([20, 50], [1, 3], [8, 16]), strict=True)
     searchers = ("catalogue", "vocabulary", "generate")
     points = [(x, panel, name) for panel, xs in sizes for x in xs for name in searchers]
@@ -156,7 +124,7 @@ def test_the_curves_have_every_point_of_every_panel(results):
 
 
 def test_a_curve_ends_when_a_batch_takes_too_long(inputs, tmp_path):
-    options = OPTIONS.model_copy(update={"curve_seconds": 1e-9, "reviews": []})
+    options = SPEED.model_copy(update={"curve_seconds": 1e-9, "reviews": []})
     benchmark_speed_curves(options, *inputs, tmp_path / "speed.curves.csv")
     curves = pl.read_csv(tmp_path / "speed.curves.csv")
     assert curves["x"].to_list() == [20] * 3 + [1] * 3 + [8] * 3
@@ -186,8 +154,8 @@ def test_prompts_are_repeated_to_a_length():
 # ---------------------------------------------------------------------------------------- figure
 
 
-def test_the_figure_is_the_same_when_drawn_again(results, tmp_path):
-    curves = pl.read_csv(results / "speed.curves.csv")
+def test_the_figure_is_the_same_when_drawn_again(speed_results, tmp_path):
+    curves = pl.read_csv(speed_results / "speed.curves.csv")
     # One curve that ends early; memory that is not measured without fresh processes.
     curves = curves.filter((pl.col("what") != "generate") | (pl.col("x") == 20))
     curves = curves.with_columns(peak_mb=pl.col("peak_mb").abs() + 1)

@@ -65,7 +65,9 @@ def test_one_line_names_the_key_and_the_remedy(changes, message):
 
 def test_a_table_may_not_have_the_name_of_a_benchmark():
     config = changed(tables__speed=SHIPPED["tables"]["main"])
-    assert config_error(config) == "tables.speed: a benchmark has that name; choose another name"
+    assert config_error(config) == (
+        "tables.speed: its files would be those of benchmarks.speed; choose another name"
+    )
 
 
 @pytest.mark.parametrize("section", ["speed", "search"])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_models import VOCAB_SIZE, causal_lm, tokenizer
 
-from rere.benchmarks.models import load_benchmark_model
 from rere.benchmarks.speed import preference, rl, scoring, sft
 from rere.benchmarks.speed.steps import StepResult, are_same_steps
 from rere.benchmarks.speed.table import SCHEMA
@@ -16,11 +15,10 @@ from rere.engine.candidates.scoring import token_log_probs
 # --------------------------------------------------------------------------------------- scoring
 
 
-def test_the_rows_of_scoring(inputs, prompt_rows, run_inline, monkeypatch):
+def test_the_rows_of_scoring(benchmark_model, prompt_rows, run_inline, monkeypatch):
     monkeypatch.setattr(scoring, "run_in_process", run_inline)
-    model = load_benchmark_model("fixed", *inputs)
     prompts = [row.prompt for row in prompt_rows[:4]]
-    rows = list(scoring.benchmark_scoring(model, prompts, 3, [1, 2]))
+    rows = list(scoring.benchmark_scoring(benchmark_model, prompts, 3, [1, 2]))
     assert [row["equal"] for row in rows] == [True, True]
     assert [" vocabulary," in row["setting"] for row in rows] == [True, False]
     assert all(row.keys() <= SCHEMA.keys() for row in rows)
@@ -62,17 +60,6 @@ def test_another_preference_step_is_not_the_same(random_model, prompt_rows, monk
 # -------------------------------------------------------------------------------------------- RL
 
 
-@pytest.fixture
-def small_steps(monkeypatch):
-    for name, value in {"PROMPTS": 2, "GROUP_SIZE": 4, "HIT_EVERY": 2}.items():
-        monkeypatch.setattr(rl, name, value)
-
-
-@pytest.fixture
-def rl_steps(random_model, small_steps, tmp_path):
-    return rl.make_steps(random_model, tmp_path)
-
-
 @pytest.mark.parametrize("beta", rl.BETAS)
 def test_the_trainers_step_is_the_plain_step(random_model, prompt_rows, rl_steps, beta):
     batch = rl.with_targets(random_model, prompt_rows[:2])
@@ -89,7 +76,7 @@ def test_the_trainers_step_is_the_plain_step(random_model, prompt_rows, rl_steps
         assert not are_same_steps([expected._replace(**changes)], [expected])
 
 
-@pytest.mark.usefixtures("small_steps")
+@pytest.mark.usefixtures("small_rl_steps")
 def test_the_loss_includes_the_kl(random_model, prompt_rows, monkeypatch, tmp_path):
     monkeypatch.setattr(rl, "BETAS", (1.0,))
     steps = rl.make_steps(random_model, tmp_path)
@@ -140,7 +127,7 @@ def test_every_second_prompt_has_its_target_among_the_candidates(
     torch.testing.assert_close(advantage[0], expected)
 
 
-def test_the_rows_of_rl(random_model, prompt_rows, small_steps):
+def test_the_rows_of_rl(random_model, prompt_rows, small_rl_steps):
     rows = list(rl.benchmark_rl(random_model, prompt_rows[:4], 1, [1, 2]))
     assert [row["equal"] for row in rows] == [True, None, True, None]
     assert ["skipped, hit rate 0.5" in row["setting"] for row in rows] == [False, False, True, True]
@@ -156,16 +143,16 @@ def test_the_rows_of_rl(random_model, prompt_rows, small_steps):
 # ------------------------------------------------------------------------------------------- SFT
 
 
-def test_the_row_of_sft(inputs, monkeypatch):
+def test_the_row_of_sft(benchmark_model, monkeypatch):
     monkeypatch.setattr(sft, "BATCH_SIZE", 4)
-    row = sft.benchmark_sft(load_benchmark_model("fixed", *inputs), 8, [2, 4], seed=0)
+    row = sft.benchmark_sft(benchmark_model, 8, [2, 4], seed=0)
     assert row["equal"]
     assert row.keys() <= SCHEMA.keys()
 
 
-def test_both_trainers_train_on_all_rows(inputs, prompt_rows, monkeypatch, tmp_path):
+def test_both_trainers_train_on_all_rows(benchmark_model, prompt_rows, monkeypatch, tmp_path):
     monkeypatch.setattr(sft, "BATCH_SIZE", 4)
-    model = load_benchmark_model("fixed", *inputs)
+    model = benchmark_model
     pairs = zip(prompt_rows, model.sequences, strict=True)
     rows = [sft.SftRow(row.prompt, response) for row, response in pairs]
     before = [weight.clone() for weight in model.float32.parameters()]

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import torch
 from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS
-from tiny_models import causal_lm, tokenizer, write_data, write_fixed_model
+from tiny_models import causal_lm, tokenizer
 
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
@@ -20,30 +20,6 @@ from rere.prefix_tree import PrefixTree
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
 TOKENS = tokenizer("qwen2")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"), ITEM_TITLES, test=TEST_ROWS)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_fixed_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def factors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Factors of a sequential model whose item scores are far apart."""
-    generator = torch.Generator().manual_seed(0)
-    factors = Factors(
-        row_id=torch.arange(len(TEST_ROWS)),
-        state=torch.randn(len(TEST_ROWS), 4, generator=generator),
-        item=3 * torch.randn(len(ITEM_TITLES), 4, generator=generator),
-    )
-    path = tmp_path_factory.mktemp("factors") / "factors.test.safetensors"
-    factors.save(path)
-    return path
 
 
 def predict(tmp_path: Path, options, model, data, factors=None, **evaluation) -> pl.DataFrame:
@@ -61,11 +37,6 @@ SEQUENCES = [
     [*TOKENS(response_text(title)).input_ids, TOKENS.eos_token_id] for title in ITEM_TITLES
 ]
 # (No token of this tokenizer spans the end of the prompt.)
-
-
-@pytest.fixture(scope="module")
-def plain_model():
-    return causal_lm("qwen2", len(TOKENS))
 
 
 # ------------------------------------------------------------------------------------------- D3
@@ -87,10 +58,13 @@ def decision_scores(model, row_id: int) -> list[float]:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
-def test_d3_equals_a_plain_ranking(tmp_path, model, data, plain_model, factors, alpha):
+def test_d3_equals_a_plain_ranking(
+    tmp_path, fixed_model, ranking_data, plain_model, random_factors, alpha
+):
     options = D3(alpha=alpha, num_beams=30)
-    found = predict(tmp_path, options, model, data, factors if alpha < 1 else None)
-    loaded = Factors.load(factors, found["row_id"].to_numpy(), len(ITEM_TITLES))
+    given = random_factors if alpha < 1 else None
+    found = predict(tmp_path, options, fixed_model, ranking_data, given)
+    loaded = Factors.load(random_factors, found["row_id"].to_numpy(), len(ITEM_TITLES))
     for row_id, items, scores in found.select("row_id", "items", "scores").iter_rows():
         probability = (loaded.item @ loaded.state[row_id]).softmax(-1)
         # Items that share a title share a path, which has the sum of their probabilities.
@@ -107,16 +81,18 @@ def test_d3_equals_a_plain_ranking(tmp_path, model, data, plain_model, factors, 
         assert scores == sorted(scores, reverse=True)
 
 
-def test_rankings_do_not_depend_on_the_batch_size(tmp_path, model, data, factors):
-    for options, given in ((D3(alpha=0.5, num_beams=30), factors), (Bigrec(), None)):
-        one = predict(tmp_path, options, model, data, given, batch_size=5)
-        other = predict(tmp_path, options, model, data, given, batch_size=12)
+def test_rankings_do_not_depend_on_the_batch_size(
+    tmp_path, fixed_model, ranking_data, random_factors
+):
+    for options, given in ((D3(alpha=0.5, num_beams=30), random_factors), (Bigrec(), None)):
+        one = predict(tmp_path, options, fixed_model, ranking_data, given, batch_size=5)
+        other = predict(tmp_path, options, fixed_model, ranking_data, given, batch_size=12)
         assert one["items"].equals(other["items"])
 
 
-def test_factors_of_other_rows_are_refused(tmp_path, model, data, factors):
+def test_factors_of_other_rows_are_refused(tmp_path, fixed_model, ranking_data, random_factors):
     with pytest.raises(InputError, match="made from another data set or split"):
-        predict(tmp_path, D3(alpha=0.5), model, data, factors, rows=4)
+        predict(tmp_path, D3(alpha=0.5), fixed_model, ranking_data, random_factors, rows=4)
 
 
 # --------------------------------------------------------------------------------------- BIGRec
@@ -139,10 +115,10 @@ def embedding(model, title: str) -> torch.Tensor:
     return output.hidden_states[-1][0, -1]
 
 
-def test_bigrec_equals_a_plain_ranking(tmp_path, model, data, plain_model):
+def test_bigrec_equals_a_plain_ranking(tmp_path, fixed_model, ranking_data, plain_model):
     longest = max(map(len, SEQUENCES))
     vectors = torch.stack([embedding(plain_model, title) for title in ITEM_TITLES])
-    found = predict(tmp_path, Bigrec(), model, data)
+    found = predict(tmp_path, Bigrec(), fixed_model, ranking_data)
     for row_id, items, scores in found.select("row_id", "items", "scores").iter_rows():
         ids = write_greedily(plain_model, prompt_ids(row_id), longest)
         text = TOKENS.decode([i for i in ids if i != TOKENS.eos_token_id])
@@ -153,7 +129,9 @@ def test_bigrec_equals_a_plain_ranking(tmp_path, model, data, plain_model):
         assert scores == pytest.approx([-distance[item] for item in items], abs=1e-3)
 
 
-def test_bigrec_ranks_a_title_that_the_model_writes_first(tmp_path, model, data, monkeypatch):
+def test_bigrec_ranks_a_title_that_the_model_writes_first(
+    tmp_path, fixed_model, ranking_data, monkeypatch
+):
     """All items of that title come first, ordered by item id."""
     item = HEAT_ITEMS[1]
 
@@ -161,7 +139,7 @@ def test_bigrec_ranks_a_title_that_the_model_writes_first(tmp_path, model, data,
         return torch.tensor([SEQUENCES[item]] * len(prompts))
 
     monkeypatch.setattr(module, "generate_greedy", write)
-    found = predict(tmp_path, Bigrec(), model, data, list_length=20)
+    found = predict(tmp_path, Bigrec(), fixed_model, ranking_data, list_length=20)
     for items, scores in found.select("items", "scores").iter_rows():
         assert items[: len(HEAT_ITEMS)] == HEAT_ITEMS
         assert scores[: len(HEAT_ITEMS)] == pytest.approx([0] * len(HEAT_ITEMS), abs=1e-4)
@@ -176,14 +154,14 @@ def test_an_embedding_depends_only_on_its_own_sequence(plain_model):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_bigrec_refuses_weights_that_are_not_numbers(tmp_path, data):
+def test_bigrec_refuses_weights_that_are_not_numbers(tmp_path, ranking_data):
     broken = causal_lm("qwen2", len(TOKENS))
     with torch.no_grad():
         broken.model.norm.weight[0] = torch.nan
     broken.save_pretrained(tmp_path / "broken")
     TOKENS.save_pretrained(tmp_path / "broken")
-    with pytest.raises(InputError, match="not numbers; its weights are broken"):
-        predict(tmp_path, Bigrec(), tmp_path / "broken", data)
+    with pytest.raises(InputError, match="has infinite or NaN weights"):
+        predict(tmp_path, Bigrec(), tmp_path / "broken", ranking_data)
 
 
 def test_greedy_decoding_refuses_prompts_beyond_the_models_positions(plain_model):

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from data_frames import items_frame, split_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
 from rere.evaluation.metrics import (
     ITEM_METRICS,
@@ -35,33 +35,6 @@ from rere.evaluation.predictions import (
 )
 
 RUN = Run(dataset="toy", backbone="none", method="popularity", seed=3)
-
-
-def catalogue(titles, counts=None):
-    counts = [1] * len(titles) if counts is None else counts
-    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
-    return pl.DataFrame(columns, schema=ITEMS_SCHEMA)
-
-
-def split(users, histories, targets):
-    columns = {
-        "row_id": [100 + row for row in range(len(users))],
-        "user_id": users,
-        "history": histories,
-        "target": targets,
-        "timestamp": [None] * len(users),
-    }
-    return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
-
-
-def save(folder, items, test):
-    folder.mkdir(parents=True, exist_ok=True)
-    items.write_parquet(folder / "items.parquet")
-    test.write_parquet(folder / "test.parquet")
-
-
-def falling(ranked):
-    return [[-float(rank) for rank in range(len(row))] for row in ranked]
 
 
 def as_rows(ranked, targets):
@@ -97,7 +70,7 @@ def test_drop_duplicates_keeps_first_appearances_in_order():
 
 
 def test_title_codes_are_equal_where_titles_are():
-    codes = title_codes(catalogue(["b", "a", "b", "A", ""]))
+    codes = title_codes(items_frame(["b", "a", "b", "A", ""]))
     assert codes[0] == codes[2]
     assert len(set(codes.tolist())) == 4
     assert sorted(set(codes.tolist())) == [0, 1, 2, 3]
@@ -122,7 +95,7 @@ def test_gains_of_a_rank(rank, hits, ndcg):
 
 def test_duplicate_titles_count_once_at_their_best_rank():
     #        item   0    1    2    3    4
-    items = catalogue(["a", "a", "b", "c", "b"])
+    items = items_frame(["a", "a", "b", "c", "b"])
     ranked = [[0, 1, 2, 3], [0, 1, 2, 3], [3, 2, 0], [2, 4, 1]]
     targets = [2, 1, 4, 3]
     # titles: a b c -> b at 2, a at 1; c b a -> b at 2 (item 4 itself absent); b a -> c absent
@@ -136,7 +109,7 @@ def test_duplicate_titles_count_once_at_their_best_rank():
 
 def test_duplicate_titles_are_dropped_before_the_cut_off():
     # Items 0 .. 20 share a title, so the target, item 21 of the list, is its second title.
-    items = catalogue(["same"] * 21 + ["target"])
+    items = items_frame(["same"] * 21 + ["target"])
     rows = row_metrics(as_rows([list(range(22))], [21]), items)
     assert rows["HR@3"].item() == 1
     assert rows["HR@20_item"].item() == 0
@@ -168,7 +141,7 @@ def rankings(draw):
 @settings(max_examples=150, deadline=None)
 def test_row_metrics_equal_the_slow_ones(case):
     titles, ranked, targets = case
-    rows = row_metrics(as_rows(ranked, targets), catalogue(titles))
+    rows = row_metrics(as_rows(ranked, targets), items_frame(titles))
     for index, (row, target) in enumerate(zip(ranked, targets, strict=True)):
         title = slow_metrics([titles[item] for item in row], titles[target])
         item = slow_metrics(row, target)
@@ -179,7 +152,7 @@ def test_row_metrics_equal_the_slow_ones(case):
 def test_row_metrics_equal_those_of_ranx():
     # tests/records/ranx_run.py made the record: 200 random rankings, their metrics row by row.
     record = json.loads((Path(__file__).parents[1] / "records" / "ranx.json").read_text())
-    items = catalogue([f"title {item}" for item in range(30)])
+    items = items_frame([f"title {item}" for item in range(30)])
     rows = row_metrics(as_rows(record["ranked"], record["targets"]), items)
     assert set(record["values"]) == set(METRICS)
     for name, expected in record["values"].items():
@@ -214,24 +187,13 @@ def test_popularity_of_the_whole_catalogue_is_one_half():
 # ------------------------------------------------------------------------------------ the stage
 
 
-@pytest.fixture
-def toy(tmp_path):
-    """Four rows of three users; the target of the second is the last item of its history."""
-    items = catalogue(["a", "b", "a", "c"], [4, 2, 0, 2])
-    test = split([7, 7, 8, 9], [[0], [0, 1], [0], []], [1, 1, 2, 3])
-    save(tmp_path / "toy", items, test)
-    ranked = [[1, 0], [1, 2], [0, 2], [0, 2, 1]]
-    write_predictions(tmp_path / "predictions.parquet", test, ranked, falling(ranked))
-    return tmp_path
-
-
 def written(folder):
     metrics(folder / "predictions.parquet", folder / "toy", RUN, folder / "metrics.json")
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_metrics_of_a_run(toy):
-    values = written(toy)
+def test_metrics_of_a_run(small_run):
+    values = written(small_run)
     assert list(values)[:5] == ["dataset", "backbone", "method", "seed", "rows"]
     assert [values[key] for key in list(values)[:5]] == ["toy", "none", "popularity", 3, 4]
     # Title ranks 1, 1, 1 (item 0 is an "a" as the target, item 2), absent; item ranks 1, 1, 2, -.
@@ -248,17 +210,18 @@ def test_metrics_of_a_run(toy):
         assert 0 <= values[f"{name}_low"] <= values[name] <= values[f"{name}_high"] <= 1
 
 
-def test_metrics_do_not_depend_on_the_order_of_rows(toy):
-    values = written(toy)
-    path = toy / "predictions.parquet"
+def test_metrics_do_not_depend_on_the_order_of_rows(small_run):
+    values = written(small_run)
+    path = small_run / "predictions.parquet"
     pl.read_parquet(path).reverse().write_parquet(path)
-    assert written(toy) == values
+    assert written(small_run) == values
 
 
-def test_norepeat_metrics_are_null_if_every_row_repeats(toy):
-    test = pl.read_parquet(toy / "toy" / "test.parquet")[1:2]
-    write_predictions(toy / "predictions.parquet", test, [[1]], [[0.0]])
-    assert written(toy)["HR@20_norepeat"] is None
+def test_norepeat_metrics_are_null_if_every_row_repeats(small_run):
+    test = pl.read_parquet(small_run / "toy" / "test.parquet")[1:2]
+    test.write_parquet(small_run / "toy" / "test.parquet")
+    write_predictions(small_run / "predictions.parquet", test, [[1]], [[0.0]])
+    assert written(small_run)["HR@20_norepeat"] is None
 
 
 @pytest.mark.parametrize(
@@ -269,24 +232,24 @@ def test_norepeat_metrics_are_null_if_every_row_repeats(toy):
         {"user_id": pl.lit(1, pl.Int64)},
     ],
 )
-def test_rows_outside_the_test_split_are_refused(toy, change):
-    path = toy / "predictions.parquet"
+def test_rows_outside_the_test_split_are_refused(small_run, change):
+    path = small_run / "predictions.parquet"
     pl.read_parquet(path)[2:3].with_columns(**change).write_parquet(path)
     with pytest.raises(InputError, match=r"row \d+ is not in .*test\.parquet"):
-        written(toy)
+        written(small_run)
 
 
 @pytest.mark.parametrize("item", [4, -1])
-def test_items_outside_the_catalogue_are_refused(toy, item):
-    test = pl.read_parquet(toy / "toy" / "test.parquet")[:1]
-    write_predictions(toy / "predictions.parquet", test, [[1, item]], [[2.0, 1.0]])
+def test_items_outside_the_catalogue_are_refused(small_run, item):
+    test = pl.read_parquet(small_run / "toy" / "test.parquet")[:1]
+    write_predictions(small_run / "predictions.parquet", test, [[1, item]], [[2.0, 1.0]])
     with pytest.raises(InputError, match=r"row 100 ranks an item not in .*items\.parquet"):
-        written(toy)
+        written(small_run)
 
 
 # --------------------------------------------------------------------------- predictions format
 
-TEST = split([7, 8], [[0], [1]], [1, 0])
+TEST = split_frame([[0], [1]], [1, 0], users=[7, 8], first_row=100)
 FAULTY = {
     "row 100 ranks an item twice": ([[1, 1], [2]], [[1.0, 0.0], [1.0]]),
     "row 101 has no items": ([[1], []], [[1.0], []]),

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS
-from tiny_models import causal_lm, tokenizer, write_data, write_fixed_model
+from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS, build_catalogue
+from tiny_models import causal_lm, tokenizer, write_fixed_model
 
 from rere.backbones import load_model
 from rere.catalogue import CATALOGUE, Catalogue
@@ -18,40 +18,6 @@ from rere.evaluation import recommend as module
 from rere.evaluation.predictions import read_predictions
 from rere.evaluation.recommend import closest_titles, recommend, recommend_titles
 from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with items and a test split."""
-    return write_data(tmp_path_factory.mktemp("data"), ITEM_TITLES, test=TEST_ROWS)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose scores of different titles are far apart."""
-    return write_fixed_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def catalogue() -> Catalogue:
-    encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES)
-    return Catalogue.build(encoder, encoder.encode_responses())
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, catalogue: Catalogue) -> Path:
-    """The same model with its catalogue, as training stores it."""
-    folder = write_fixed_model(tmp_path_factory.mktemp("trained"))
-    catalogue.save(folder / CATALOGUE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictions(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> pl.DataFrame:
-    """Predictions for all test rows, with more beams than titles."""
-    path = tmp_path_factory.mktemp("all") / "predictions.parquet"
-    recommend(Recommend(rows=None, num_beams=30), model, data, SEED, path)
-    return read_predictions(path)
 
 
 def predict(tmp_path: Path, model: Path, data: Path, seed: int = SEED, **options) -> pl.DataFrame:
@@ -99,8 +65,9 @@ def assert_same(actual: pl.DataFrame, expected: pl.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("scoring", ["catalogue", "vocabulary"])
-def test_rankings_equal_brute_force(tmp_path, model, data, scoring):
-    all_rows = predict(tmp_path, model, data, rows=None, num_beams=30, scoring=scoring)
+def test_rankings_equal_brute_force(tmp_path, fixed_model, ranking_data, scoring):
+    options = {"rows": None, "num_beams": 30, "scoring": scoring}
+    all_rows = predict(tmp_path, fixed_model, ranking_data, **options)
     for row_id, items, scores in all_rows.select("row_id", "items", "scores").iter_rows():
         by_item = scores_by_item(scoring, row_id, TEST_ROWS[row_id][0])
         # Best first; items that share a title share a score and are ordered by id.
@@ -113,83 +80,91 @@ def test_rankings_equal_brute_force(tmp_path, model, data, scoring):
 
 
 @pytest.mark.parametrize("options", [{}, {"scoring": "vocabulary", "length_penalty": 1.5}])
-def test_rankings_equal_a_search_of_each_row(tmp_path, model, data, catalogue, options):
-    written = predict(tmp_path, model, data, rows=None, num_beams=7, **options)
-    encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES)
+def test_rankings_equal_a_search_of_each_row(tmp_path, fixed_model, ranking_data, options):
+    written = predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=7, **options)
+    encoder, tree = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES), build_catalogue().tree
     penalty = options.get("length_penalty", 0.0)
     for row_id, items, scores in written.select("row_id", "items", "scores").iter_rows():
         (leaf,), (score,) = beam_search(
-            load_model(model),
-            catalogue.tree,
+            load_model(fixed_model),
+            tree,
             encoder.encode_prompts([row_id], [TEST_ROWS[row_id][0]], SEED),
             7,
             options.get("scoring", "catalogue"),
             penalty,
         )
-        assert items == [item for n in leaf.tolist() for item in catalogue.tree.leaf_items[n]]
+        assert items == [item for n in leaf.tolist() for item in tree.leaf_items[n]]
         assert sorted(set(scores), reverse=True) == pytest.approx(score.tolist(), abs=1e-3)
 
 
-def test_predictions_have_every_row_in_the_order_of_the_split(predictions, data):
+def test_predictions_have_every_row_in_the_order_of_the_split(all_predictions, ranking_data):
     columns = ["row_id", "user_id", "target"]
-    assert predictions.select(columns).equals(read_split(data, "test").select(columns))
+    assert all_predictions.select(columns).equals(read_split(ranking_data, "test").select(columns))
 
 
-def test_items_that_share_a_title_are_adjacent_and_ordered_by_id(predictions):
-    for items, scores in predictions.select("items", "scores").iter_rows():
+def test_items_that_share_a_title_are_adjacent_and_ordered_by_id(all_predictions):
+    for items, scores in all_predictions.select("items", "scores").iter_rows():
         first = items.index(HEAT_ITEMS[0])
         assert items[first : first + 3] == HEAT_ITEMS
         assert len(set(scores[first : first + 3])) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_rankings_do_not_depend_on_the_batch_size(tmp_path, model, data, predictions, batch_size):
-    again = predict(tmp_path, model, data, rows=None, num_beams=30, batch_size=batch_size)
-    assert_same(again, predictions)
+def test_rankings_do_not_depend_on_the_batch_size(
+    tmp_path, fixed_model, ranking_data, all_predictions, batch_size
+):
+    options = {"rows": None, "num_beams": 30, "batch_size": batch_size}
+    again = predict(tmp_path, fixed_model, ranking_data, **options)
+    assert_same(again, all_predictions)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 11])
 def test_a_sample_of_rows_has_the_predictions_of_the_whole_split(
-    tmp_path, model, data, predictions, rows
+    tmp_path, fixed_model, ranking_data, all_predictions, rows
 ):
-    sample = predict(tmp_path, model, data, rows=rows, num_beams=30)
-    assert sample["row_id"].to_list() == read_split(data, "test", rows)["row_id"].to_list()
+    sample = predict(tmp_path, fixed_model, ranking_data, rows=rows, num_beams=30)
+    assert sample["row_id"].to_list() == read_split(ranking_data, "test", rows)["row_id"].to_list()
     # A row's prediction does not depend on which others are scored.
-    assert_same(sample, predictions.filter(pl.col("row_id").is_in(sample["row_id"].to_list())))
+    is_in_sample = pl.col("row_id").is_in(sample["row_id"].to_list())
+    assert_same(sample, all_predictions.filter(is_in_sample))
 
 
-def test_more_rows_than_the_split_has_are_all_rows(tmp_path, model, data, predictions):
-    assert_same(predict(tmp_path, model, data, rows=99, num_beams=30), predictions)
+def test_more_rows_than_the_split_has_are_all_rows(
+    tmp_path, fixed_model, ranking_data, all_predictions
+):
+    found = predict(tmp_path, fixed_model, ranking_data, rows=99, num_beams=30)
+    assert_same(found, all_predictions)
 
 
-def test_the_list_length_cuts_the_list(tmp_path, model, data, predictions):
-    short = predict(tmp_path, model, data, rows=None, num_beams=30, list_length=20)
-    expected = predictions.with_columns(pl.col("items", "scores").list.head(20))
+def test_the_list_length_cuts_the_list(tmp_path, fixed_model, ranking_data, all_predictions):
+    short = predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=30, list_length=20)
+    expected = all_predictions.with_columns(pl.col("items", "scores").list.head(20))
     assert_same(short, expected)
 
 
-def test_rankings_have_one_title_per_beam(tmp_path, model, data):
-    few = predict(tmp_path, model, data, rows=None, num_beams=3)
+def test_rankings_have_one_title_per_beam(tmp_path, fixed_model, ranking_data):
+    few = predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=3)
     titles = [len({ITEM_TITLES[item] for item in items}) for items in few["items"]]
     assert titles == [3] * len(TEST_ROWS)
 
 
-def test_the_seed_chooses_the_prompts(tmp_path, model, data, predictions):
-    other = predict(tmp_path, model, data, seed=SEED + 1, rows=None, num_beams=30)
+def test_the_seed_chooses_the_prompts(tmp_path, fixed_model, ranking_data, all_predictions):
+    other = predict(tmp_path, fixed_model, ranking_data, seed=SEED + 1, rows=None, num_beams=30)
     changed = [
         choose_instruction(SEED, row) != choose_instruction(SEED + 1, row)
         for row in range(len(TEST_ROWS))
     ]
     assert any(changed)
     for row, change in enumerate(changed):
-        scores, before = other["scores"][row], predictions["scores"][row]
+        scores, before = other["scores"][row], all_predictions["scores"][row]
         assert ((scores - before).abs().max() > 1e-2) == change
 
 
-def test_bfloat16_scores_are_close(tmp_path, model, data, predictions):
-    coarse = predict(tmp_path, model, data, rows=None, num_beams=30, dtype="bfloat16")
+def test_bfloat16_scores_are_close(tmp_path, fixed_model, ranking_data, all_predictions):
+    options = {"rows": None, "num_beams": 30, "dtype": "bfloat16"}
+    coarse = predict(tmp_path, fixed_model, ranking_data, **options)
     # A bfloat16 has 8 bits, and scores are sums of some ten log-probabilities.
-    best = predictions["scores"].list.first().to_list()
+    best = all_predictions["scores"].list.first().to_list()
     assert coarse["scores"].list.first().to_list() == pytest.approx(best, rel=0.1)
 
 
@@ -205,29 +180,30 @@ def test_brute_force_prompts_equal_the_encoders():
 
 
 def test_the_catalogue_in_the_folder_is_used(
-    tmp_path, model, trained, data, predictions, monkeypatch
+    tmp_path, model_with_catalogue, ranking_data, all_predictions, monkeypatch
 ):
-    expected = predict(tmp_path, model, data, rows=None, num_beams=30)
     monkeypatch.delattr(PromptEncoder, "encode_responses")  # nothing is tokenised again
-    assert predict(tmp_path, trained, data, rows=None, num_beams=30).equals(expected)
+    found = predict(tmp_path, model_with_catalogue, ranking_data, rows=None, num_beams=30)
+    assert found.equals(all_predictions)
 
 
-def test_a_catalogue_of_other_titles_is_ignored(tmp_path, model, data, predictions):
+def test_a_catalogue_of_other_titles_is_ignored(tmp_path, ranking_data, all_predictions):
     folder = write_fixed_model(tmp_path / "other")
-    encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES[::-1])
-    Catalogue.build(encoder, encoder.encode_responses()).save(folder / CATALOGUE)
-    expected = predict(tmp_path, model, data, rows=None, num_beams=30)
-    assert predict(tmp_path, folder, data, rows=None, num_beams=30).equals(expected)
+    build_catalogue(ITEM_TITLES[::-1]).save(folder / CATALOGUE)
+    found = predict(tmp_path, folder, ranking_data, rows=None, num_beams=30)
+    assert found.equals(all_predictions)
 
 
-def test_a_damaged_catalogue_is_refused(tmp_path, data):
+def test_a_damaged_catalogue_is_refused(tmp_path, ranking_data):
     folder = write_fixed_model(tmp_path / "damaged")
     (folder / CATALOGUE).write_bytes(b"{}")
     with pytest.raises(InputError, match=r"catalogue.safetensors: not a catalogue; train"):
-        predict(tmp_path, folder, data)
+        predict(tmp_path, folder, ranking_data)
 
 
-def test_the_batch_size_defaults_to_what_fits_in_memory(tmp_path, model, data, monkeypatch):
+def test_the_batch_size_defaults_to_what_fits_in_memory(
+    tmp_path, fixed_model, ranking_data, monkeypatch
+):
     sizes = []
 
     def search(policy, tree, prompts, *rest):
@@ -236,8 +212,8 @@ def test_the_batch_size_defaults_to_what_fits_in_memory(tmp_path, model, data, m
 
     monkeypatch.setattr(module, "beam_search", search)
     monkeypatch.setattr(module, "max_batch_size", lambda *_: 8)
-    predict(tmp_path, model, data, rows=None, num_beams=2)
-    predict(tmp_path, model, data, rows=None, num_beams=2, batch_size=5)
+    predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=2)
+    predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=2, batch_size=5)
     assert sizes == [8, 4, 5, 5, 2]
 
 
@@ -245,11 +221,11 @@ def test_the_batch_size_defaults_to_what_fits_in_memory(tmp_path, model, data, m
 
 
 @pytest.mark.parametrize("scoring", ["catalogue", "vocabulary"])
-def test_the_ranking_after_a_history_equals_brute_force(trained, scoring):
-    history = [ITEM_TITLES.index("Toy Story (1995)"), HEAT_ITEMS[0]]
-    options = BeamSearch(scoring=scoring)
-    ranked = recommend_titles(options, trained, [ITEM_TITLES[i] for i in history], 99, SEED)
-    by_title = dict(zip(ITEM_TITLES, scores_by_item(scoring, 0, history), strict=True))
+def test_the_ranking_after_a_history_equals_brute_force(model_with_catalogue, scoring):
+    history = ["Toy Story (1995)", "Heat"]
+    ranked = recommend_titles(BeamSearch(scoring=scoring), model_with_catalogue, history, 99, SEED)
+    scores = scores_by_item(scoring, 0, [ITEM_TITLES.index(title) for title in history])
+    by_title = dict(zip(ITEM_TITLES, scores, strict=True))
     assert [title for title, _ in ranked] == sorted(by_title, key=by_title.get, reverse=True)
     assert [score for _, score in ranked] == pytest.approx(
         sorted(by_title.values(), reverse=True), abs=1e-3
@@ -257,32 +233,33 @@ def test_the_ranking_after_a_history_equals_brute_force(trained, scoring):
 
 
 @pytest.mark.parametrize("top", [1, 3, 10])
-def test_top_limits_the_number_of_titles(trained, top):
-    everything = recommend_titles(BeamSearch(), trained, ["Heat"], 99, SEED)
+def test_top_limits_the_number_of_titles(model_with_catalogue, top):
+    everything = recommend_titles(BeamSearch(), model_with_catalogue, ["Heat"], 99, SEED)
     assert len(everything) == len(set(ITEM_TITLES))
-    some = recommend_titles(BeamSearch(), trained, ["Heat"], top, SEED)
+    some = recommend_titles(BeamSearch(), model_with_catalogue, ["Heat"], top, SEED)
     assert [title for title, _ in some] == [title for title, _ in everything[:top]]
     # The search has at least as many beams as titles asked for.
-    assert len(recommend_titles(BeamSearch(num_beams=2), trained, ["Heat"], top, SEED)) == top
+    narrow = BeamSearch(num_beams=2)
+    assert len(recommend_titles(narrow, model_with_catalogue, ["Heat"], top, SEED)) == top
 
 
-def test_an_unknown_title_is_refused_with_the_closest_ones(trained):
+def test_an_unknown_title_is_refused_with_the_closest_ones(model_with_catalogue):
     with pytest.raises(InputError) as caught:
-        recommend_titles(BeamSearch(), trained, ["Heat", "toy stroy (1995)"], 5, SEED)
+        recommend_titles(BeamSearch(), model_with_catalogue, ["Heat", "toy stroy (1995)"], 5, SEED)
     assert str(caught.value).startswith(
         "there is no title 'toy stroy (1995)'; the closest are "
         "'Toy Story (1995)', 'Toy Story 2 (1999)', "
     )
 
 
-def test_a_folder_without_a_catalogue_is_refused(model):
+def test_a_folder_without_a_catalogue_is_refused(fixed_model):
     with pytest.raises(InputError, match=r"catalogue.safetensors: no such file; `rere sft`, "):
-        recommend_titles(BeamSearch(), model, ["Heat"], 5, SEED)
+        recommend_titles(BeamSearch(), fixed_model, ["Heat"], 5, SEED)
 
 
-def test_a_catalogue_of_another_tokenizer_is_refused(tmp_path, catalogue):
+def test_a_catalogue_of_another_tokenizer_is_refused(tmp_path):
     folder = write_fixed_model(tmp_path)
-    Catalogue(ITEM_TITLES, catalogue.tree, "another fingerprint").save(folder / CATALOGUE)
+    Catalogue(ITEM_TITLES, build_catalogue().tree, "another fingerprint").save(folder / CATALOGUE)
     with pytest.raises(InputError, match=r"catalogue.safetensors: made with another tokenizer"):
         recommend_titles(BeamSearch(), folder, ["Heat"], 5, SEED)
 

@@ -12,13 +12,12 @@ Everything else is listed below the table.
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -170,7 +169,12 @@ STAGES = (
         ),
         "tables/main.csv",
     ),
-    Stage("figure", "figure --table tables/main.csv --output {output}", ("tables/main.csv",), "main.png"),
+    Stage(
+        "figure",
+        "figure --table tables/main.csv --output {output}",
+        ("tables/main.csv",),
+        "main.png",
+    ),
     Stage(
         "figure",
         "curves --runs runs/small/tiny/rere/seed0 --output {output}",
@@ -238,7 +242,9 @@ def column(frame: pl.DataFrame) -> str:
 
 def set_first(frame: pl.DataFrame, value: int | None) -> pl.DataFrame:
     first, name = pl.int_range(pl.len()) == 0, column(frame)
-    return frame.with_columns(pl.when(first).then(pl.lit(value)).otherwise(name).cast(frame[name].dtype).alias(name))
+    return frame.with_columns(
+        pl.when(first).then(pl.lit(value)).otherwise(name).cast(frame[name].dtype).alias(name)
+    )
 
 
 PARQUET: dict[str, Harm] = {
@@ -290,7 +296,9 @@ def edit_weights(change: Callable) -> Harm:
 
 WEIGHTS: dict[str, Harm] = {
     "cut in half": cut,
-    "NaN": edit_weights(lambda tensor: tensor * float("nan") if tensor.is_floating_point() else tensor),
+    "NaN": edit_weights(
+        lambda tensor: tensor * float("nan") if tensor.is_floating_point() else tensor
+    ),
     "other shapes": edit_weights(lambda tensor: tensor[:-1].contiguous()),
 }
 TEXT: dict[str, Harm] = {
@@ -373,7 +381,9 @@ def judge(ending: Ending, output: Path, expected: Path) -> str | None:
 def messages(stderr: str) -> list[str]:
     """Lines on standard error, without progress and without the log's warnings."""
     lines = [line.rpartition("\r")[2] for line in stderr.splitlines()]
-    return [line for line in lines if line.startswith("rere ") or "Error" in line or "  File" in line]
+    return [
+        line for line in lines if line.startswith("rere ") or "Error" in line or "  File" in line
+    ]
 
 
 def same(output: Path, expected: Path) -> bool:
@@ -406,12 +416,20 @@ def make_study(folder: Path) -> None:
     write_raw(folder / "raw")
     (folder / "tables").mkdir()
     events = pl.DataFrame(
-        [(f"u{user}", f"i{(user + step) % 20}", 10**9 + step) for user in range(30) for step in range(8)],
+        [
+            (f"u{user}", f"i{(user + step) % 20}", 10**9 + step)
+            for user in range(30)
+            for step in range(8)
+        ],
         schema=["user", "item", "timestamp"],
         orient="row",
     )
     events.write_csv(folder / "tables" / "events.csv")
-    items = pl.DataFrame([(f"i{item}", f"Thing {item}") for item in range(20)], schema=["item", "title"], orient="row")
+    items = pl.DataFrame(
+        [(f"i{item}", f"Thing {item}") for item in range(20)],
+        schema=["item", "title"],
+        orient="row",
+    )
     items.write_csv(folder / "tables" / "items.csv")
     for stage in STAGES:
         ending = finish(start(folder, stage, stage.output), folder)
@@ -473,7 +491,12 @@ def harmed_outputs(folder: Path) -> Iterator[Result]:
             if is_mounted:
                 ending = finish(start(folder, stage, f"new/disk/{name}"), folder)
                 output = folder / "new" / "disk" / name
-                yield Result("output: the disk is full", stage, name, judge(ending, output, folder / stage.output))
+                yield Result(
+                    "output: the disk is full",
+                    stage,
+                    name,
+                    judge(ending, output, folder / stage.output),
+                )
         shutil.rmtree(folder / "new")
 
 
@@ -522,7 +545,9 @@ def page(results: list[Result], seconds: float) -> str:
     """The page of the documentation."""
     columns = list(dict.fromkeys(stage.column for stage in STAGES))
     tried: Counter = Counter((each.fault, each.stage.column) for each in results)
-    well: Counter = Counter((each.fault, each.stage.column) for each in results if each.problem is None)
+    well: Counter = Counter(
+        (each.fault, each.stage.column) for each in results if each.problem is None
+    )
     lines = [
         "# Faults",
         "",
@@ -534,10 +559,12 @@ def page(results: list[Result], seconds: float) -> str:
         "line that names the file, and nothing written. The same: exit status 0, and the outputs "
         "equal those of unharmed inputs byte for byte. Cells are: ended well / tried.",
         "",
-        "Columns: " + "; ".join(
+        "Columns: "
+        + "; ".join(
             f"{name}: {', '.join(f'`{stage.name}`' for stage in STAGES if stage.column == name)}"
             for name in columns
-        ) + ".",
+        )
+        + ".",
         "",
         f"In all {sum(well.values()):,} of {sum(tried.values()):,} runs ended well, in "
         f"{seconds / 60:.0f} minutes.",
@@ -553,7 +580,13 @@ def page(results: list[Result], seconds: float) -> str:
         lines.append(f"| {fault} | {' | '.join(cells)} |")
     others = [each for each in results if each.problem is not None]
     if others:
-        lines += ["", "## Runs that did not end well", "", "| fault | stage | file | what happened |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "## Runs that did not end well",
+            "",
+            "| fault | stage | file | what happened |",
+            "|---|---|---|---|",
+        ]
         lines += [
             f"| {each.fault} | {each.stage.name} | {each.where} | {each.problem.replace('|', '')} |"
             for each in others
@@ -573,7 +606,16 @@ def main() -> None:
             for result in each:
                 results.append(result)
                 if result.problem:
-                    print(result.fault, "|", result.stage.name, "|", result.where, "|", result.problem, flush=True)
+                    print(
+                        result.fault,
+                        "|",
+                        result.stage.name,
+                        "|",
+                        result.where,
+                        "|",
+                        result.problem,
+                        flush=True,
+                    )
     Path(sys.argv[1]).write_text(page(results, time.perf_counter() - begun))
 
 

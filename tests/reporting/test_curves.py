@@ -1,49 +1,19 @@
 """Training curves of small logs."""
 
-import json
 from pathlib import Path
 
 import pytest
 from matplotlib import rc_context
 from matplotlib.colors import to_rgb
+from reported_runs import training_log, write_log
 
 from rere.errors import InputError
 from rere.reporting.curves import FIELDS, curves, draw_curves, label_runs, read_log, read_logs
 from rere.reporting.figures import STYLE
 
 
-def write_log(folder: Path, lines: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def training(steps: int = 4, **more: float) -> list[dict]:
-    """One line per step and a validation after every second step, as `rere rl` writes them."""
-    lines = []
-    for step in range(1, steps + 1):
-        fields = {"loss": 0.1, "reward": 0.1 * step, "hit_rate": 0.5, "distinct": 16.0, **more}
-        lines.append({"step": step, "seconds": 2.0 * step, **fields})
-        if step % 2 == 0:
-            lines.append({"step": step, "eval_ndcg@10": 0.01 * step})
-    return lines
-
-
-@pytest.fixture
-def runs(tmp_path) -> list[Path]:
-    """Two methods with two seeds each; only the first logs a KL."""
-    folders = [("rere", 0), ("rere", 1), ("rule", 0), ("rule", 1)]
-    return [
-        write_log(
-            tmp_path / "d" / "tiny" / method / f"seed{seed}",
-            training(**({"kl": 0.01} if method == "rere" else {})),
-        )
-        for method, seed in folders
-    ]
-
-
-def test_read_log_gives_a_row_per_step_with_its_validation(runs):
-    points = read_log(runs[0] / "log.jsonl")
+def test_read_log_gives_a_row_per_step_with_its_validation(logged_runs):
+    points = read_log(logged_runs[0] / "log.jsonl")
     assert points.columns == ["step", "seconds", *FIELDS.values()]
     assert points["step"].to_list() == [1, 2, 3, 4]
     assert points["seconds"].to_list() == [2, 4, 6, 8]
@@ -66,8 +36,8 @@ def drawn_lines(axes) -> list[list]:
     return [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata())]
 
 
-def test_panels_have_a_line_per_method(runs):
-    axes = draw_curves(read_logs(runs)).axes
+def test_panels_have_a_line_per_method(logged_runs):
+    axes = draw_curves(read_logs(logged_runs)).axes
     assert [panel.get_ylabel() for panel in axes[::2]] == list(FIELDS.values())
     assert [panel.get_xlabel() for panel in axes[-2:]] == ["step", "seconds"]
     ndcg, reward, kl = axes[0], axes[2], axes[8]
@@ -77,13 +47,13 @@ def test_panels_have_a_line_per_method(runs):
     assert [len(line) for line in drawn_lines(kl)] == [4]
 
 
-def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
+def test_lines_are_means_over_seeds_and_validations_have_a_band(logged_runs):
     slow = [line | {"seconds": 3 * line["seconds"]} if "seconds" in line else line
-            for line in training()]  # fmt: skip
+            for line in training_log()]  # fmt: skip
     for line in slow:
         line |= {name: 3 * line[name] for name in ("reward", "eval_ndcg@10") if name in line}
-    write_log(runs[1], slow)
-    axes = draw_curves(read_logs(runs)).axes
+    write_log(logged_runs[1], slow)
+    axes = draw_curves(read_logs(logged_runs)).axes
     ndcg, ndcg_by_seconds, reward = axes[0], axes[1], axes[2]
     assert reward.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert drawn_lines(ndcg_by_seconds)[0] == [[8, 0.04], [16, 0.08]]
@@ -96,7 +66,7 @@ def test_lines_are_means_over_seeds_and_validations_have_a_band(runs):
 
 def test_the_legend_stays_inside_the_figure(tmp_path):
     methods = [f"released-released_sequence_mean_{number}" for number in range(9)]
-    runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training()) for m in methods]
+    runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training_log()) for m in methods]
     with rc_context(fname=STYLE):
         figure = draw_curves(read_logs(runs))
         figure.draw_without_rendering()
@@ -107,7 +77,7 @@ def test_the_legend_stays_inside_the_figure(tmp_path):
 
 
 def test_only_values_of_steps_are_smoothed(tmp_path):
-    lines = training(36)
+    lines = training_log(36)
     for line in lines:
         line |= {"reward": float(line["step"] % 3)} if "reward" in line else {}
     points = read_log(write_log(tmp_path / "m", lines) / "log.jsonl")
@@ -118,7 +88,7 @@ def test_only_values_of_steps_are_smoothed(tmp_path):
 
 
 def test_methods_differ_without_colour_and_the_first_colours_in_grey(tmp_path):
-    runs = [write_log(tmp_path / "d" / "b" / f"m{n}" / "seed0", training()) for n in range(16)]
+    runs = [write_log(tmp_path / "d" / "b" / f"m{n}" / "seed0", training_log()) for n in range(16)]
     with rc_context(fname=STYLE):
         lines = draw_curves(read_logs(runs)).axes[2].lines[:16]
     # matplotlib has no public reader of dashes.
@@ -129,21 +99,21 @@ def test_methods_differ_without_colour_and_the_first_colours_in_grey(tmp_path):
     assert grey[2] - grey[1] > 0.2
 
 
-def test_fields_that_no_log_has_get_no_panel(runs):
-    points = read_logs(runs[2:])
+def test_fields_that_no_log_has_get_no_panel(logged_runs):
+    points = read_logs(logged_runs[2:])
     assert points.columns == ["step", "seconds", *list(FIELDS.values())[:-1], "method"]
     assert len(draw_curves(points).axes) == 2 * 4
 
 
-def test_logs_without_seconds_are_drawn_by_step_only(runs):
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in training()]
-    write_log(runs[0], lines)
-    assert len(draw_curves(read_logs(runs[:1])).axes) == 4
+def test_logs_without_seconds_are_drawn_by_step_only(logged_runs):
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in training_log()]
+    write_log(logged_runs[0], lines)
+    assert len(draw_curves(read_logs(logged_runs[:1])).axes) == 4
 
 
-def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(runs, tmp_path):
+def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(logged_runs, tmp_path):
     for name in ("first", "second"):
-        curves(runs, [tmp_path / name / f"main.{suffix}" for suffix in ("pdf", "png")])
+        curves(logged_runs, [tmp_path / name / f"main.{suffix}" for suffix in ("pdf", "png")])
     for name, magic in {"main.pdf": b"%PDF", "main.png": b"\x89PNG"}.items():
         content = (tmp_path / "first" / name).read_bytes()
         assert content.startswith(magic)
@@ -151,10 +121,10 @@ def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(runs
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"step": "x"}'])
-def test_a_malformed_log_is_named(runs, tmp_path, text):
-    (runs[1] / "log.jsonl").write_text(text)
+def test_a_malformed_log_is_named(logged_runs, tmp_path, text):
+    (logged_runs[1] / "log.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"seed1/log\.jsonl: not a readable log") as error:
-        curves(runs, [tmp_path / "c.png"])
+        curves(logged_runs, [tmp_path / "c.png"])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "c.png").exists()
 

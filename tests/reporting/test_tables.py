@@ -1,127 +1,50 @@
 """Tables and figures of small runs: two data sets, two backbones, several seeds."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from reported_runs import BACKBONES, DATASETS, ROWS, SKILL, make_run, planned_runs
 
 from rere.config.run import NO_BACKBONE, Run
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 from rere.errors import InputError
-from rere.evaluation.metrics import METRICS, metrics
-from rere.evaluation.predictions import write_predictions
+from rere.evaluation.metrics import METRICS
 from rere.evaluation.significance import holm, paired_permutation_test, two_way_clustered_test
-from rere.files import write_json
 from rere.reporting.figures import draw_bars, figure, split_facets
 from rere.reporting.markup import escape_latex
 from rere.reporting.tables import table
 
-DATASETS, BACKBONES = ("ml-100k", "toys_"), ("tiny", "large_1.5b")
-SKILL = {"popularity": 0.1, "sft": 0.3, "rere_0.1": 0.7}
-"""Probability that a method's list has the target among its first ten items."""
-ROWS, ITEMS = 60, 40
-
-
-def make_data(folder: Path, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    items = {"item_id": range(ITEMS), "title": [f"t{i % 36}" for i in range(ITEMS)]}
-    items["count"] = rng.integers(0, 9, ITEMS)
-    pl.DataFrame(items, schema=ITEMS_SCHEMA).write_parquet(folder / "items.parquet")
-    test = {
-        "row_id": range(ROWS),
-        "user_id": np.sort(rng.integers(0, 30, ROWS)),
-        "history": rng.integers(0, ITEMS, (ROWS, 3)).tolist(),
-        "target": rng.integers(0, ITEMS, ROWS),
-        "timestamp": range(ROWS),
-    }
-    pl.DataFrame(test, schema=SPLIT_SCHEMA).write_parquet(folder / "test.parquet")
-    return folder
-
-
-def make_run(root: Path, run: Run, rows: slice = slice(None)) -> Path:
-    folder, data = root / run.folder, root / "data" / run.dataset
-    rng = np.random.default_rng([run.seed, *run.folder.encode()])
-    test = pl.read_parquet(data / "test.parquet")[rows]
-    ranked = []
-    for target in test["target"]:
-        others = [item for item in rng.permutation(ITEMS).tolist() if item != target][:25]
-        if rng.random() < SKILL[run.method]:
-            others.insert(int(rng.integers(10)), target)
-        ranked.append(others)
-    scores = [[-float(rank) for rank in range(len(row))] for row in ranked]
-    write_predictions(folder / "predictions.parquet", test, ranked, scores)
-    metrics(folder / "predictions.parquet", data, run, folder / "metrics.json")
-    return folder
-
-
-def planned_runs() -> list[Run]:
-    """Runs in the order of a study; those without a backbone once per data set."""
-    runs = [
-        Run(
-            dataset=dataset,
-            backbone=NO_BACKBONE if method == "popularity" else backbone,
-            method=method,
-            seed=seed,
-        )
-        for dataset, backbone, method, seed in itertools.product(
-            DATASETS, BACKBONES, SKILL, (0, 1, 2)
-        )
-    ]
-    return list(dict.fromkeys(runs))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """Folders of data sets and runs, with the table of the runs."""
-    root = tmp_path_factory.mktemp("study")
-    data = [make_data(root / "data" / name, seed) for seed, name in enumerate(DATASETS)]
-    runs = [make_run(root, run) for run in planned_runs()]
-    write_json(runs[0] / "run.json", {"seconds": 2.5, "peak_memory_mb": 640.0, "host": "x"})
-    epochs = [f'{{"epoch": 1, "loss": 2.0, "valid_NDCG@10": {score}}}\n' for score in (0.25, 0.125)]
-    (runs[0] / "log.jsonl").write_text("".join(epochs))
-    (runs[2] / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    table(runs, data, root / "tables" / "main.csv", "sft")
-    return root, data, runs
-
-
-@pytest.fixture(scope="module")
-def summary(study):
-    return pl.read_csv(study[0] / "tables" / "main.csv")
-
-
 # --------------------------------------------------------------------------------------- tables
 
 
-def test_columns_of_the_table(summary):
+def test_columns_of_the_table(main_table):
     suffixes = ["", "_item", "_sd", "_low", "_high"]
     expected = [f"{name}{suffix}" for suffix in suffixes for name in METRICS]
     names = ["dataset", "backbone", "method", "seeds", "rows"]
-    assert summary.columns == [*names, *expected, "NDCG@10_p"]
+    assert main_table.columns == [*names, *expected, "NDCG@10_p"]
 
 
-def test_rows_of_the_table_are_in_the_order_of_the_runs(study, summary):
+def test_rows_of_the_table_are_in_the_order_of_the_runs(tabled_runs, main_table, tmp_path):
     expected = list(
         dict.fromkeys((run.dataset, run.backbone, run.method) for run in planned_runs())
     )
     assert len(expected) == 2 * (1 + 2 * 2)
-    assert summary.select("dataset", "backbone", "method").rows() == expected
-    assert set(summary["seeds"]) == {3}
-    assert set(summary["rows"]) == {ROWS}
-    root, data, runs = study
-    table(runs[::-1], data, root / "reversed" / "main.csv", "sft")
-    backwards = pl.read_csv(root / "reversed" / "main.csv")
+    assert main_table.select("dataset", "backbone", "method").rows() == expected
+    assert set(main_table["seeds"]) == {3}
+    assert set(main_table["rows"]) == {ROWS}
+    _, data, runs = tabled_runs
+    table(runs[::-1], data, tmp_path / "main.csv", "sft")
+    backwards = pl.read_csv(tmp_path / "main.csv")
     assert backwards.select("dataset", "backbone", "method").rows() == expected[::-1]
-    assert backwards.reverse().equals(summary)
+    assert backwards.reverse().equals(main_table)
 
 
-def test_means_and_spread_over_seeds(study, summary):
-    root, _, _ = study
+def test_means_and_spread_over_seeds(tabled_runs, main_table):
+    root, _, _ = tabled_runs
     each = pl.read_csv(root / "tables" / "main.runs.csv")
     key = ["dataset", "backbone", "method"]
-    for row in summary.iter_rows(named=True):
+    for row in main_table.iter_rows(named=True):
         runs = each.filter(**{name: row[name] for name in key})
         assert runs["seed"].to_list() == [0, 1, 2]
         for name in ("HR@5", "NDCG@10", "NDCG@20_item"):
@@ -130,9 +53,9 @@ def test_means_and_spread_over_seeds(study, summary):
         assert row["NDCG@10_low"] < row["NDCG@10"] < row["NDCG@10_high"]
 
 
-def test_p_values_compare_with_the_reference_of_the_backbone(study, summary):
-    root, _, _ = study
-    tested = summary.filter(pl.col("NDCG@10_p").is_not_null())
+def test_p_values_compare_with_the_reference_of_the_backbone(tabled_runs, main_table):
+    root, _, _ = tabled_runs
+    tested = main_table.filter(pl.col("NDCG@10_p").is_not_null())
     # Popularity has no backbone and sft has two, so there is no single reference for it.
     assert set(tested["method"]) == {"rere_0.1"}
     for dataset in DATASETS:
@@ -166,8 +89,8 @@ def ndcg_10(run: Path, test: pl.DataFrame, data: Path) -> list[float]:
     return values
 
 
-def test_unpaired_seeds_are_tested_over_users_only(study, tmp_path):
-    root, _, _ = study
+def test_unpaired_seeds_are_tested_over_users_only(tabled_runs, tmp_path):
+    root, _, _ = tabled_runs
     test = pl.read_parquet(root / "data" / "toys_" / "test.parquet")
 
     def of(method, *seeds):
@@ -186,8 +109,8 @@ def test_unpaired_seeds_are_tested_over_users_only(study, tmp_path):
 
 
 @pytest.mark.parametrize(("seeds", "others"), [((1,), (0, 1, 2)), ((0, 1, 2), (1,))])
-def test_a_single_run_is_paired_with_every_seed(study, tmp_path, seeds, others):
-    root, _, _ = study
+def test_a_single_run_is_paired_with_every_seed(tabled_runs, tmp_path, seeds, others):
+    root, _, _ = tabled_runs
     data = root / "data" / "toys_"
     test = pl.read_parquet(data / "test.parquet")
     sft, rere = (
@@ -203,16 +126,16 @@ def test_a_single_run_is_paired_with_every_seed(study, tmp_path, seeds, others):
     assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_reference_without_a_backbone_is_compared_with_every_method(study, tmp_path):
-    _, data, runs = study
+def test_a_reference_without_a_backbone_is_compared_with_every_method(tabled_runs, tmp_path):
+    _, data, runs = tabled_runs
     table(runs, data, tmp_path / "main.csv", "popularity")
     tested = pl.read_csv(tmp_path / "main.csv").filter(pl.col("NDCG@10_p").is_not_null())
     assert set(tested["method"]) == {"sft", "rere_0.1"}
     assert len(tested) == 8
 
 
-def test_one_seed_has_no_spread_and_no_reference_means_no_p_value(study, tmp_path):
-    _, data, runs = study
+def test_one_seed_has_no_spread_and_no_reference_means_no_p_value(tabled_runs, tmp_path):
+    _, data, runs = tabled_runs
     table([run for run in runs if run.name == "seed0"], data, tmp_path / "one.csv", None)
     one = pl.read_csv(tmp_path / "one.csv")
     assert set(one["seeds"]) == {1}
@@ -223,25 +146,25 @@ def test_one_seed_has_no_spread_and_no_reference_means_no_p_value(study, tmp_pat
     assert "1 to 3 seeds per method" in (tmp_path / "mixed.md").read_text()
 
 
-def test_the_table_of_runs_has_costs_and_validation(study):
-    root, _, runs = study
+def test_the_table_of_runs_has_costs_and_validation(tabled_runs):
+    root, _, runs = tabled_runs
     each = pl.read_csv(root / "tables" / "main.runs.csv")
     assert len(each) == len(runs)
     assert each.columns[:5] == ["dataset", "backbone", "method", "seed", "rows"]
-    assert each.columns[-3:] == ["seconds", "peak_memory_mb", "valid_NDCG@10"]
-    assert each.row(0)[-3:] == (2.5, 640.0, 0.25)
-    assert each.row(1)[-3:] == (None, None, None)
-    assert each.row(2)[-3:] == (None, None, None)
+    assert each.columns[-4:] == ["seconds", "peak_memory_mb", "best_step", "valid_NDCG@10"]
+    assert each.row(0)[-4:] == (2.5, 640.0, None, 0.25)
+    assert each.row(1)[-4:] == (None, None, None, None)
+    assert each.row(2)[-4:] == (None, None, None, None)
     assert {"HR@1_norepeat", "coverage@20", "popularity@20"} <= set(each.columns)
 
 
-def test_markdown_has_a_table_and_a_note_per_data_set(study, summary):
-    text = (study[0] / "tables" / "main.md").read_text()
+def test_markdown_has_a_table_and_a_note_per_data_set(tabled_runs, main_table):
+    text = (tabled_runs[0] / "tables" / "main.md").read_text()
     assert [line[4:] for line in text.splitlines() if line.startswith("### ")] == list(DATASETS)
     assert text.count("95 % percentile bootstrap over users") == 2
-    users = pl.read_parquet(study[1][0] / "test.parquet")["user_id"].n_unique()
+    users = pl.read_parquet(tabled_runs[1][0] / "test.parquet")["user_id"].n_unique()
     assert f"{ROWS} test rows of {users} users, 3 seeds per method" in text
-    best = summary.filter(dataset="ml-100k")["HR@10"].max()
+    best = main_table.filter(dataset="ml-100k")["HR@10"].max()
     first = text.split("### toys_")[0]
     assert f"**{best:.4f}**" in first
     lines = [line for line in first.splitlines() if line.startswith("|")]
@@ -251,8 +174,8 @@ def test_markdown_has_a_table_and_a_note_per_data_set(study, summary):
         assert any("**" in line.split("|")[column] for line in lines[2:])
 
 
-def test_latex_is_escaped_and_has_equally_many_columns_in_each_row(study):
-    text = (study[0] / "tables" / "main.tex").read_text()
+def test_latex_is_escaped_and_has_equally_many_columns_in_each_row(tabled_runs):
+    text = (tabled_runs[0] / "tables" / "main.tex").read_text()
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body[0] == r"\begin{tabular}{llrrrrrrr}"
     assert body[-1] == r"\end{tabular}"
@@ -266,21 +189,13 @@ def test_latex_is_escaped_and_has_equally_many_columns_in_each_row(study):
     )
 
 
-def test_a_table_has_the_same_bytes_each_time(study, tmp_path):
-    root, data, runs = study
+def test_a_table_has_the_same_bytes_each_time(tabled_runs, tmp_path):
+    root, data, runs = tabled_runs
     table(runs, data, tmp_path / "main.csv", "sft")
     files = ["main.csv", "main.runs.csv", "main.md", "main.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for name in files:
         assert (tmp_path / name).read_bytes() == (root / "tables" / name).read_bytes()
-
-
-@pytest.fixture
-def pair(tmp_path):
-    """Two runs on one small data set."""
-    data = make_data(tmp_path / "data" / "toys_", 0)
-    runs = [Run(dataset="toys_", backbone="tiny", method=name, seed=0) for name in SKILL]
-    return tmp_path, data, runs[1:]
 
 
 def refused(root, folders, data, match, reference=None):
@@ -290,17 +205,17 @@ def refused(root, folders, data, match, reference=None):
     assert not list(root.glob("main*"))
 
 
-def test_runs_on_different_rows_are_refused(pair):
-    root, data, (first, second) = pair
-    folders = [make_run(root, first), make_run(root, second, slice(0, 50))]
+def test_runs_on_different_rows_are_refused(planned_pair):
+    root, data, (first, second) = planned_pair
+    folders = [make_run(root, first), make_run(root, second, 50)]
     refused(root, folders, [data], "sft/seed0 and .*rere_0.1/seed0 have different test rows")
 
 
-def test_unusable_runs_are_refused(pair):
-    root, data, (first, _) = pair
+def test_unusable_runs_are_refused(planned_pair):
+    root, data, (first, _) = planned_pair
     folder = make_run(root, first)
     (folder / "log.jsonl").write_text('{"valid_NDCG@10": 0.5}\n{')
-    refused(root, [folder], [data], "log.jsonl: not readable as JSON lines")
+    refused(root, [folder], [data], "log.jsonl: not a readable log")
     (folder / "log.jsonl").unlink()
     refused(root, [folder, folder], [data], "are the same run")
     refused(root, [folder], [root / "data" / "other"], "is a run on toys_")
@@ -314,21 +229,21 @@ def test_unusable_runs_are_refused(pair):
 # -------------------------------------------------------------------------------------- figures
 
 
-def test_every_facet_has_the_methods_without_a_backbone(summary):
-    facets = split_facets(summary)
+def test_every_facet_has_the_methods_without_a_backbone(main_table):
+    facets = split_facets(main_table)
     assert list(facets) == [
         f"{data}, {name}" for data in ("ml-100k", "toys_") for name in BACKBONES
     ]
     for facet, backbone in zip(facets.values(), BACKBONES * 2, strict=True):
         assert facet["method"].to_list() == list(SKILL)
         assert facet["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
-    alone = split_facets(summary.filter(backbone=NO_BACKBONE))
+    alone = split_facets(main_table.filter(backbone=NO_BACKBONE))
     assert list(alone) == ["ml-100k", "toys_"]
     assert [facet["method"].to_list() for facet in alone.values()] == [["popularity"]] * 2
 
 
-def test_panels_have_a_bar_an_interval_and_a_number_per_method(summary):
-    facet = summary.filter(pl.col("backbone").is_in([NO_BACKBONE, "tiny"]), dataset="toys_")
+def test_panels_have_a_bar_an_interval_and_a_number_per_method(main_table):
+    facet = main_table.filter(pl.col("backbone").is_in([NO_BACKBONE, "tiny"]), dataset="toys_")
     axes = draw_bars(facet).axes
     assert [panel.get_title("right") for panel in axes] == ["HR@10", "NDCG@10"]
     assert axes[0].get_title("left") == "toys_, tiny"
@@ -346,8 +261,8 @@ def test_panels_have_a_bar_an_interval_and_a_number_per_method(summary):
         assert [text.get_text() for text in panel.texts] == [f"{v:.3f}" for v in facet[metric]]
 
 
-def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(study, tmp_path):
-    source = study[0] / "tables" / "main.csv"
+def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(tabled_runs, tmp_path):
+    source = tabled_runs[0] / "tables" / "main.csv"
     for name in ("first", "second"):
         figure(source, [tmp_path / name / "main.pdf", tmp_path / name / "main.png"])
     for name, magic in {"main.pdf": b"%PDF", "main.png": b"\x89PNG"}.items():
@@ -357,9 +272,10 @@ def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(stud
         assert b"CreationDate" not in content
 
 
-def test_the_figure_of_a_numeric_name_and_no_hits(summary, tmp_path):
-    zeros = [pl.lit(0.0).alias(name) for name in summary.columns if "@" in name]
-    numbered = summary.filter(dataset="toys_").with_columns(pl.lit("2014").alias("dataset"), *zeros)
+def test_the_figure_of_a_numeric_name_and_no_hits(main_table, tmp_path):
+    zeros = [pl.lit(0.0).alias(name) for name in main_table.columns if "@" in name]
+    toys = main_table.filter(dataset="toys_")
+    numbered = toys.with_columns(pl.lit("2014").alias("dataset"), *zeros)
     numbered.write_csv(tmp_path / "main.csv")
     figure(tmp_path / "main.csv", [tmp_path / "main.png"])
     assert (tmp_path / "main.png").stat().st_size > 0

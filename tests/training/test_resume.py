@@ -15,7 +15,8 @@ from training_runs import EVERY_STEP, RESUMED, read_log, read_values, run_stage
 
 from rere.config.options import flags
 from rere.errors import InputError
-from rere.training.checkpoints import locked
+from rere.training.checkpoint_folder import locked
+from rere.training.checkpoints import CheckpointMetadata
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
 
@@ -72,7 +73,7 @@ def test_run_killed_three_times(stage, tmp_path, dropout_model, cycle, uninterru
 
     # Killed while it writes a checkpoint, then while it writes the model.
     for module, owner, name, calls in [
-        ("rere.training.checkpoints", "CheckpointMetadata", "model_dump_json", 4),
+        ("rere.training.checkpoints", "Checkpoints", "write_metadata", 4),
         ("rere.catalogue", "Catalogue", "save", 1),
     ]:
         code = KILL_ITSELF.format(module=module, owner=owner, name=name, calls=calls)
@@ -144,24 +145,27 @@ def test_patience_survives_a_resume(tmp_path, dropout_model, cycle, interrupt):
 
 def test_seconds_include_those_before_the_resume(tmp_path, dropout_model, cycle, interrupt):
     interrupt("sft", tmp_path, 7)
-    metadata = tmp_path / "checkpoints" / "checkpoint-6" / "checkpoint.json"
-    before = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps({**before, "seconds": 1000.0}))
+    path = tmp_path / "checkpoints" / "checkpoint-6" / "checkpoint.json"
+    metadata = CheckpointMetadata.model_validate_json(path.read_text())
+    assert metadata.seconds > 0
+    metadata.seconds = 1000.0
+    metadata.sha256 = metadata.hash()
+    path.write_text(metadata.model_dump_json())
     sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
-    assert before["seconds"] > 0
     assert 1000 < provenance(tmp_path)["seconds"] < 1100
 
 
 # ---------------------------------------------------------------------------- checkpoint files
 
 
-def test_checkpoints_have_no_pickle_and_only_last_and_best_are_kept(
+def test_checkpoints_have_no_pickle_and_only_the_last_two_and_their_best_are_kept(
     tmp_path, dropout_model, cycle, interrupt
 ):
     interrupt("rl", tmp_path, 9)
     folder = tmp_path / "checkpoints"
-    best = json.loads((folder / "checkpoint-8" / "checkpoint.json").read_text())["best"]
-    kept = {f"checkpoint-{best}", "checkpoint-8"}
+    last = [folder / f"checkpoint-{step}" for step in (7, 8)]
+    best = [json.loads((path / "checkpoint.json").read_text())["best"] for path in last]
+    kept = {*(path.name for path in last), *(f"checkpoint-{step}" for step in best)}
     assert {path.name for path in folder.iterdir()} == {*kept, "log.jsonl", ".lock"}
     for path in (folder / "checkpoint-8").iterdir():
         assert path.suffix in {".json", ".jsonl", ".safetensors", ".pt", ".pth"}
@@ -190,19 +194,19 @@ def remove_metadata(folder: Path) -> None:
 def test_incomplete_checkpoint_is_ignored(
     harm, tmp_path, dropout_model, cycle, uninterrupted, interrupt, monkeypatch
 ):
-    """The run resumes from the best checkpoint before it; without that it starts again."""
+    """The run resumes from the one before; without a best one it starts again."""
     monkeypatch.setattr(StepLog, "on_train_begin", remember_start)
     options = RESUMED["sft"]
     interrupt("sft", tmp_path, 6)
     best, last = (tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (3, 5))
     harm(last)
     STARTS.clear()
-    interrupt("sft", tmp_path, 4)
+    interrupt("sft", tmp_path, 5)
     assert not last.exists()
     shutil.copytree(best, last)  # under a wrong name
     harm(best)
     sft(options, dropout_model, cycle, 0, tmp_path)
-    assert STARTS == [3, 0]
+    assert STARTS == [4, 0]
     assert_same(tmp_path, uninterrupted("sft"))
 
 

@@ -260,8 +260,8 @@ def test_factors_of_another_dataset_are_refused(tmp_path):
 # --------------------------------------------------------------------------- names and weights
 
 
-def test_every_name_in_the_config_is_a_reward(sasrec):
-    made = {name: make_reward(name, torch.eye(6), sasrec[2]) for name in config.rl.REWARDS}
+def test_every_name_in_the_config_is_a_reward():
+    made = {name: make_reward(name, torch.eye(6), random_sasrec()[2]) for name in config.rl.REWARDS}
     each = groups()
     components = {name: reward(each) for name, reward in made.items()}
     assert all(part.shape == (1, 3) and part.dtype == torch.float32 for part in components.values())

@@ -3,7 +3,7 @@ Language models and their tokenizers, ready to load.
 
 OUTPUTS:
 
-    results/backbones/{backbone}/
+    results/backbones/{backbone}/   weights, configuration, tokenizer
 """
 
 
@@ -11,8 +11,9 @@ rule backbone:
     """Store a backbone: a tiny new model, a hub id or a local folder"""
     input:
         corpus=corpus,
+        model=published_model,
     output:
-        model=directory("results/backbones/{backbone}"),
+        model=expand("results/backbones/{{backbone}}/{file}", file=MODEL_FILES),
     log:
         "logs/backbone/{backbone}.log",
     benchmark:
@@ -22,12 +23,13 @@ rule backbone:
     params:
         source=lambda wildcards: study.backbones[wildcards.backbone].source,
         flags=backbone_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere backbone {params.source:q} \
-            --output {output.model:q} \
+            --output results/backbones/{wildcards.backbone:q} \
             {params.flags:q}
         """

@@ -37,9 +37,10 @@ rule baseline:
         model=lambda wildcards: study.methods[wildcards.method].options.model,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
         + flags(Evaluation(rows=study.evaluation.rows, list_length=study.evaluation.list_length)),
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere baseline {params.model:q} \

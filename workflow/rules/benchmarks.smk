@@ -10,7 +10,11 @@ rule benchmark_speed:
     """Time search, training and preprocessing against plain implementations"""
     input:
         data=benchmark_data,
-        models=lambda wildcards: study.benchmarks[wildcards.benchmark].folders,
+        models=lambda wildcards: [
+            path
+            for folder in study.benchmarks[wildcards.benchmark].folders
+            for path in files_of_model(folder)
+        ],
     output:
         csv=report(
             "results/tables/{benchmark}.csv", caption="../report/speed.rst", category="Tables"
@@ -28,16 +32,18 @@ rule benchmark_speed:
     resources:
         gpu=1,
     params:
+        models=lambda wildcards: study.benchmarks[wildcards.benchmark].folders,
         names=lambda wildcards: [m.name for m in study.benchmarks[wildcards.benchmark].models],
         rows=lambda wildcards: [m.rows for m in study.benchmarks[wildcards.benchmark].models],
         flags=benchmark_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         OMP_WAIT_POLICY=active python -m rere benchmark speed \
-            --models {input.models:q} \
+            --models {params.models:q} \
             --names {params.names:q} \
             --test-rows {params.rows:q} \
             --output {output.csv:q} \
@@ -50,7 +56,7 @@ rule benchmark_speed_curves:
     """Time searches by catalogue size, beams and prompt length, preprocessing by reviews"""
     input:
         data=benchmark_data,
-        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
+        model=lambda wildcards: files_of_model(study.benchmarks[wildcards.benchmark].folders[0]),
     output:
         curves="results/tables/{benchmark}.curves.csv",
     log:
@@ -65,14 +71,16 @@ rule benchmark_speed_curves:
     resources:
         gpu=1,
     params:
+        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         OMP_WAIT_POLICY=active python -m rere benchmark speed-curves \
-            --model {input.model:q} \
+            --model {params.model:q} \
             --output {output.curves:q} \
             {params.flags:q}
         """
@@ -82,7 +90,7 @@ rule benchmark_rollouts:
     """Measure what each rollout strategy finds and costs, and prove the true top 10"""
     input:
         data=benchmark_data,
-        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
+        model=lambda wildcards: files_of_model(study.benchmarks[wildcards.benchmark].folders[0]),
     output:
         csv=report(
             "results/tables/{benchmark}.csv", caption="../report/rollouts.rst", category="Tables"
@@ -100,14 +108,16 @@ rule benchmark_rollouts:
     resources:
         gpu=1,
     params:
+        model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         OMP_WAIT_POLICY=active python -m rere benchmark rollouts \
-            --model {input.model:q} \
+            --model {params.model:q} \
             --output {output.csv:q} \
             {params.flags:q}
         cat {output.markdown:q}
@@ -134,9 +144,10 @@ rule draw_benchmark:
         "../../envs/rere.yaml"
     params:
         measures=lambda wildcards: study.benchmarks[wildcards.benchmark].measures,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere benchmark {params.measures:q}-figure \

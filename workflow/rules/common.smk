@@ -4,30 +4,28 @@ The checked config, and functions that give rules their inputs and flags.
 A wrong key, name or value stops here, with one line, before any job runs.
 """
 
+import ast
 import os
 import re
 import sys
 
+from snakemake.io import IOFile
+
 from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
-from rere.config.run import NO_BACKBONE
+from rere.config.run import MODEL_FILES, NO_BACKBONE, TRAINED_FILES
 from rere.config.rl import reward_weights
-from rere.errors import InputError
+from rere.errors import InputError, printable
+from rere.inputs import find_missing, identity, model_files, raw_files
 from rere.study import load_study
-
-# Jobs find this Python and this `rere`, with or without an activated environment; a conda
-# environment puts its own Python first. Waiting threads sleep: if two jobs share the processors,
-# spinning threads make the other job a hundred times slower. torch asks the kernel for huge pages,
-# so that a training pass of gigabytes has thousands of page faults, not hundreds of thousands.
-os.environ.update(
-    PATH=os.path.expandvars(f"{os.path.dirname(sys.executable)}:$PATH"),
-    PYTHONPATH=os.path.expandvars(f"{workflow.basedir}:$PYTHONPATH"),
-    OMP_WAIT_POLICY="passive",
-    THP_MEM_ALLOC_ENABLE="1",
-)
+from rere.yaml_files import check_yaml
 
 try:
+    for path in workflow.configfiles:
+        check_yaml(path)
     study = load_study(config)
+    if missing := list(find_missing(study, not workflow.deployment_settings.deployment_method)):
+        raise InputError("\n".join(map(printable, missing)))
 except InputError as error:
     sys.exit(f"config: {error}")
 
@@ -52,14 +50,35 @@ wildcard_constraints:
     dataset=one_of(study.datasets),
     backbone=one_of(study.backbones),
     method=one_of(study.methods),
-    seed=r"\d+",
+    seed=r"0|[1-9]\d{0,9}",
     table=one_of(study.tables),
     benchmark=one_of(study.benchmarks),
+
+
+def contents(wildcards, **job):
+    """What tells whether a job's input files have changed since its last run.
+
+    Snakemake itself sees only that a file is newer, not that it was replaced by an older one. It
+    compares the params of functions that have no argument `input`, hence `job`. A missing file,
+    which is made again when it is needed, counts as unchanged.
+    """
+    found = {path: identity(path) for path in job["input"]}
+    if None in found.values():
+        params = workflow.persistence.params(IOFile(job["output"][0])) or []
+        known = next((ast.literal_eval(text) for text in params if text.startswith("{")), {})
+        found = {path: known.get(path) if now is None else now for path, now in found.items()}
+    return found
 
 
 def raw_folder(wildcards):
     """The folder of raw files that the config names, or the one that `fetch` writes."""
     return study.datasets[wildcards.dataset].folder or f"results/raw/{wildcards.dataset}"
+
+
+def raw_input(wildcards):
+    """The raw files that the config names, or the folder that `fetch` writes."""
+    dataset = study.datasets[wildcards.dataset]
+    return raw_files(dataset) if dataset.folder else raw_folder(wildcards)
 
 
 def fetch_flags(wildcards):
@@ -71,13 +90,29 @@ def fetch_flags(wildcards):
     return options
 
 
-def initial_model(wildcards):
+def initial_folder(wildcards):
     """The folder of the model that a method starts from."""
     init = study.methods[wildcards.method].init
     if init is None:
         return f"results/backbones/{wildcards.backbone}"
     seed = study.seed_of(init, wildcards.seed)
     return f"results/runs/{wildcards.dataset}/{wildcards.backbone}/{init}/seed{seed}/model"
+
+
+def files_of_model(folder):
+    """The files of a stored backbone or trained model."""
+    is_backbone = folder.startswith("results/backbones/")
+    return [f"{folder}/{name}" for name in (MODEL_FILES if is_backbone else TRAINED_FILES)]
+
+
+def initial_model(wildcards):
+    """The files of the model that a method starts from."""
+    return files_of_model(initial_folder(wildcards))
+
+
+def embeddings(wildcards):
+    """The files of the sentence-embedding model that an RL method names."""
+    return model_files(study.methods[wildcards.method].options.embeddings)
 
 
 def factors(wildcards):
@@ -120,6 +155,12 @@ def corpus(wildcards):
     return expand(
         "results/data/{corpus}/{file}.parquet", corpus=backbone.corpus, file=["items", "train"]
     )
+
+
+def published_model(wildcards):
+    """The files of a model that the config names by its folder."""
+    backbone = study.backbones[wildcards.backbone]
+    return [] if backbone.source == "tiny" else model_files(backbone.model)
 
 
 def backbone_flags(wildcards):

@@ -23,7 +23,7 @@ rule fetch:
         flags=fetch_flags,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere fetch \
@@ -35,7 +35,7 @@ rule fetch:
 rule preprocess:
     """Turn raw files into a catalogue and splits, or check ready-made splits"""
     input:
-        raw=raw_folder,
+        raw=raw_input,
     output:
         "results/data/{dataset}/items.parquet",
         "results/data/{dataset}/train.parquet",
@@ -52,14 +52,16 @@ rule preprocess:
     params:
         source=lambda wildcards: study.datasets[wildcards.dataset].source,
         flags=lambda wildcards: flags(study.datasets[wildcards.dataset], skip=("source", "folder")),
+        raw=raw_folder,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere preprocess {params.source:q} \
             {params.flags:q} \
-            --raw {input.raw:q} \
+            --raw={params.raw:q} \
             --output results/data/{wildcards.dataset:q}
         """
 
@@ -69,7 +71,7 @@ rule token_lengths:
     input:
         catalogue="results/data/{dataset}/items.parquet",
         test="results/data/{dataset}/test.parquet",
-        backbone="results/backbones/{backbone}",
+        backbone=expand("results/backbones/{{backbone}}/{file}", file=MODEL_FILES),
     output:
         lengths="results/tokens/{dataset}/{backbone}.json",
     log:
@@ -78,13 +80,15 @@ rule token_lengths:
         "benchmarks/token_lengths/{dataset}/{backbone}.tsv"
     conda:
         "../../envs/rere.yaml"
+    params:
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere token-lengths \
-            --backbone {input.backbone:q} \
+            --backbone results/backbones/{wildcards.backbone:q} \
             --data results/data/{wildcards.dataset:q} \
             --output {output.lengths:q}
         """

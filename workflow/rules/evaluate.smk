@@ -20,7 +20,10 @@ rule recommend:
     input:
         catalogue="results/data/{dataset}/items.parquet",
         test="results/data/{dataset}/test.parquet",
-        model="results/runs/{dataset}/{backbone}/{method}/seed{seed}/model",
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=TRAINED_FILES,
+        ),
     output:
         predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
     log:
@@ -36,13 +39,14 @@ rule recommend:
         gpu=1,
     params:
         flags=flags(study.evaluation),
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere recommend \
-            --model {input.model:q} \
+            --model results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q}/model \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output {output.predictions:q} \
@@ -73,14 +77,16 @@ rule decode:
         gpu=1,
     params:
         algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,
+        model=initial_folder,
         flags=decode_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere decode {params.algorithm:q} \
-            --model {input.model:q} \
+            --model {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
@@ -104,9 +110,11 @@ rule metrics:
         backbone=one_of([*study.backbones, NO_BACKBONE]),
     conda:
         "../../envs/rere.yaml"
+    params:
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere metrics \

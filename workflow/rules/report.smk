@@ -34,9 +34,10 @@ rule table:
         "../../envs/rere.yaml"
     params:
         flags=table_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere table \
@@ -62,9 +63,11 @@ rule figure:
         "benchmarks/figure/{table}.tsv"
     conda:
         "../../envs/rere.yaml"
+    params:
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere figure \
@@ -95,9 +98,10 @@ rule curves:
         "../../envs/rere.yaml"
     params:
         runs=lambda wildcards: rl_runs(wildcards.table),
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere curves \

@@ -27,7 +27,10 @@ rule sft:
         valid="results/data/{dataset}/valid.parquet",
         init=initial_model,
     output:
-        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=TRAINED_FILES,
+        ),
         steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
         run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
     log:
@@ -42,14 +45,16 @@ rule sft:
     resources:
         gpu=1,
     params:
+        init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere sft \
-            --init {input.init:q} \
+            --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
@@ -65,7 +70,10 @@ rule preference:
         valid="results/data/{dataset}/valid.parquet",
         init=initial_model,
     output:
-        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=TRAINED_FILES,
+        ),
         steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
         run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
     log:
@@ -80,14 +88,16 @@ rule preference:
     resources:
         gpu=1,
     params:
+        init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere preference \
-            --init {input.init:q} \
+            --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
@@ -103,9 +113,13 @@ rule rl:
         valid="results/data/{dataset}/valid.parquet",
         init=initial_model,
         factors=factors,
+        embeddings=embeddings,
         rewards=own_rewards,
     output:
-        model=directory("results/runs/{dataset}/{backbone}/{method}/seed{seed}/model"),
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=TRAINED_FILES,
+        ),
         steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
         run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
     log:
@@ -120,14 +134,16 @@ rule rl:
     resources:
         gpu=1,
     params:
+        init=initial_folder,
         flags=rl_flags,
+        contents=contents,
     shell:
         r"""
-        exec &> >(tee {log:q})
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
         python -m rere rl \
-            --init {input.init:q} \
+            --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \

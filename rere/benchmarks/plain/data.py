@@ -76,7 +76,7 @@ def split(
 
 
 def clean(title: str | None) -> str | None:
-    """Clean a title as `rere.data.titles` does; None for one that it rejects."""
+    """Clean an ASCII title without markup as `rere.data.titles` does; None if that rejects it."""
     title = unquote(html.unescape(unquote(title or "")))
     return None if len(title) <= 1 or len(title) > 1000 or "<span id" in title else title
 

@@ -19,15 +19,11 @@ from rere.data.readers.text_files import LineCounter, find_file
 
 def read_amazon(options: Amazon2018 | Amazon2023, folder: Path) -> RawData:
     """Return a category's reviews, without ratings, as events; raise InputError if malformed."""
+    reviews, metadata = find_amazon_files(options, folder)
     if isinstance(options, Amazon2018):
-        names = (f"{options.category}_5.json", f"{options.category}.json")
-        metadata = find_file(folder, f"meta_{options.category}.json")
         user, item, timestamp, unit = "reviewerID", "asin", "unixReviewTime", "s"
     else:
-        names = (f"{options.category}.jsonl",)
-        metadata = find_file(folder, f"meta_{options.category}.jsonl")
         user, item, timestamp, unit = "user_id", "parent_asin", "timestamp", "ms"
-    reviews = find_file(folder, *names)
 
     counters = [LineCounter(path, options.tolerance) for path in (reviews, metadata)]
     event_fields = {"user": user, "item": item, "timestamp": timestamp}
@@ -44,3 +40,14 @@ def read_amazon(options: Amazon2018 | Amazon2023, folder: Path) -> RawData:
         titles=titles,
         line_counts={counter.path.name: counter.check() for counter in counters},
     )
+
+
+def find_amazon_files(options: Amazon2018 | Amazon2023, folder: Path) -> tuple[Path, Path]:
+    """Return a category's files of reviews and of metadata; raise InputError if one is missing."""
+    category = options.category
+    if isinstance(options, Amazon2018):
+        names, metadata = (f"{category}_5.json", f"{category}.json"), f"meta_{category}.json"
+    else:
+        names, metadata = (f"{category}.jsonl",), f"meta_{category}.jsonl"
+    found = find_file(folder, metadata)
+    return find_file(folder, *names), found

@@ -16,7 +16,7 @@ from rere.data.readers.text_files import LineCounter
 from rere.errors import InputError
 
 MAX_SECOND = 253_402_300_799
-"""The end of the year 9999; a larger timestamp is probably in milliseconds."""
+"""The end of the year 9999; a larger timestamp is probably in a smaller unit."""
 
 MIN_LAST_SECOND = 100_000_000
 """A day of 1973; a log of milliseconds or less that ends before it is probably in seconds."""
@@ -31,7 +31,7 @@ class RawData(NamedTuple):
     line_counts: dict[str, dict[str, int]]  # lines and unreadable lines by fault, for each file
 
 
-UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
+UNITS = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def read_in_parallel(
@@ -49,14 +49,15 @@ def read_events(records: Iterable[pl.DataFrame], counter: LineCounter, unit: str
     `records` have user, item and timestamp. `unit` is that of timestamps since 1970 (in UNITS), or
     `text`. Raises InputError if too many lines are unreadable.
     """
-    largest = MAX_SECOND * UNITS.get(unit, 1)
+    is_text, largest = unit == "text", MAX_SECOND * UNITS.get(unit, 1)
+    bounds = "the years 1970 .. 9999" if is_text else f"0 .. {largest} {unit} since 1970"
     second = parse_times(pl.col("timestamp"), unit)
     faults = {
         "no user": is_blank("user"),
         "no item": is_blank("item"),
         "no timestamp": is_blank("timestamp"),
-        f"timestamp is not {'a date' if unit == 'text' else 'a number'}": second.is_null(),
-        f"timestamp is not in 0 .. {largest} {unit} since 1970": ~second.is_between(0, MAX_SECOND),
+        f"timestamp is not {'a date' if is_text else 'a number'}": second.is_null(),
+        f"timestamp is not in {bounds}": ~second.is_between(0, MAX_SECOND),
     }
     blocks = [pl.DataFrame(schema={"user": pl.String, "item": pl.String, "timestamp": pl.Int64})]
     for rows in records:
@@ -66,9 +67,12 @@ def read_events(records: Iterable[pl.DataFrame], counter: LineCounter, unit: str
     counter.check()
     events = pl.concat(blocks)
     last = events["timestamp"].max()
-    if unit in ("ms", "us") and last is not None and last < MIN_LAST_SECOND:
+    if unit in ("ms", "us", "ns") and last is not None and last < MIN_LAST_SECOND:
         day = datetime.fromtimestamp(last, UTC).date()
-        raise InputError(f"{counter.path}: its last event is of {day}; are its times in {unit}?")
+        raise InputError(
+            f"{counter.path}: its last event is of {day}; are its times in {unit}? If not, "
+            f"{counter.remedy('timestamp')}"
+        )
     return events
 
 
@@ -83,7 +87,7 @@ def read_titles(records: Iterable[pl.DataFrame], counter: LineCounter) -> pl.Dat
         blocks.append(drop_unreadable(rows, counter).drop("line", "text", "fault"))
     counter.check()
     titles = pl.concat(blocks)
-    if titles["title"].null_count() == len(titles):
+    if (titles["title"].fill_null("") == "").all():
         raise InputError(f"{counter.path}: no line has a title; name the file of titles")
     return titles
 
@@ -108,8 +112,12 @@ def first_fault(faults: Mapping[str, pl.Expr]) -> pl.Expr:
 def parse_times(times: pl.Expr, unit: str) -> pl.Expr:
     """Times (str) of a unit as whole UTC seconds since 1970, null where they are malformed."""
     if unit != "text":
-        number = times.str.strip_chars().cast(pl.Float64, strict=False)
-        return (number / UNITS[unit]).floor().cast(pl.Int64, strict=False)
+        times = times.str.strip_chars()
+        number = times.cast(pl.Float64, strict=False)
+        second = (number / UNITS[unit]).floor().cast(pl.Int64, strict=False)
+        # Floats do not hold all nanoseconds of today.
+        whole = times.cast(pl.Int64, strict=False)
+        return pl.coalesce(whole // UNITS[unit], second) if unit == "ns" else second
     plain = times.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)T", "$1 ")
     plain = plain.str.strip_suffix("Z").str.strip_suffix(" UTC")
     formats = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M", "%Y-%m-%d")

@@ -7,11 +7,22 @@ from pathlib import Path
 
 import polars as pl
 
-from rere.data.readers.text_files import LineCounter, drop_blank, open_decompressed, read_lines
+from rere.data.readers.text_files import (
+    UTF8,
+    LineCounter,
+    drop_blank,
+    not_text,
+    open_decompressed,
+    read_lines,
+)
 
 
 def read_json_records(
-    path: Path, fields: Mapping[str, str], counter: LineCounter, member: str | None = None
+    path: Path,
+    fields: Mapping[str, str],
+    counter: LineCounter,
+    member: str | None = None,
+    encoding: str = UTF8,
 ) -> Iterator[pl.DataFrame]:
     """Yield records of a file of JSON lines, many at a time: `line`, `text` and, as text, `fields`.
 
@@ -21,20 +32,32 @@ def read_json_records(
     2014; it is parsed as a literal, never run. `member` is a file of the tar at `path`.
     """
     keys = tuple(fields.values())
-    with open_decompressed(path, member) as file:
+    with open_decompressed(path, member, encoding) as file:
         for lines in read_lines(file, path):
             records = decode_if_clean(lines["text"], keys)
             if records is None:
                 lines = drop_blank(lines)
                 records = decode_each(lines["text"], keys)
+            records = drop_surrogates(records, lines["text"])
             counter.num_lines += len(lines)
             if records.null_count():
-                fault = pl.when(pl.col("text").is_null()).then(pl.lit("not UTF-8"))
+                fault = pl.when(pl.col("text").is_null()).then(pl.lit(not_text(encoding)))
                 fault = fault.otherwise(pl.lit("not a JSON object of plain values"))
                 counter.add_unreadable(lines.filter(records.is_null()).with_columns(fault=fault))
                 lines, records = lines.filter(records.is_not_null()), records.drop_nulls()
             values = records.struct.unnest()
             yield lines.hstack([values[key].alias(name) for name, key in fields.items()])
+
+
+def drop_surrogates(records: pl.Series, texts: pl.Series) -> pl.Series:
+    """Return records, null where half of a surrogate pair became U+0000 in decoding its line."""
+    fields = records.struct.unnest()
+    may_have = fields.select(
+        pl.any_horizontal(pl.all().str.contains("\0", literal=True)).fill_null(False)
+    ).to_series()
+    if not may_have.any():
+        return records
+    return records.set(may_have & texts.str.contains(r"\\u[dD][89a-fA-F]").fill_null(False), None)
 
 
 def decode_if_clean(texts: pl.Series, keys: tuple[str, ...]) -> pl.Series | None:
@@ -86,9 +109,19 @@ def decode_literal(line: str, keys: tuple[str, ...]) -> dict[str, str | None] | 
     """Return the values of `keys` in a Python dictionary literal, as text; None if broken."""
     try:
         record = ast.literal_eval(line.strip())
+        if not isinstance(record, dict):
+            return None
+        return {key: literal_text(record.get(key)) for key in keys}
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    values = {key: record.get(key) for key in keys} if isinstance(record, dict) else None
-    if values is None or any(isinstance(value, list | dict | tuple) for value in values.values()):
-        return None
-    return {key: None if value is None else str(value) for key, value in values.items()}
+
+
+def literal_text(value: object) -> str | None:
+    """Return a plain value as text; raises ValueError for others, and for too large a number.
+
+    Python 2 wrote characters beyond U+FFFF as two surrogates. One without the other becomes U+FFFD.
+    """
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(value)
+    text = None if value is None else str(value)
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

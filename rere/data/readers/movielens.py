@@ -15,8 +15,8 @@ from typing import NamedTuple
 import polars as pl
 
 from rere.config.data import MovieLens
+from rere.data.readers.delimited import read_delimited_records
 from rere.data.readers.events import RawData, drop_unreadable, read_events, read_titles
-from rere.data.readers.own_tables import read_table_records
 from rere.data.readers.text_files import (
     LineCounter,
     drop_blank,
@@ -64,8 +64,8 @@ def read_movielens(options: MovieLens, folder: Path) -> RawData:
     if layout.separators == (",", ","):
         event_fields = {"user": "userId", "item": "movieId", "timestamp": "timestamp"}
         title_fields = {"item": "movieId", "title": "title"}
-        events = read_table_records(paths[0], event_fields, counters[0])
-        titles = read_table_records(paths[1], title_fields, counters[1])
+        events = read_delimited_records(paths[0], ",", event_fields, counters[0])
+        titles = read_delimited_records(paths[1], ",", title_fields, counters[1])
     else:
         events = (
             rows.select("line", "text", "timestamp", user="user_id", item="item_id")

@@ -1,7 +1,4 @@
-"""Read a user's tables: CSV, TSV, JSON lines or parquet, with columns by name.
-
-CSV and TSV have a header; a field in double quotes may contain separators and line ends.
-"""
+"""Read a user's tables: CSV, TSV, JSON lines or parquet, with columns by name."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,119 +6,114 @@ from pathlib import Path
 import polars as pl
 
 from rere.config.data import OwnTables
-from rere.data.readers.events import (
-    UNITS,
-    RawData,
-    drop_unreadable,
-    first_fault,
-    read_events,
-    read_titles,
-)
+from rere.data.readers.delimited import BROKEN_QUOTES, check_columns, read_delimited_records
+from rere.data.readers.events import UNITS, RawData, read_events, read_titles
 from rere.data.readers.json_lines import read_json_records
-from rere.data.readers.text_files import LineCounter, find_file
-from rere.errors import InputError, hint
+from rere.data.readers.text_files import LineCounter, find_file, not_text
+from rere.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-EXTRA = "\0extra"
-"""Name of the column for a row's fields beyond the header."""
-
 ROWS_PER_BLOCK = 200_000
+
+BLANKS = (
+    " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
+    "\u2008\u2009\u200a\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+)
+"""White space and characters without a width, which ids lose at both ends."""
 
 
 def read_own_tables(options: OwnTables, folder: Path) -> RawData:
     """Return a user's events and titles; raise InputError if files, columns or values are wrong."""
+
+    def remedy(fault: str) -> str:
+        if fault.startswith("timestamp"):
+            return f"set `time_unit` ({', '.join(UNITS)} or text) if its times have another unit"
+        return {
+            BROKEN_QUOTES: "set `quote: none` if quotes are plain characters",
+            not_text(options.encoding): "name its `encoding` (such as latin-1)",
+        }.get(fault, "correct it")
+
     files = find_file(folder, options.events), find_file(folder, options.items)
-    counters = [LineCounter(path, options.tolerance) for path in files]
+    counters = [LineCounter(path, options.tolerance, remedy) for path in files]
     event_fields = {"user": options.user, "item": options.item, "timestamp": options.timestamp}
     title_fields = {"item": options.item, "title": options.title}
-    events = read_table_records(files[0], event_fields, counters[0], options.time_unit)
-    titles = read_table_records(files[1], title_fields, counters[1])
+    events = read_table_records(options, files[0], event_fields, counters[0])
+    titles = read_table_records(options, files[1], title_fields, counters[1])
     return RawData(
         files=files,
-        events=read_events(events, counters[0], options.time_unit),
-        titles=read_titles(titles, counters[1]),
+        events=read_events(strip_ids(events, "user", "item"), counters[0], options.time_unit),
+        titles=read_titles(strip_ids(titles, "item"), counters[1]),
         line_counts={counter.path.name: counter.check() for counter in counters},
     )
 
 
+def strip_ids(records: Iterator[pl.DataFrame], *ids: str) -> Iterator[pl.DataFrame]:
+    """Yield records whose ids have no BLANKS at either end, so that `7` is `7 `."""
+    return (rows.with_columns(pl.col(ids).str.strip_chars(BLANKS)) for rows in records)
+
+
 def read_table_records(
-    path: Path, fields: Mapping[str, str], counter: LineCounter, unit: str = "s"
+    options: OwnTables, path: Path, fields: Mapping[str, str], counter: LineCounter
 ) -> Iterator[pl.DataFrame]:
     """Yield records of a table, many at a time; `fields` maps their names to columns.
 
-    Columns of dates are converted to `unit`. Raises InputError if a column is missing or the file
-    is not a table.
+    Columns of dates are converted to the options' unit. Raises InputError if a column is missing
+    or the file is not a table.
     """
     kind = next((s for s in reversed(path.suffixes) if s not in (".gz", ".zst")), "")
     if kind in (".json", ".jsonl", ".ndjson"):
-        yield from read_json_records(path, fields, counter)
-        return
-    if kind not in (*SEPARATORS, ".parquet"):
+        yield from read_json_records(path, fields, counter, encoding=options.encoding)
+    elif kind in SEPARATORS:
+        has_quotes = options.quote == "double"
+        yield from read_delimited_records(
+            path, SEPARATORS[kind], fields, counter, has_quotes, options.encoding
+        )
+    elif kind == ".parquet":
+        yield from read_parquet_records(path, fields, counter, options.time_unit)
+    else:
         raise InputError(f"{path}: is not .csv, .tsv, .jsonl or .parquet, with or without .gz")
+
+
+def read_parquet_records(
+    path: Path, fields: Mapping[str, str], counter: LineCounter, unit: str
+) -> Iterator[pl.DataFrame]:
+    """Yield records of a parquet file, with lines counted from 0, as `read_table_records`."""
+    text = pl.concat_str(pl.exclude("line"), separator=", ", ignore_nulls=True)
     try:
-        if kind == ".parquet":
-            rows = scan_parquet(path, fields, unit)
-        else:
-            rows = scan_separated(path, SEPARATORS[kind], fields)
-        for block in rows.collect_batches(chunk_size=ROWS_PER_BLOCK):
-            yield check_rows(block, counter)
-    except pl.exceptions.NoDataError:
-        raise InputError(f"{path}: is empty") from None
+        for rows in scan_parquet(path, fields, unit).collect_batches(chunk_size=ROWS_PER_BLOCK):
+            counter.num_lines += len(rows)
+            yield rows.with_columns(text=text)
     except (pl.exceptions.PolarsError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable {kind[1:]} file ({first})") from None
-
-
-def scan_separated(path: Path, separator: str, fields: Mapping[str, str]) -> pl.LazyFrame:
-    """Return the rows of a CSV or TSV file that are not blank: `line`, EXTRA, `fields` as text."""
-    scan = {"separator": separator, "infer_schema": False, "encoding": "utf8-lossy"}
-    names = pl.scan_csv(path, **scan).collect_schema().names()
-    check_columns(path, names, fields)
-    rows = pl.scan_csv(
-        path,
-        schema=dict.fromkeys([*names, EXTRA], pl.String),
-        missing_columns="insert",
-        truncate_ragged_lines=True,
-        row_index_name="line",
-        row_index_offset=2,  # the header is line 1
-        **scan,
-    )
-    is_blank = pl.all_horizontal(pl.col(names).is_null())
-    return rows.filter(~is_blank).select("line", EXTRA, **fields)
+        raise InputError(f"{path}: not a readable parquet file ({first})") from None
 
 
 def scan_parquet(path: Path, fields: Mapping[str, str], unit: str) -> pl.LazyFrame:
-    """Return the rows of a parquet file: `line`, counted from 0, EXTRA (null), `fields` as text."""
+    """Return the rows of a parquet file: `line`, counted from 0, and `fields` as text."""
     rows = pl.scan_parquet(path, row_index_name="line")
     schema = rows.collect_schema()
     check_columns(path, schema.names(), fields)
     values = {}
     for name, column in fields.items():
         kind, value = schema[column], pl.col(column)
-        if kind.is_nested() or kind == pl.Binary:
-            raise InputError(f"{path}: column {column} holds {kind}, not plain values")
-        if kind.is_temporal() and unit in UNITS:
-            value = value.cast(pl.Datetime("us")).dt.epoch(unit)
+        if not is_allowed(name, kind):
+            raise InputError(f"{path}: column {column} holds {kind}; cast it to {TYPES[name]}")
+        if kind.is_temporal():
+            value = value.cast(pl.Datetime("us"))
+            value = value.dt.epoch(unit) if unit in UNITS else value
         values[name] = value.cast(pl.String)
-    return rows.select("line", pl.lit(None, pl.String).alias(EXTRA), **values)
+    return rows.select("line", **values)
 
 
-def check_columns(path: Path, names: list[str], fields: Mapping[str, str]) -> None:
-    """Raise InputError if a column of `fields` is not among `names`."""
-    for field, column in fields.items():
-        if column not in names:
-            raise InputError(f"{path}: has no column {column}; {hint(column, names)} ({field})")
+TYPES = {
+    **dict.fromkeys(("user", "item"), "integers or text"),
+    "timestamp": "numbers, dates or text",
+    "title": "text",
+}
 
 
-def check_rows(rows: pl.DataFrame, counter: LineCounter) -> pl.DataFrame:
-    """Return the readable rows of a table as records, and count the others as unreadable."""
-    counter.num_lines += len(rows)
-    rows = rows.with_columns(
-        text=pl.concat_str(pl.exclude("line"), separator=", ", ignore_nulls=True)
-    )
-    faults = {
-        "more columns than the header": pl.col(EXTRA).is_not_null(),
-        "not UTF-8": pl.col("text").str.contains("\ufffd", literal=True),
-    }
-    rows = rows.with_columns(fault=first_fault(faults))
-    return drop_unreadable(rows, counter).drop(EXTRA, "fault")
+def is_allowed(field: str, kind: pl.DataType) -> bool:
+    """Whether a column of a type may hold the field; a float's id would be `7.0`, not `7`."""
+    if kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum):
+        return True
+    return field == "timestamp" and (kind.is_numeric() or kind in (pl.Date, pl.Datetime))

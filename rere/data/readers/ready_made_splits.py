@@ -1,49 +1,79 @@
 """Read ready-made splits, check them and assign ids.
 
     items.parquet               item_id (0 .. n-1), title
-    train|valid|test.parquet    user_id (whole number or text), history (item ids, oldest first),
-                                target, and optionally timestamp (UTC seconds)
+    train|valid|test.parquet    user_id (integers or text), history (item ids, oldest first),
+                                target, and optionally timestamp (integers in UTC seconds, or
+                                Datetime, in UTC if it has no zone)
 
-Other columns are ignored. Rows keep their order; row_id counts through all three splits.
+Ids and times are never rounded or parsed: a column of another type is refused. Other columns are
+ignored. Rows keep their order; row_id counts through all three splits.
 """
 
 from pathlib import Path
 
 import polars as pl
 
-from rere.data.dataset import SPLIT_SCHEMA, SPLITS, ProcessedData
+from rere.data.dataset import (
+    ITEM_FAULTS,
+    SPLIT_SCHEMA,
+    SPLITS,
+    Faults,
+    ProcessedData,
+    Schema,
+    check_rows,
+    readable_parquet,
+    row_faults,
+)
 from rere.data.ids import sorted_distinct
+from rere.data.readers.events import MAX_SECOND
+from rere.data.titles import MAX_TITLE_LENGTH
 from rere.errors import InputError
 
-ITEM_COLUMNS = {"item_id": pl.Int32, "title": pl.String}
-ROW_COLUMNS = {"user_id": pl.String, "history": pl.List(pl.Int32), "target": pl.Int32}
+INTEGERS, INTEGER_LISTS, TEXT, TIMES = "integers", "lists of integers", "text", "Datetime"
+
+Columns = dict[str, tuple[str, ...]]
+"""What each column may hold, in the words of `describe_type`."""
+
+ITEM_COLUMNS: Columns = {"item_id": (INTEGERS,), "title": (TEXT,)}
+ROW_COLUMNS: Columns = {
+    "user_id": (INTEGERS, TEXT),
+    "history": (INTEGER_LISTS,),
+    "target": (INTEGERS,),
+    "timestamp": (INTEGERS, TIMES),
+}
+ROW_TYPES: Schema = {name: SPLIT_SCHEMA[name] for name in ROW_COLUMNS} | {"user_id": pl.String}
+
+TITLE = pl.col("title").cast(pl.String)
+TITLE_FAULTS: Faults = {
+    "has a line end, tab or other control character in its title": TITLE.str.contains(r"\p{Cc}"),
+    f"has a title of more than {MAX_TITLE_LENGTH} characters": TITLE.str.len_chars()
+    > MAX_TITLE_LENGTH,
+}
+USER = pl.col("user_id").cast(pl.String)
+ROW_FAULTS: Faults = {
+    "has no user_id": (USER.str.strip_chars() == "").fill_null(True),
+    "has white space around its user_id": USER.str.strip_chars() != USER,
+    f"has a timestamp outside 0 .. {MAX_SECOND} seconds": ~pl.col("timestamp").is_between(
+        0, MAX_SECOND
+    ),
+}
 
 
 def read_ready_made_splits(folder: Path) -> ProcessedData:
     """Return the splits in a folder; raise InputError with the file and row that is wrong."""
     paths = {name: folder / f"{name}.parquet" for name in ("items", *SPLITS)}
     items = read_columns(paths["items"], ITEM_COLUMNS)
-    if not items["item_id"].equals(pl.Series("item_id", range(len(items)), dtype=pl.Int32)):
-        raise InputError(f"{paths['items']}: item_id must count from 0 upwards")
-
-    known = pl.element().is_between(0, len(items) - 1)
-    faults = {
-        "has an empty history": pl.col("history").list.len() == 0,
-        "has an item that is not in items.parquet": ~pl.col("history").list.eval(known).list.all()
-        | ~pl.col("target").is_between(0, len(items) - 1),
-    }
-    frames = []
+    check_rows(paths["items"], items, ITEM_FAULTS | TITLE_FAULTS, "correct it")
+    faults, frames, user_types = row_faults(len(items)) | ROW_FAULTS, [], {}
     for split in SPLITS:
-        frame = read_columns(paths[split], ROW_COLUMNS, {"timestamp": pl.Int64})
-        if frame.is_empty():
-            raise InputError(f"{paths[split]}: has no rows")
-        for fault, is_wrong in faults.items():
-            rows = frame.with_row_index().filter(is_wrong)
-            if len(rows):
-                raise InputError(f"{paths[split]}: row {rows['index'][0]} {fault}; correct it")
-        frames.append(frame.with_columns(split=pl.lit(split)))
+        frame = read_columns(paths[split], ROW_COLUMNS, optional="timestamp")
+        check_rows(paths[split], frame, faults, "correct it")
+        user_types[paths[split]] = describe_type(frame.schema["user_id"])
+        frames.append(frame.cast(ROW_TYPES).with_columns(split=pl.lit(split)))
     rows = pl.concat(frames)
     users = sorted_distinct(rows["user_id"])
+    check_users(user_types, users)
+
     rows = rows.with_columns(
         row_id=pl.int_range(pl.len()),
         user_id=pl.col("user_id").replace_strict(users, range(len(users)), return_dtype=pl.Int64),
@@ -51,36 +81,70 @@ def read_ready_made_splits(folder: Path) -> ProcessedData:
     splits = {
         split: rows.filter(split=split).select(*SPLIT_SCHEMA).cast(SPLIT_SCHEMA) for split in SPLITS
     }
+    items = items.cast({"item_id": pl.Int32, "title": pl.String})
     return ProcessedData(tuple(paths.values()), items, splits, {})
 
 
-def read_columns(path: Path, needed: dict, optional: dict | None = None) -> pl.DataFrame:
-    """Return columns of a parquet file, cast to the given types; a missing optional one is null.
+def read_columns(path: Path, columns: Columns, optional: str | None = None) -> pl.DataFrame:
+    """Return columns of a parquet file: arrays as lists, Datetime as UTC seconds.
 
-    Raises InputError if the file or a needed column is missing, or a needed value is null or of
-    another type.
+    The `optional` column is null if it is missing. Raises InputError if the file or another column
+    is missing, or one holds something else than `columns` says.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; ready-made splits need it")
-    try:
-        frame = pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable parquet file ({first})") from None
-    for name in (optional or {}).keys() - set(frame.columns):
-        frame = frame.with_columns(pl.lit(None).alias(name))
-    types = needed | (optional or {})
-    if missing := needed.keys() - set(frame.columns):
-        raise InputError(f"{path}: has no column {min(missing)}; it has {', '.join(frame.columns)}")
-    try:
-        frame = frame.select(*types).cast(types)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}; needs {types}") from None
-    for name, kind in needed.items():
-        empty = pl.col(name).is_null()
-        if isinstance(kind, pl.List):
-            empty |= pl.col(name).list.eval(pl.element().is_null()).list.any()
-        rows = frame.with_row_index().filter(empty)
-        if len(rows):
-            raise InputError(f"{path}: row {rows['index'][0]} has no {name}; correct it")
-    return frame
+    with readable_parquet(path):
+        rows = pl.scan_parquet(path, glob=False)
+        types = rows.collect_schema()
+        if optional is not None and isinstance(types.get(optional, pl.Null()), pl.Null):
+            rows = rows.with_columns(pl.lit(None, pl.Int64).alias(optional))
+            types = rows.collect_schema()
+        for name, allowed in columns.items():
+            if name not in types:
+                names = ", ".join(n if n.isprintable() else ascii(n) for n in types)
+                raise InputError(f"{path}: has no column {name}; it has {names}")
+            if (held := describe_type(types[name])) not in allowed:
+                wanted = " or ".join(allowed)
+                raise InputError(f"{path}: column {name} holds {held}; cast it to {wanted}")
+        return rows.select(exact_values(name, types[name]) for name in columns).collect()
+
+
+def describe_type(dtype: pl.DataType) -> str:
+    """Return what a column of a type holds."""
+    match dtype:
+        case pl.String() | pl.Categorical() | pl.Enum():
+            return TEXT
+        case pl.Datetime():
+            return TIMES
+        case pl.List() | pl.Array():
+            return f"lists of {describe_type(dtype.inner)}"
+    return INTEGERS if dtype.is_integer() else str(dtype)
+
+
+def exact_values(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a column with arrays as lists and Datetime as UTC seconds."""
+    match dtype:
+        case pl.Array():
+            return pl.col(name).arr.to_list()
+        case pl.Datetime():
+            return pl.col(name).dt.epoch("s")
+    return pl.col(name)
+
+
+def check_users(types: dict[Path, str], users: pl.Series) -> None:
+    """Raise InputError if one user may have two user_ids, such as 7, 7.0 and "7".
+
+    `types` says what the user_ids of each file are, `users` has the distinct ones of all as text.
+    """
+    (first, expected), *others = types.items()
+    for path, held in others:
+        if held != expected:
+            raise InputError(
+                f"{path}: column user_id holds {held}, that of {first} {expected}; cast one of them"
+            )
+    whole = users.str.replace(r"^(-?\d+)\.0+$", "$1")
+    if len(twins := users.filter(whole.is_duplicated())):
+        raise InputError(
+            f"{first.parent}: user_ids {twins[0]} and {twins[1]} are the same number; "
+            "write it alike in all splits"
+        )

@@ -4,14 +4,15 @@ The first bytes of a file tell how it is compressed; its name does not matter. M
 blocks, not the file. While one block is parsed, the next one is decompressed.
 """
 
+import io
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import polars as pl
@@ -30,63 +31,116 @@ BLOCK = 1 << 21
 MAX_LINE = 1 << 26
 """Bytes; a file without line ends would fill the memory."""
 
+UTF8 = "utf-8"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
+)
 DAMAGE_ERRORS = (EOFError, OSError, isal_zlib.error, zstd.ZstdError, tarfile.TarError)
+
+MAX_TAR_HEADER = 1 << 16
+"""Bytes of names and attributes before a file in a tar; tarfile would read them whole."""
 
 MAX_EXAMPLES = 3
 """Unreadable lines of a file that are logged."""
 
 
 class LineCounter:
-    """Counts a file's lines and the unreadable ones, which it tolerates up to a fraction."""
+    """Counts a file's lines and the unreadable ones, which it tolerates up to a fraction.
 
-    def __init__(self, path: Path, tolerance: float) -> None:
-        self.path, self.tolerance = path, tolerance
+    `remedy` returns what to do about a fault, or about a file as a whole ("").
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tolerance: float,
+        remedy: Callable[[str], str] = lambda fault: "fetch it again",
+    ) -> None:
+        self.path, self.tolerance, self.remedy = path, tolerance, remedy
         self.num_lines = 0
         self.unreadable: Counter[str] = Counter()
-        self.first: str | None = None
+        self.first: tuple[int, str] | None = None
+        self.examples: list[str] = []
 
     def add_unreadable(self, rows: pl.DataFrame) -> None:
         """Count unreadable lines: `line` (1-based), `text`, and `fault`, why it is unreadable."""
         if rows.is_empty():
             return
         for line, text, fault in rows.head(MAX_EXAMPLES).select("line", "text", "fault").rows():
-            self.first = self.first or f"line {line}: {fault}"
+            self.first = self.first or (line, fault)
             if self.unreadable.total() < MAX_EXAMPLES:
                 shown = "" if text is None else f": {text[:200]!r}"
-                print(f"{self.path} line {line}: {fault}{shown}", file=sys.stderr)
+                self.examples.append(f"{self.path} line {line}: {fault}{shown}")
         self.unreadable.update(dict(rows["fault"].value_counts().rows()))
         if 2 * self.unreadable.total() > self.num_lines:
             self.check()  # probably the wrong file: do not read on
 
     def check(self) -> dict[str, int]:
-        """Return the counts, after the last line.
+        """Return the counts, after the last line, and log the first unreadable lines.
 
         Raises InputError for a file without lines, or with more unreadable ones than tolerated.
         """
         if self.num_lines == 0:
-            raise InputError(f"{self.path}: holds no rows; fetch it again")
-        if (count := self.unreadable.total()) > self.tolerance * self.num_lines:
+            raise InputError(f"{self.path}: holds no rows; {self.remedy('')}")
+        count = self.unreadable.total()
+        if self.first is not None and count > self.tolerance * self.num_lines:
+            line, fault = self.first
             raise InputError(
-                f"{self.path} {self.first}; {count} of {self.num_lines} lines are unreadable, more "
-                f"than the tolerated fraction of {self.tolerance:g}; is it the right file? "
-                "If so, fetch it again or raise `tolerance`"
+                f"{self.path} line {line}: {fault}; {count} of {self.num_lines} lines are "
+                f"unreadable, more than the tolerated fraction of {self.tolerance:g}; is it the "
+                f"right file? If so, {self.remedy(fault)} or raise `tolerance`"
             )
+        while self.examples:
+            print(self.examples.pop(0), file=sys.stderr)
         return {"lines": self.num_lines, **dict(sorted(self.unreadable.items()))}
 
 
+class TarHeader(tarfile.TarInfo):
+    """A header of a tar without extensions, which can claim any amount of memory.
+
+    Paths of more than 255 characters and sparse files need them, and are not found.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str | None, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENSIONS:
+            if header.size > MAX_TAR_HEADER:
+                raise tarfile.ReadError(f"a header of {header.size} bytes")
+            header.type = b"?"  # tarfile skips what it does not know
+        return header
+
+
+class Recoded:
+    """A file's text in UTF-8. Bytes that are not text in its encoding stay, and are not UTF-8."""
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self.text = io.TextIOWrapper(file, encoding, "surrogateescape", newline="\n")
+
+    def read(self, size: int) -> bytes:
+        return self.text.read(size).encode(errors="surrogateescape")
+
+    def readline(self, size: int) -> bytes:
+        return self.text.readline(size).encode(errors="surrogateescape")
+
+
 @contextmanager
-def open_decompressed(path: Path, member: str | None = None) -> Iterator[BinaryIO]:
+def open_decompressed(
+    path: Path, member: str | None = None, encoding: str = UTF8
+) -> Iterator[BinaryIO | Recoded]:
     """Open a file, or the file named `member` in a tar, for reading its decompressed bytes.
 
-    Raises InputError if the file or the member is missing, or damaged where it is read.
+    Text of another encoding is recoded to UTF-8. Raises InputError if the file or the member is
+    missing, or damaged where it is read.
     """
     try:
         with path.open("rb") as raw, decompress(raw) as file:
             if member is None:
-                yield file
+                yield file if encoding == UTF8 else Recoded(file, encoding)
                 return
-            with tarfile.open(fileobj=file, mode="r|") as archive:
+            with tarfile.open(fileobj=file, mode="r|", tarinfo=TarHeader) as archive:
                 for entry in archive:
                     if entry.isfile() and Path(entry.name).name == member:
                         yield archive.extractfile(entry)
@@ -94,8 +148,12 @@ def open_decompressed(path: Path, member: str | None = None) -> Iterator[BinaryI
             raise InputError(f"{path}: holds no {member}; fetch it again")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except UnicodeError as error:
+        raise InputError(f"{path}: not {encoding} ({error}); name its `encoding`") from None
     except DAMAGE_ERRORS as error:
-        raise InputError(f"{path}: cut short or damaged ({error}); fetch it again") from None
+        raise InputError(
+            f"{path}: cut short or damaged ({error}); copy it or fetch it again"
+        ) from None
 
 
 def decompress(raw: BinaryIO) -> BinaryIO:
@@ -107,7 +165,9 @@ def decompress(raw: BinaryIO) -> BinaryIO:
     return zstd.open(raw) if start == ZSTD else raw
 
 
-def read_lines(file: BinaryIO, path: Path, fallback: str | None = None) -> Iterator[pl.DataFrame]:
+def read_lines(
+    file: BinaryIO | Recoded, path: Path, fallback: str | None = None
+) -> Iterator[pl.DataFrame]:
     """Yield all lines of a file, many at a time: `line` (1-based) and `text`.
 
     A line that is not UTF-8 is decoded as `fallback`, or becomes null without one.
@@ -119,12 +179,17 @@ def read_lines(file: BinaryIO, path: Path, fallback: str | None = None) -> Itera
         number += len(texts)
 
 
+def not_text(encoding: str) -> str:
+    """Return the fault of a line that is not text in an encoding."""
+    return f"not {encoding.upper()}"
+
+
 def drop_blank(lines: pl.DataFrame) -> pl.DataFrame:
     """Return the lines that have more than white space."""
     return lines.filter((pl.col("text").str.strip_chars() != "").fill_null(True))
 
 
-def read_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def read_blocks(file: BinaryIO | Recoded, path: Path) -> Iterator[bytes]:
     """Yield a file's bytes in blocks that end at the end of a line."""
     while block := file.read(BLOCK):
         if not block.endswith(b"\n"):

@@ -25,11 +25,8 @@ TITLE_FIELDS = {"item": "business_id", "title": "name"} | {name: name for name i
 
 def read_yelp(options: Yelp, folder: Path) -> RawData:
     """Return the reviews, without stars, as events; raise InputError if the files are malformed."""
-    reviews = find_file(folder, REVIEWS, *TARS)
-    if reviews.name.startswith(TARS):
-        files, members = (reviews, reviews), (REVIEWS, BUSINESSES)
-    else:
-        files, members = (reviews, find_file(folder, BUSINESSES)), (None, None)
+    files = find_yelp_files(folder)
+    members = (REVIEWS, BUSINESSES) if files[0] == files[1] else (None, None)
 
     counters = [LineCounter(path, options.tolerance) for path in files]
     reviews = read_json_records(files[0], EVENT_FIELDS, counters[0], members[0])
@@ -42,6 +39,12 @@ def read_yelp(options: Yelp, folder: Path) -> RawData:
         titles=titles if options.title == "address" else titles.drop("suffix"),
         line_counts={REVIEWS: counters[0].check(), BUSINESSES: counters[1].check()},
     )
+
+
+def find_yelp_files(folder: Path) -> tuple[Path, Path]:
+    """Return the files of reviews and of businesses, perhaps one tar; raise InputError without."""
+    reviews = find_file(folder, REVIEWS, *TARS)
+    return reviews, reviews if reviews.name.startswith(TARS) else find_file(folder, BUSINESSES)
 
 
 def add_address_suffix(businesses: pl.DataFrame) -> pl.DataFrame:

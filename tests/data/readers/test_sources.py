@@ -486,7 +486,7 @@ BAD = {
     "an unclosed quote": (
         "table",
         {"items.csv": b'item,title\nB00001,"x\nB00002,y\n'},
-        r"items\.csv: not a readable csv file",
+        r"items\.csv line 2: broken quotes; 1 of 2 lines are unreadable",
     ),
 }
 

@@ -6,7 +6,6 @@ Under both scorings and for every architecture; with adapters, checkpointing and
 import copy
 import dataclasses
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,13 +30,11 @@ from packed_batches import (
     with_adapters,
 )
 from tiny_models import VOCAB_SIZE, causal_lm, precise, tolerance, unigram_lm
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs, token_scores
-from rere.engine.model import forward
 from rere.engine.model.masks import additive
 from rere.engine.search.beam import beam_search
 from rere.engine.search.noise import row_seeds
@@ -197,14 +194,6 @@ def test_gradient_checkpointing_changes_nothing(scoring, has_adapters):
     )
 
 
-@pytest.fixture
-def process_group():
-    """A process group of one process."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
 def record_synchronisations(wrapped):
     """A list that gets the number of gradients of every bucket that processes share."""
     synchronised = []
@@ -252,9 +241,9 @@ def test_padding_changes_nothing(model, scoring):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_token_ids_of_padding_do_not_matter(model, padded, monkeypatch):
+def test_token_ids_of_padding_do_not_matter(model, padded, compute_padding):
     if padded:
-        monkeypatch.setattr(forward, "own_attention", lambda model: nullcontext(False))
+        compute_padding()
     packed = pack(PROMPTS, CANDIDATES)
     expected = token_log_probs(model, packed)
     num_fed = [len({(*c[:end],) for c in row for end in range(len(c))}) for row in CANDIDATES]

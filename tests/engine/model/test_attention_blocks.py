@@ -1,6 +1,5 @@
 """Which tokens attend together, by hand; test_unpadding.py shows that this changes nothing."""
 
-import pytest
 import torch
 
 from rere.engine.model import attention_blocks
@@ -18,19 +17,12 @@ def visible(paths):
     return sees
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make blocks of two tokens, at no cost."""
-    monkeypatch.setattr(attention_blocks, "BLOCK_SIZE", 2)
-    monkeypatch.setitem(attention_blocks.BLOCK_COST, "cpu", 0)
-
-
 def test_order_is_depth_first():
     order = depth_first_order(visible(PATHS)).tolist()
     assert order == [0, 1, 3, 6, 2, 5, 4]  # each branch whole, before or behind the other
 
 
-def test_blocks_by_hand(small_blocks):
+def test_blocks_by_hand(blocks_of_two):
     # The second row has two tokens alone, in columns 1 and 2.
     sees = torch.stack([visible(PATHS), torch.zeros(7, 7, dtype=torch.bool)])
     sees[1, 1, 1], sees[1, 2, 1:3] = True, True
@@ -69,7 +61,7 @@ def test_blocks_by_hand(small_blocks):
     ]
 
 
-def test_tokens_in_depth_first_order_stay_in_theirs(small_blocks):
+def test_tokens_in_depth_first_order_stay_in_theirs(blocks_of_two):
     # The same tree, 2 -> 3, 2 -> 4, 5 -> 6, in one row, and a chain in another.
     paths = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6]]
     sees = torch.stack([visible(paths), torch.ones(7, 7, dtype=torch.bool).tril()])
@@ -96,7 +88,7 @@ def test_blocks_are_made_where_they_pay(monkeypatch):
     assert make_blocks(index.to("meta"), sees.to("meta"), width=8) is None  # whole rows elsewhere
 
 
-def test_gradients_repeat(small_blocks):
+def test_gradients_repeat(blocks_of_two):
     """To the last bit: keys that many blocks see get their gradients added up in one order."""
     paths = torch.ones(1, 512, 512, dtype=torch.bool).tril()
     blocks = make_blocks(torch.arange(512), paths, width=1)

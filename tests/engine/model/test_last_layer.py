@@ -13,9 +13,8 @@ from rere.engine.model.last_layer import TOKEN_WISE, last_layer, last_layer_for
 PROMPTS = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
 
 
-@pytest.fixture
-def seen(model):
-    """How many tokens the modules of each layer get, pass after pass."""
+def count_tokens(model):
+    """How many tokens the modules of each layer get from now on, pass after pass."""
     layers = model.get_decoder().layers
     seen = [{name: [] for name in TOKEN_WISE} for _ in layers]
     for layer, modules in zip(layers, seen, strict=True):
@@ -26,9 +25,8 @@ def seen(model):
     return seen
 
 
-@pytest.fixture
-def queries(monkeypatch):
-    """How many queries per row each layer attends for, pass after pass."""
+def count_queries(monkeypatch):
+    """How many queries per row each layer attends for from now on, pass after pass."""
     attend, counts = torch.nn.functional.scaled_dot_product_attention, []
 
     def counted(query, *args, **kwargs):
@@ -39,13 +37,9 @@ def queries(monkeypatch):
     return counts
 
 
-@pytest.fixture
-def model():
-    return causal_lm("qwen2", 23)
-
-
-def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
-    opening = torch.tensor([6, 10])
+def test_the_last_layer_gets_the_tokens_with_logits(monkeypatch):
+    model, opening = causal_lm("qwen2", 23), torch.tensor([6, 10])
+    seen, queries = count_tokens(model), count_queries(monkeypatch)
     SharedPromptDecoder(model, PROMPTS).prefill(opening, logits_to_keep=3)
     packed = pack(PROMPTS, [[[4, 5, 1], [4, 6, 7, 1]]] * 3)
     token_log_probs(model, packed).sum().backward()
@@ -58,8 +52,9 @@ def test_the_last_layer_gets_the_tokens_with_logits(model, seen, queries):
     assert queries == [2 * number for number in (*prefill, *scoring, packed.logits_to_keep)]
 
 
-def test_all_tokens_outside_the_context(model, seen):
-    ids = torch.tensor([PROMPTS[0]])
+def test_all_tokens_outside_the_context():
+    model, ids = causal_lm("qwen2", 23), torch.tensor([PROMPTS[0]])
+    seen = count_tokens(model)
     with own_attention(model), last_layer_for(model, 6, 2, 2):
         inside = model(ids, logits_to_keep=2).logits
     outside = model(ids).logits

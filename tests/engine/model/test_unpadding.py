@@ -1,7 +1,5 @@
 """Passes without padding give the same logits and gradients as with it, for fewer tokens."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from tiny_models import FAMILIES, VOCAB_SIZE, precise, tolerance
@@ -9,7 +7,7 @@ from tiny_models import FAMILIES, VOCAB_SIZE, precise, tolerance
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
-from rere.engine.model import attention, attention_blocks, forward
+from rere.engine.model import attention
 from rere.engine.model.decoder import (
     FullSequenceDecoder,
     SharedPromptDecoder,
@@ -29,19 +27,6 @@ IS_TOKEN = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 1]], dty
 TOKENS = UnpaddedTokens(IS_TOKEN, num_tokens=8, logits_to_keep=2, num_logits=4)
 
 
-@pytest.fixture(params=["rows", "blocks"])
-def units(request, monkeypatch):
-    """Whether a pass without padding attends to whole rows or to blocks."""
-    cost = 0 if request.param == "blocks" else float("inf")
-    monkeypatch.setitem(attention_blocks.BLOCK_COST, "cpu", cost)
-
-
-@pytest.fixture
-def with_padding(monkeypatch):
-    """A function that makes later passes compute padding."""
-    return lambda: monkeypatch.setattr(forward, "own_attention", lambda model: nullcontext(False))
-
-
 def test_indices_by_hand():
     # The rows hold columns 0 to 4, 5 to 9 and 10 to 14; tokens of the last two columns come last.
     assert TOKENS.token_index.tolist() == [0, 1, 2, 10, 3, 8, 13, 14]
@@ -56,7 +41,7 @@ def test_indices_by_hand():
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_without_padding_changes_no_logit(family, units):
+def test_a_pass_without_padding_changes_no_logit(family, rows_or_blocks):
     model = precise(family)
     ids = torch.randint(VOCAB_SIZE, IS_TOKEN.shape, generator=torch.Generator().manual_seed(0))
     # Each row feeds a path behind its prompt, then one more token behind that path.
@@ -82,7 +67,9 @@ def test_a_pass_without_padding_changes_no_logit(family, units):
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_without_padding_changes_no_gradient(family, scoring, units, with_padding):
+def test_a_pass_without_padding_changes_no_gradient(
+    family, scoring, rows_or_blocks, compute_padding
+):
     model = precise(family)
     packed = pack(PROMPTS, CANDIDATES)
     if scoring == "catalogue":
@@ -100,31 +87,31 @@ def test_a_pass_without_padding_changes_no_gradient(family, scoring, units, with
         return [log_prob, *(g for g in gradients if g is not None)]
 
     actual = scored()
-    with_padding()
+    compute_padding()
     for ours, theirs in zip(actual, scored(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma3"])
-def test_a_search_without_padding_finds_the_same(family, scoring, units, with_padding):
+def test_a_search_without_padding_finds_the_same(family, scoring, rows_or_blocks, compute_padding):
     model = precise(family)
     actual = beam_search(model, TREE, PROMPTS, 3, scoring)
-    with_padding()
+    compute_padding()
     expected = beam_search(model, TREE, PROMPTS, 3, scoring)
     assert torch.equal(actual.leaf, expected.leaf)
     torch.testing.assert_close(actual.score, expected.score)
 
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
-def test_layers_get_no_padding(scoring, units, with_padding):
+def test_layers_get_no_padding(scoring, rows_or_blocks, compute_padding):
     model, fed = precise("qwen2"), []
     assert supports_shared_prompt(model)
     layer = model.get_decoder().layers[0]
     layer.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[:2]))
     beam_search(model, TREE, PROMPTS, 3, scoring)
     assert fed[0] == (1, 10)  # prompts of 6, 1 and 3 tokens
-    with_padding()
+    compute_padding()
     wanted, fed[:] = sum(a * b for a, b in fed), []
     beam_search(model, TREE, PROMPTS, 3, scoring)
     assert fed[0] == (3, 6)

@@ -52,13 +52,6 @@ def search(model, sequences, prompts, num_beams, **options):
 # -------------------------------------------------------------------------------------- oracles
 
 
-@pytest.fixture(params=["short chains", "long chains"])
-def chains(request, monkeypatch):
-    """How many forced tokens a pass may feed, which changes no result."""
-    full = 0 if request.param == "short chains" else 10**6
-    monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model: full)
-
-
 @pytest.mark.parametrize("num_beams", [25, 40])
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_enough_beams_rank_the_whole_catalogue(model, num_beams, scoring):
@@ -84,7 +77,9 @@ def test_enough_beams_rank_the_whole_catalogue(model, num_beams, scoring):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_equals_a_plain_search(chains, sequences, prompts, num_beams, family, scoring, penalty):
+def test_equals_a_plain_search(
+    chain_length, sequences, prompts, num_beams, family, scoring, penalty
+):
     model, options = MODELS[family], {"scoring": scoring, "length_penalty": penalty}
     rows = search(model, sequences, prompts, num_beams, **options)
     for actual, prompt in zip(rows, prompts, strict=True):
@@ -95,7 +90,7 @@ def test_equals_a_plain_search(chains, sequences, prompts, num_beams, family, sc
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5, 16])
 @pytest.mark.parametrize("seed", range(2))
-def test_equals_generate(model, num_beams, seed, chains):
+def test_equals_generate(model, num_beams, seed, chain_length):
     sequences = random_catalogue(60, seed, tokens=8 if seed else VOCAB_SIZE)
     prompts = [[5, 9, 3, 4, 7, 11], [8], [2, 3, 22]]
     expected = generate_rankings(model, sequences, prompts, num_beams)
@@ -120,7 +115,7 @@ def test_equals_generate_on_any_catalogue(sequences, prompts, num_beams, penalty
         assert_same_ranking(actual, row, 1e-5)
 
 
-def test_many_beams_and_long_titles(chains):
+def test_many_beams_and_long_titles(chain_length):
     long = [[2, *([3 + seed] * 190), 4, seed + 2, EOS] for seed in range(3)]
     sequences = [*random_catalogue(300, seed=5), *long]
     prompts = [[5, 9, 3], [8]]
@@ -326,7 +321,7 @@ def test_items_of_probability_zero_are_no_results(scoring):
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_a_pass_needs_one_synchronisation(scoring, chains, monkeypatch):
+def test_a_pass_needs_one_synchronisation(scoring, chain_length, monkeypatch):
     """The host reads the sizes of the next pass together, and nothing else from the device."""
     model, passes = causal_lm("qwen2", VOCAB_SIZE, seed=1), []
     model.register_forward_hook(lambda *_: passes.append(1))

@@ -1,0 +1,81 @@
+"""SIGTERM and SIGHUP: schedulers send them some time before they kill a job."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+REPEAT = 0.5
+"""Seconds in which a repeated signal counts once: a scheduler sends it to all processes of a job,
+among them Snakemake, which passes it on."""
+
+
+class Stopped(BaseException):
+    """A signal ends the stage. The message is one line, `number` is the signal's."""
+
+    def __init__(self, number: int, remedy: str = "") -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; {remedy}" if remedy else f"stopped by {name}")
+        self.number = number
+
+
+class Handler:
+    """Calls `act` with the number of each signal that does not repeat the one before."""
+
+    last = -math.inf  # seconds, of all handlers
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self.act = act
+
+    def __call__(self, number: int, _: Any) -> None:
+        now = time.monotonic()
+        if now - Handler.last > REPEAT:
+            Handler.last = now
+            self.act(number)
+
+
+def handle(act: Callable[[int], None]) -> dict[int, Any]:
+    """Let `act` receive SIGNALS; return the handlers before.
+
+    Signals that are ignored, as under nohup, stay ignored. Only the main thread can set handlers;
+    another changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    received = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    return {number: signal.signal(number, Handler(act)) for number in received}
+
+
+def stop(number: int) -> NoReturn:
+    """Raise Stopped, so that scratch files are removed and one line is printed."""
+    raise Stopped(number)
+
+
+def ignore() -> None:
+    """Ignore SIGNALS from now on, since the process is about to end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class DeferredSignals:
+    """The number of the first signal, which waits for the end of a step; a second one does not."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def start(self) -> None:
+        self.handlers = handle(self.receive)
+
+    def receive(self, number: int) -> None:
+        self.received = number
+        self.end()
+
+    def end(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self.handlers = {}

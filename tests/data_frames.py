@@ -1,0 +1,31 @@
+"""Frames of a data set's items and of the rows of a split."""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+
+
+def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> pl.DataFrame:
+    """Items with these titles and numbers of training targets, by default 1."""
+    counts = [1] * len(titles) if counts is None else counts
+    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
+    return pl.DataFrame(columns, schema=ITEMS_SCHEMA)
+
+
+def split_frame(
+    histories: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    users: Sequence[int] | None = None,
+    first_row: int = 0,
+) -> pl.DataFrame:
+    """Rows without timestamps, each of another user by default."""
+    columns = {
+        "row_id": range(first_row, first_row + len(targets)),
+        "user_id": range(len(targets)) if users is None else users,
+        "history": histories,
+        "target": targets,
+        "timestamp": [None] * len(targets),
+    }
+    return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
