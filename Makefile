@@ -1,11 +1,12 @@
 # `make` runs the quick study, `make full` runs it with three seeds, `make test` runs the tests and
-# `make docs` builds the documentation into site/. Each sets up .venv first.
+# `make docs` builds the documentation into site/. `make fuzz` feeds random input to every reader for
+# an hour, and `make faults` fills docs/faults.md. Each sets up .venv first.
 # PYTHON selects the interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: study full test lint docs
+.PHONY: study full test lint docs fuzz faults
 
 study: .venv/installed
 	snakemake --cores all
@@ -25,6 +26,14 @@ lint: .venv/installed
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
+fuzz: .venv/installed
+	end=$$(($$(date +%s) + 3600)); while [ $$(date +%s) -lt $$end ]; do \
+		pytest --hypothesis-profile=fuzz -m fuzz || exit; \
+	done
+
+faults: .venv/installed
+	python tests/faults/matrix.py docs/faults.md
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

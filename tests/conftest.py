@@ -16,6 +16,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
 from snakemake_runs import ROOT, SMALL, snakemake, write_raw
 
 from rere.config.backbones import Tiny
@@ -23,6 +24,12 @@ from rere.data.fetch import fetch
 from rere.errors import InputError
 
 # ----------------------------------------------------------------------------------------- data
+
+
+# Deadlines would fail on a busy machine. `make fuzz` takes the second profile.
+settings.register_profile("rere", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=2000)
+settings.load_profile("rere")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

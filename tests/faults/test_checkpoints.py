@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import write_cycle, write_fixed_model
@@ -285,7 +285,7 @@ def damage(folder: Path, kind: str, file: int, number: int, bit: int) -> None:
         path.write_bytes(content if kind == "flip" else content[: number % len(content)])
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(damages=st.lists(DAMAGES, min_size=1, max_size=4))
 def test_any_damage(damages):
     """The run resumes from the last one that is as it was, with its best, or starts again."""

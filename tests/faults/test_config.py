@@ -424,13 +424,15 @@ def check_outcome(config: Any) -> None:
         assert isinstance(study, Study)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.fuzz
+@settings(suppress_health_check=list(HealthCheck))
 @given(config=configs())
 def test_any_mapping_gives_a_study_or_lines_that_name_keys(config):
     check_outcome(config)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.fuzz
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     position=st.integers(0, 4000),
     length=st.integers(0, 20),

@@ -6,7 +6,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import polars as pl
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rere.data.dataset import ITEMS_SCHEMA, SPLITS, read_items
@@ -71,7 +72,7 @@ def check_refusal(error: InputError, folder: Path) -> None:
     assert "; " in str(error)  # the remedy
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(
     splits=st.tuples(*[rows()] * 3),
     users=st.sampled_from([[7, 8, 9], ["7", "8", "x"]]),
@@ -116,7 +117,7 @@ def test_splits_are_refused_or_read_as_they_are(splits, users, dtype, fault):
     assert len(pairs) == len(set(names)) == all_rows["user_id"].n_unique()
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(fault=st.none() | faults(*(("items", name) for name in ITEMS_SCHEMA)))
 def test_a_catalogue_is_refused_or_read_as_it_is(fault):
     columns = {"item_id": [0, 1, 2], "title": ["A", "B", "A"], "count": [4, 0, 1]}

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rere.config.data import OwnTables
@@ -291,7 +291,7 @@ def test_dates_of_parquet_need_no_unit(tmp_path, unit, kind, zone):
 BYTES = [b"u", b"1", b'"', b'""', b",", b"\t", b"\n", b"\r\n", b"\xff", "é".encode(), b" ", b"\x00"]
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(
     st.lists(st.lists(st.sampled_from(BYTES), max_size=6).map(b"".join), max_size=12),
     st.sampled_from(["csv", "tsv"]),

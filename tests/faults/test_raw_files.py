@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from backports import zstd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw_files import random_events, write_yelp_tar
 
@@ -90,7 +90,7 @@ PIECES = ['"asin"', '"title"', ": ", ", ", "{", "}", "{'asin': 'x'", "}", "null"
 PIECES += [HUGE, '"\\ud800"', "'\\ud800'", "[", "]", '"x"', "\\", "\x00", "\x85", "true", "-"]
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(
     st.lists(
         st.lists(st.sampled_from(PIECES), max_size=8).map(lambda each: "".join(each).encode())

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import tiny_models
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw_files import write as write_raw
 from tiny_models import CYCLE, causal_lm, write_data
@@ -101,7 +101,7 @@ PIECES = [
 PIECES += [" ", '"', "quot;", "#39;", "<br>", "<b>", "var x =", "<!--", "-->", "script", "\ufe0f"]
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=30))
 def test_a_unified_title_is_not_changed_again(text):
     once = unified(text)
@@ -308,7 +308,7 @@ def saved(folder: Path) -> Path:
     return folder / CATALOGUE
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
 @given(st.data())
 def test_a_catalogue_with_any_bytes_changed_is_refused_or_the_same(tmp_path_factory, data):
     path = saved(tmp_path_factory.mktemp("changed"))
