@@ -308,8 +308,8 @@ def test_run_json_has_the_provenance_of_a_run(small_study):
         run = small_study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
         provenance = json.loads((run / "run.json").read_text())
         assert provenance.keys() == {
-            *("command", "options", "seed", "seconds", "resumed", "peak_memory_mb", "commit"),
-            *("python", "packages", "inputs_sha256"),
+            *("command", "options", "seed", "seconds", "resumed", "best_step", "peak_memory_mb"),
+            *("commit", "python", "packages", "inputs_sha256"),
         }
         assert provenance["seed"] == seed
         assert "results/data/small/test.parquet" in provenance["inputs_sha256"]

@@ -259,7 +259,7 @@ def test_a_folder_without_a_catalogue_is_refused(fixed_model):
 
 def test_a_catalogue_of_another_tokenizer_is_refused(tmp_path):
     folder = write_fixed_model(tmp_path)
-    Catalogue(ITEM_TITLES, build_catalogue().tree, "another fingerprint").save(folder / CATALOGUE)
+    Catalogue(ITEM_TITLES, build_catalogue().tree, "another").save(folder / CATALOGUE)
     with pytest.raises(InputError, match=r"catalogue.safetensors: made with another tokenizer"):
         recommend_titles(BeamSearch(), folder, ["Heat"], 5, SEED)
 

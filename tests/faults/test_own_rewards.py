@@ -99,7 +99,7 @@ def test_an_interactive_exit_ends_in_one_line():
     [
         ("absent", "import no_such_package", "line 1: ModuleNotFoundError: No module named"),
         ("undefined", "x = 1\nprint(y)", "line 2: NameError: name 'y' is not defined"),
-        ("unclosed", "def f(groups:\n", "SyntaxError: "),
+        ("unclosed", "def f(groups:\n", "'\\(' was never closed "),
         ("leaving", "import sys\nsys.exit('bye')", "line 2: SystemExit: bye"),
     ],
 )

@@ -159,7 +159,7 @@ def test_lookalikes_share_their_title_and_what_is_dropped_is_counted(tmp_path):
         ("\u200b\ufeff\u3164", "no visible character"),
         ("a\tb", "line end, tab or other control character"),
         ("a\nb", "line end, tab or other control character"),
-        ("a\u2028b", "line end, tab or other control character"),
+        ("a\u2028b", "a line end, a tab or a control character"),
         ("a\x00b", "line end, tab or other control character"),
         ("x" * 1001, "a title of more than 1000 characters"),
     ],

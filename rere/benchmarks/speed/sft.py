@@ -31,6 +31,7 @@ from rere.benchmarks.timing import time_at_best_size
 from rere.config.training import SftOptions
 from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
+from rere.training.callbacks import ValidationSteps
 from rere.training.sft import SftTrainer
 
 SFT = "supervised fine-tuning"
@@ -87,6 +88,9 @@ def train(model: BenchmarkModel, folder: Path, rows_per_pass: int, rows: Sequenc
         train_dataset=list(rows),
         data_collator=collate,
     )
+    # The stock trainer does not validate.
+    trainer.args.eval_on_start = False
+    trainer.remove_callback(ValidationSteps)
     return trainer.train().training_loss
 
 
