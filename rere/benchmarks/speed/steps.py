@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from rere.benchmarks.table import compare
 from rere.benchmarks.timing import Timings
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
+from rere.provenance import RunRecord
 from rere.training.checkpoints import Checkpoints
 from rere.training.trainer import Trainer, training_arguments
 
@@ -42,7 +44,7 @@ def make_trainer(
     defaults = {"args": args, "train_dataset": [], "eval_dataset": []}
     return kind(
         options=options,
-        checkpoints=Checkpoints(folder, run=None, fingerprint=""),
+        checkpoints=Checkpoints(folder, RunRecord({}, time.perf_counter()), fingerprint=""),
         label=f"speed: {model.name}",
         model=model.float32,
         optimizers=(make_optimizer(model.float32), None),
