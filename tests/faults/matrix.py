@@ -64,8 +64,8 @@ class Stage(NamedTuple):
         return self.command.partition(" --")[0]
 
 
-DATA = ("data/items.parquet", "data/train.parquet", "data/valid.parquet")
-TEST = ("data/items.parquet", "data/test.parquet")
+DATA = ("small/items.parquet", "small/train.parquet", "small/valid.parquet")
+TEST = ("small/items.parquet", "small/test.parquet")
 MODEL = ("model.safetensors", "config.json", "tokenizer.json")
 BACKBONE = tuple(f"backbone/{name}" for name in MODEL)
 SFT = tuple(f"runs/small/tiny/sft/seed0/model/{name}" for name in (*MODEL, "catalogue.safetensors"))
@@ -75,7 +75,7 @@ STAGES = (
         "preprocess",
         "preprocess ml-100k --raw raw --core 2 --max-history 4 --output {output}",
         ("raw/u.data", "raw/u.item"),
-        "data",
+        "small",
     ),
     Stage(
         "preprocess",
@@ -86,13 +86,13 @@ STAGES = (
     ),
     Stage(
         "preprocess",
-        "preprocess splits --raw data --output {output}",
-        (*DATA, "data/test.parquet"),
+        "preprocess splits --raw small --output {output}",
+        (*DATA, "small/test.parquet"),
         "data_of_splits",
     ),
     Stage(
         "backbone",
-        "backbone tiny --corpus data --vocab-size 400 --hidden-size 16 --num-layers 1 "
+        "backbone tiny --corpus small --vocab-size 400 --hidden-size 16 --num-layers 1 "
         "--output {output}",
         DATA[:2],
         "backbone",
@@ -105,60 +105,60 @@ STAGES = (
     ),
     Stage(
         "train",
-        f"sft --init backbone --data data --batch-size 4 --epochs 0.05 {SHORT} --output {{output}}",
+        f"sft --init backbone --data small --batch-size 4 --epochs 0.05 {SHORT} --output {{output}}",
         (*DATA, *BACKBONE),
         "runs/small/tiny/sft/seed0",
     ),
     Stage(
         "train",
-        "preference --init runs/small/tiny/sft/seed0/model --data data --steps 2 --batch-size 4 "
+        "preference --init runs/small/tiny/sft/seed0/model --data small --steps 2 --batch-size 4 "
         f"--num-beams 4 {SHORT} --output {{output}}",
         (*DATA, *SFT[:3]),
         "runs/small/tiny/s_dpo/seed0",
     ),
     Stage(
         "train",
-        "rl --init runs/small/tiny/sft/seed0/model --data data --steps 2 --prompts 4 "
+        "rl --init runs/small/tiny/sft/seed0/model --data small --steps 2 --prompts 4 "
         f"--group-size 4 {SHORT} --output {{output}}",
         (*DATA, *SFT[:3]),
         "runs/small/tiny/rere/seed0",
     ),
     Stage(
         "baseline",
-        "baseline item_knn --data data --rows 20 --output {output}",
+        "baseline item_knn --data small --rows 20 --output {output}",
         (DATA[0], DATA[1], TEST[1]),
         "runs/small/none/item_knn/seed0",
     ),
     Stage(
         "baseline",
-        "baseline sasrec --data data --rows 20 --hidden-size 8 --epochs 1 --output {output}",
+        "baseline sasrec --data small --rows 20 --hidden-size 8 --epochs 1 --output {output}",
         (*DATA, TEST[1]),
         "runs/small/none/sasrec/seed0",
     ),
     Stage(
         "predict",
-        "recommend --model runs/small/tiny/sft/seed0/model --data data --rows 20 --num-beams 8 "
+        "recommend --model runs/small/tiny/sft/seed0/model --data small --rows 20 --num-beams 8 "
         "--output {output}",
         (*TEST, *SFT),
         "runs/small/tiny/sft/seed0/predictions.parquet",
     ),
     Stage(
         "predict",
-        "decode bigrec --model runs/small/tiny/sft/seed0/model --data data --rows 20 "
+        "decode bigrec --model runs/small/tiny/sft/seed0/model --data small --rows 20 "
         "--output {output}",
         (*TEST, *SFT[:3]),
         "runs/small/tiny/bigrec/seed0",
     ),
     Stage(
         "metrics",
-        "metrics --predictions runs/small/tiny/sft/seed0/predictions.parquet --data data "
-        "--dataset data --backbone tiny --method sft --seed 0 --output {output}",
+        "metrics --predictions runs/small/tiny/sft/seed0/predictions.parquet --data small "
+        "--dataset small --backbone tiny --method sft --seed 0 --output {output}",
         (*TEST, "runs/small/tiny/sft/seed0/predictions.parquet"),
         "runs/small/tiny/sft/seed0/metrics.json",
     ),
     Stage(
         "table",
-        "table --runs runs/small/tiny/sft/seed0 --data data --output {output}",
+        "table --runs runs/small/tiny/sft/seed0 --data small --output {output}",
         (
             *TEST,
             *(
@@ -220,10 +220,10 @@ def finish(process, folder: Path) -> Ending:
     return Ending(process.exitcode, (folder / "stderr").read_text(errors="replace"))
 
 
-def judge(ending: Ending, output: Path, expected: Path) -> str | None:
+def judge(ending: Ending, output: Path, unharmed: Path) -> str | None:
     """What is wrong with the end of a run; None if nothing is."""
     if ending.status == 0:
-        return None if same(output, expected) else "another result, status 0"
+        return None if same(output, unharmed) else "another result, status 0"
     lines = messages(ending.stderr)
     if "Traceback" in ending.stderr or len(lines) != 1:
         return f"{len(lines)} lines, status {ending.status}: {' / '.join(lines[-1:])[:120]}"
@@ -240,14 +240,14 @@ def messages(stderr: str) -> list[str]:
     ]
 
 
-def same(output: Path, expected: Path) -> bool:
+def same(output: Path, unharmed: Path) -> bool:
     """Whether two files or folders have the same bytes, except for MACHINE_DEPENDENT files."""
-    if expected.is_file():
-        return output.is_file() and output.read_bytes() == expected.read_bytes()
-    files = [path for path in expected.rglob("*") if path.is_file()]
+    if unharmed.is_file():
+        return output.is_file() and output.read_bytes() == unharmed.read_bytes()
+    files = [path for path in unharmed.rglob("*") if path.is_file()]
     return all(
-        (output / path.relative_to(expected)).is_file()
-        and (output / path.relative_to(expected)).read_bytes() == path.read_bytes()
+        (output / path.relative_to(unharmed)).is_file()
+        and (output / path.relative_to(unharmed)).read_bytes() == path.read_bytes()
         for path in files
         if path.name not in MACHINE_DEPENDENT
     )
@@ -292,6 +292,15 @@ def make_study(folder: Path) -> None:
         ending = finish(start(folder, stage, stage.output), folder)
         if ending.status:
             raise SystemExit(f"{stage.command}\n{ending.stderr}")
+        # Later stages write to the same folders.
+        copy = shutil.copytree if (folder / stage.output).is_dir() else shutil.copyfile
+        expected(folder, stage).parent.mkdir(parents=True, exist_ok=True)
+        copy(folder / stage.output, expected(folder, stage))
+
+
+def expected(folder: Path, stage: Stage) -> Path:
+    """Where the output of a stage on unharmed inputs is kept."""
+    return folder / "expected" / stage.output
 
 
 def harmed_files(folder: Path, seed: int) -> Iterator[Result]:
@@ -322,7 +331,7 @@ def outcome(folder: Path, stage: Stage) -> str | None:
     """Run a stage into a new output; return what is wrong with its end."""
     output = folder / "new" / Path(stage.output).name
     ending = finish(start(folder, stage, f"new/{output.name}"), folder)
-    problem = judge(ending, output, folder / stage.output)
+    problem = judge(ending, output, expected(folder, stage))
     shutil.rmtree(folder / "new", ignore_errors=True)
     return problem
 
@@ -352,7 +361,7 @@ def harmed_outputs(folder: Path) -> Iterator[Result]:
                     "output: the disk is full",
                     stage,
                     name,
-                    judge(ending, output, folder / stage.output),
+                    judge(ending, output, expected(folder, stage)),
                 )
         shutil.rmtree(folder / "new")
 
@@ -390,7 +399,7 @@ def killed(folder: Path, seed: int, times: int = 4) -> Iterator[Result]:
                 if number != signal.SIGKILL and ending.status not in (0, 128 + number):
                     problem = f"status {ending.status}: {ending.stderr[-80:]}"
                 again = finish(start(folder, stage, f"new/{name}"), folder)
-                problem = problem or judge(again, folder / "new" / name, folder / stage.output)
+                problem = problem or judge(again, folder / "new" / name, expected(folder, stage))
                 hidden = [path.name for path in (folder / "new").rglob(".*") if path.is_dir()]
                 problem = problem or (f"left {hidden}" if hidden else None)
                 shutil.rmtree(folder / "new")
