@@ -105,7 +105,8 @@ STAGES = (
     ),
     Stage(
         "train",
-        f"sft --init backbone --data small --batch-size 4 --epochs 0.05 {SHORT} --output {{output}}",
+        f"sft --init backbone --data small --batch-size 4 --epochs 0.05 {SHORT} "
+        "--output {output}",
         (*DATA, *BACKBONE),
         "runs/small/tiny/sft/seed0",
     ),
