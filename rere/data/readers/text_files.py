@@ -9,7 +9,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -204,11 +204,17 @@ def read_blocks(file: BinaryIO | Recoded, path: Path) -> Iterator[bytes]:
 
 def prefetch(items: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the same items, and get the next one in another thread meanwhile."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
+    thread = ThreadPoolExecutor(1)
+    following = thread.submit(next, items, None)
+    try:
         while (item := following.result()) is not None:
             following = thread.submit(next, items, None)
             yield item
+    finally:
+        # The file may be closed now. Joining the thread instead could block for ever: the garbage
+        # collector may close this generator while another thread starts, which holds locks.
+        wait([following])
+        thread.shutdown(wait=False)
 
 
 def split_lines(block: bytes, fallback: str | None) -> pl.Series:
