@@ -238,7 +238,7 @@ def test_bytes_that_are_not_in_the_encoding_are_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["klingon", "zlib", "base64", "", "undefined", "a\0b"])
 def test_unknown_encodings_are_refused(name):
-    with pytest.raises(ValueError, match="Python knows no encoding|holds a null character"):
+    with pytest.raises(ValueError, match=r"Python knows no encoding|holds a null character"):
         OwnTables(encoding=name)
 
 
