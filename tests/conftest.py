@@ -60,7 +60,7 @@ def fetched(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cycle_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cycle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder whose targets follow the last item in CYCLE, without a test split."""
     from tiny_models import write_cycle
 
@@ -102,14 +102,14 @@ def model_with_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, cycle_data: Path) -> Path:
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, cycle: Path) -> Path:
     """The folder of a backbone with the options TINY."""
     from tiny_models import TINY
 
     from rere.backbones import backbone
 
     folder = tmp_path_factory.mktemp("tiny") / "backbone"
-    backbone(TINY, cycle_data, folder)
+    backbone(TINY, cycle, folder)
     return folder
 
 

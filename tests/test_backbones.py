@@ -44,31 +44,31 @@ def test_tiny_has_the_sizes_of_its_options(tiny_backbone):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_tiny_depends_on_its_seed_only(tmp_path, cycle_data, tiny_backbone):
+def test_tiny_depends_on_its_seed_only(tmp_path, cycle, tiny_backbone):
     torch.rand(5)  # another state of the generator
-    backbone(TINY, cycle_data, tmp_path / "again")
+    backbone(TINY, cycle, tmp_path / "again")
     assert_weights_equal(tmp_path / "again", tiny_backbone)
     assert (tmp_path / "again" / "tokenizer.json").read_text() == (
         tiny_backbone / "tokenizer.json"
     ).read_text()
-    backbone(TINY.model_copy(update={"seed": 1}), cycle_data, tmp_path / "other")
+    backbone(TINY.model_copy(update={"seed": 1}), cycle, tmp_path / "other")
     with pytest.raises(AssertionError):
         assert_weights_equal(tmp_path / "other", tiny_backbone)
 
 
-def test_the_tokenizer_is_trained_on_titles_and_training_rows(cycle_data):
-    text = list(training_text(cycle_data, seed=5))
+def test_the_tokenizer_is_trained_on_titles_and_training_rows(cycle):
+    text = list(training_text(cycle, seed=5))
     assert text[: len(CYCLE)] == [f'"{title}"\n' for title in CYCLE]
-    train = read_split(cycle_data, "train")
+    train = read_split(cycle, "train")
     assert len(text) == len(CYCLE) + len(train)
     row_id, history, target = train.select("row_id", "history", "target").row(7)
     prompt = prompt_text(choose_instruction(5, row_id), [CYCLE[item] for item in history])
     assert text[len(CYCLE) + 7] == prompt + response_text(CYCLE[target])
 
 
-def test_the_tokenizer_needs_no_validation_or_test_rows(tmp_path, cycle_data, tiny_backbone):
+def test_the_tokenizer_needs_no_validation_or_test_rows(tmp_path, cycle, tiny_backbone):
     for name in ("items", "train"):
-        shutil.copy(cycle_data / f"{name}.parquet", tmp_path)
+        shutil.copy(cycle / f"{name}.parquet", tmp_path)
     backbone(TINY, tmp_path, tmp_path / "backbone")
     assert (tmp_path / "backbone" / "tokenizer.json").read_text() == (
         tiny_backbone / "tokenizer.json"

@@ -1,4 +1,4 @@
-"""Own rewards: what is no function of one argument is refused, and errors name file and line."""
+"""Own rewards: only functions of one argument are taken, and errors name the user's line."""
 
 import subprocess
 import sys

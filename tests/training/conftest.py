@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model
+from tiny_models import CYCLE, write_data, write_fixed_model
 from training_runs import EVERY_STEP, RESUMED, SHORT, run_stage
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -24,22 +24,10 @@ from rere.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
-def cycle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder in which every item has one successor."""
-    return write_cycle(tmp_path_factory.mktemp("cycle"))
-
-
-@pytest.fixture(scope="session")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the eight training rows of one step."""
     rows = [([start, (start + 1) % 8], (start + 2) % 8) for start in range(8)]
     return write_data(tmp_path_factory.mktemp("one_step"), CYCLE, train=rows, valid=rows)
-
-
-@pytest.fixture(scope="session")
-def fixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with fixed weights, whose scores of different titles are far apart."""
-    return write_fixed_model(tmp_path_factory.mktemp("fixed"))
 
 
 @pytest.fixture(scope="session")
