@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from rere.data.titles import TITLE, VISIBLE
 from rere.errors import InputError
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
@@ -35,11 +36,7 @@ ITEM_FAULTS: Faults = {
     "has another item_id than its position; they count from 0 upwards": pl.col(
         "item_id"
     ).ne_missing(pl.int_range(pl.len())),
-    # White space, control and format characters show nothing.
-    "has no title": ~pl.col("title")
-    .cast(pl.String)
-    .fill_null("")
-    .str.contains(r"[^\s\p{Cc}\p{Cf}]"),
+    "has no title": ~TITLE.fill_null("").str.contains(VISIBLE),
 }
 COUNT_FAULTS: Faults = {
     "has no count": pl.col("count").is_null(),

@@ -22,7 +22,7 @@ from rere.data.readers.ready_made_splits import read_ready_made_splits
 from rere.data.readers.yelp import read_yelp
 from rere.data.splitting import chronological_split, leave_one_out_split, make_samples
 from rere.data.statistics import dataset_statistics
-from rere.data.titles import clean_titles, refuse_unusable
+from rere.data.titles import clean_titles
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 
@@ -69,7 +69,6 @@ def process(options: Options, raw: Path) -> tuple[ProcessedData, dict[str, str]]
     """Return the catalogue and splits, and the sha256 of each source file by its name."""
     if isinstance(options, Splits):
         processed = read_ready_made_splits(raw)
-        refuse_unusable(processed.source_files[0], processed.items)
         return processed, sha256_by_name(processed.source_files)
     raw_data = read_raw(options, raw)
     # Hash in another thread: it takes seconds for large files, and processing leaves a core idle.

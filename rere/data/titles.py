@@ -6,11 +6,8 @@ titles that look alike become equal.
 
 import html
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
-
-from rere.errors import InputError
 
 MAX_TITLE_LENGTH = 1000
 """Characters; a prompt could not hold a longer title."""
@@ -40,17 +37,18 @@ MARKUP = {
 IS_SUSPECT = r"[^\x20-\x7e]|[&<]|\bvar |\bfunction\b|\bnew Date\b"
 """Only titles with these characters or words can change when they are unified."""
 
-UNUSABLE = {
-    "has no visible character in its title": ~pl.col("title").str.contains(
-        r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]"
-    ),
-    "has a line end, a tab or a control character in its title": pl.col("title").str.contains(
+VISIBLE = r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]"
+"""A character that a reader sees. A title needs one."""
+
+TITLE = pl.col("title").cast(pl.String)
+TITLE_FAULTS = {
+    "has a line end, a tab or a control character in its title": TITLE.str.contains(
         r"[\p{Cc}\x{2028}\x{2029}]"
     ),
-    f"has a title of more than {MAX_TITLE_LENGTH} characters": pl.col("title").str.len_chars()
+    f"has a title of more than {MAX_TITLE_LENGTH} characters": TITLE.str.len_chars()
     > MAX_TITLE_LENGTH,
 }
-"""Why a title of ready-made splits, which are not cleaned, is refused."""
+"""What can be wrong with a title of ready-made splits, which are not cleaned."""
 
 
 def clean_titles(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
@@ -88,14 +86,6 @@ def clean_titles(titles: pl.DataFrame, max_words: int | None) -> pl.DataFrame:
     repeated = titles.filter(is_repeated)
     repeated = repeated.sort("item", pl.col("fault").is_not_null(), "title", "fault")
     return pl.concat([titles.filter(~is_repeated), repeated.unique("item", keep="first")])
-
-
-def refuse_unusable(path: Path, items: pl.DataFrame) -> None:
-    """Raise InputError if a title in the items (item_id, title) of the file `path` is UNUSABLE."""
-    for fault, is_unusable in UNUSABLE.items():
-        found = items.filter(is_unusable)
-        if len(found):
-            raise InputError(f"{path}: item {found['item_id'][0]} {fault}; correct it")
 
 
 def normalise_text(texts: pl.Series) -> pl.Series:

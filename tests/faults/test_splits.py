@@ -152,8 +152,8 @@ def test_an_item_without_a_visible_title_is_refused(tmp_path, title):
 @pytest.mark.parametrize(
     ("title", "fault"),
     [
-        ("A\nB", "has a line end, tab or other control character in its title"),
-        ("A\tB", "has a line end, tab or other control character in its title"),
+        ("A\nB", "has a line end, a tab or a control character in its title"),
+        ("A\tB", "has a line end, a tab or a control character in its title"),
         ("A" * 1001, "has a title of more than 1000 characters"),
     ],
 )

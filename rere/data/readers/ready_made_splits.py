@@ -26,7 +26,7 @@ from rere.data.dataset import (
 )
 from rere.data.ids import sorted_distinct
 from rere.data.readers.events import MAX_SECOND
-from rere.data.titles import MAX_TITLE_LENGTH
+from rere.data.titles import TITLE_FAULTS
 from rere.errors import InputError
 
 INTEGERS, INTEGER_LISTS, TEXT, TIMES = "integers", "lists of integers", "text", "Datetime"
@@ -43,12 +43,6 @@ ROW_COLUMNS: Columns = {
 }
 ROW_TYPES: Schema = {name: SPLIT_SCHEMA[name] for name in ROW_COLUMNS} | {"user_id": pl.String}
 
-TITLE = pl.col("title").cast(pl.String)
-TITLE_FAULTS: Faults = {
-    "has a line end, tab or other control character in its title": TITLE.str.contains(r"\p{Cc}"),
-    f"has a title of more than {MAX_TITLE_LENGTH} characters": TITLE.str.len_chars()
-    > MAX_TITLE_LENGTH,
-}
 USER = pl.col("user_id").cast(pl.String)
 ROW_FAULTS: Faults = {
     "has no user_id": (USER.str.strip_chars() == "").fill_null(True),
