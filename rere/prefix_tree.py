@@ -131,6 +131,11 @@ class PrefixTree:
         return int(self.token[-1])
 
     @cached_property
+    def root(self) -> Tensor:
+        """The node at which the search of each row begins, (1,): the same for all rows."""
+        return torch.zeros_like(self.depth[:1])
+
+    @cached_property
     def root_length(self) -> int:
         """Tokens on the root's edge, with which all sequences begin."""
         return int(self.edge[1])

@@ -72,7 +72,7 @@ def levels(tree: PrefixTree) -> list[tuple[int, int]]:
     """Return the first node of each level of the tree, and that of the next one."""
     bounds = [(0, 1)]
     while bounds[-1][1] < len(tree.fanout):
-        begin, end = bounds[-1]
+        end = bounds[-1][1]
         bounds.append((end, int(tree.first_child[end])))
     return bounds
 
@@ -101,7 +101,7 @@ class RowTrees:
     root_length: int
     """Tokens with which the sequences of all rows begin."""
     root_fanout: int
-    """Children of the root, of the row with most of them."""
+    """Children of the root, of the row with most of them; 0 only if the whole tree has one leaf."""
 
     children = PrefixTree.children
 
@@ -118,14 +118,14 @@ def prune_rows(tree: PrefixTree, excluded: Sequence[Collection[int]]) -> RowTree
     lies on the CPU. Raises InputError for a row that excludes all leaves.
     """
     copies = Copies(tree)
-    root = [copies.add_row(leaves) if len(leaves) else 0 for leaves in excluded]
+    root = torch.tensor([copies.add_row(leaves) if len(leaves) else 0 for leaves in excluded])
     arrays = copies.join()
     return RowTrees(
         **arrays,
-        root=torch.tensor(root),
+        root=root,
         longest=tree.longest,
         root_length=tree.root_length,
-        root_fanout=max([int(arrays["fanout"][node]) for node in set(root)], default=0),
+        root_fanout=max(min(tree.root_fanout, 1), int(arrays["fanout"][root].max())),
     )
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"errors"},
     {"config", "files", "prefix_tree", "progress", "signals", "tokenization", "yaml_files"},
-    {"catalogue", "data", "engine", "provenance", "study"},
+    {"catalogue", "data", "engine", "provenance", "pruning", "study"},
     {"backbones", "engine.model", "inputs"},
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
@@ -96,7 +96,9 @@ def test_the_options_import_nothing_heavy():
 def test_the_engine_knows_token_ids_and_trees_only():
     parts = {part_of(module) for module in MODULES if module.startswith("rere.engine")}
     for part in parts:
-        assert parts_imported_by(part) <= parts | {"config", "errors", "prefix_tree"}, part
+        assert parts_imported_by(part) <= parts | {"config", "errors", "prefix_tree", "pruning"}, (
+            part
+        )
 
 
 def test_stages_alone_import_benchmarks():

@@ -26,6 +26,7 @@ from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
 from rere.prefix_tree import PrefixTree
+from rere.pruning import RowTrees
 
 NO_WAIT = {"cpu"}
 """Devices whose tensors the host reads without waiting."""
@@ -44,7 +45,7 @@ class Beams(NamedTuple):
 @torch.no_grad()
 def beam_search(
     model: PreTrainedModel,
-    tree: PrefixTree,
+    tree: PrefixTree | RowTrees,
     prompts: Sequence[Sequence[int]],
     num_beams: int,
     scoring: SearchScoring = "vocabulary",
@@ -52,7 +53,7 @@ def beam_search(
     temperature: float = 1.0,
     auxiliary: AuxiliaryScorer | None = None,
 ) -> Beams:
-    """The `num_beams` best paths of the tree for each prompt, (B, num_beams).
+    """The `num_beams` best paths for each prompt, (B, num_beams), of the tree or the row's own.
 
     `tree` and `auxiliary` lie on the model's device. Final scores are divided by length **
     `length_penalty`, the length in tokens including the end of sequence. Raises ValueError for

@@ -48,6 +48,7 @@ from rere.engine.search.paths import (
 )
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
+from rere.pruning import RowTrees
 
 
 class PathScorer:
@@ -61,7 +62,7 @@ class PathScorer:
     def __init__(
         self,
         model: PreTrainedModel,
-        tree: PrefixTree,
+        tree: PrefixTree | RowTrees,
         prompts: Sequence[Sequence[int]],
         scoring: SearchScoring,
         temperature: float = 1.0,
@@ -84,25 +85,30 @@ class PathScorer:
 
         The tokens that all items begin with are computed together with the prompt.
         """
-        opening = self.tree.token[: self.tree.root_length]
-        num_fed = len(opening) if self.tree.root_fanout else len(opening) - 1
+        tree = self.tree
+        opening = tree.token[: tree.root_length]
+        num_fed = len(opening) if tree.root_fanout else len(opening) - 1
         logits_to_keep = 1 if self.by_decision else 1 + num_fed
         logits = upcast(self.decoder.prefill(opening[:num_fed], logits_to_keep))
         logits_index = torch.arange(len(logits), device=logits.device).view(-1, logits_to_keep)
         zero = torch.zeros_like(logits_index[:, :1])
-        forced = logits.new_zeros(len(logits_index), 1, len(opening) + 1)
+        node = zero + tree.root[:, None]
+        forced = logits.new_zeros(len(node), 1, len(opening) + 1)
         norm = None if self.is_normalised else logsumexp_of_rows(logits, self.temperature)
         if norm is not None and not self.by_decision:
-            before = logits_index[:, : len(opening)]
-            forced[:, 0, :-1] = logits[before, opening] / self.temperature - norm[before]
-        fanout = max(1, self.tree.root_fanout)
+            # The edge into the root of a row's own tree may go on after the opening.
+            offset = torch.minimum(logits_index - logits_index[:, :1], tree.edge_length[node] - 1)
+            token = tree.token[tree.edge[node] + offset]
+            of_tokens = logits[logits_index, token] / self.temperature - norm[logits_index]
+            forced[:, 0, :logits_to_keep] = of_tokens
+        fanout = max(1, tree.root_fanout)
         known = KnownScores(
-            children=self._score_children(logits, norm, logits_index[:, -1:], zero, fanout),
+            children=self._score_children(logits, norm, logits_index[:, -1:], node, fanout),
             forced=forced,
             first_forced=zero,
             ancestors=torch.zeros(*zero.shape, 0, dtype=torch.bool, device=zero.device),
         )
-        paths = Paths(zero, zero, zero + num_fed, logits.new_zeros(zero.shape), zero)
+        paths = Paths(node, zero, zero + num_fed, logits.new_zeros(zero.shape), zero)
         return paths, known, len(opening) + 1
 
     def enter(self, node: Tensor, score: Tensor, parent: Tensor) -> Paths:

@@ -32,6 +32,7 @@ from rere.engine.search.paths import AuxiliaryScorer
 from rere.errors import InputError
 from rere.evaluation.decode import node_log_probs
 from rere.prefix_tree import PrefixTree
+from rere.pruning import prune_rows
 
 
 def search(model, sequences, prompts, num_beams, **options):
@@ -86,6 +87,43 @@ def test_equals_a_plain_search(
         assert_same_ranking(
             actual, plain_search(model, sequences, prompt, num_beams, **options), 1e-9
         )
+
+
+@given(
+    CATALOGUES,
+    PROMPT_BATCHES,
+    st.data(),
+    st.sampled_from([1, 2, 5, 16]),
+    st.sampled_from(["qwen2", "gpt2"]),
+    st.sampled_from(SCORINGS),
+)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_each_row_searches_its_own_pruned_tree(
+    chain_length, sequences, prompts, data, num_beams, family, scoring
+):
+    model, tree = MODELS[family], PrefixTree.build(sequences)
+    leaves = sorted(set(tree.leaf_of_item.tolist()))
+    some = st.sets(st.sampled_from(leaves), max_size=len(leaves) - 1)
+    excluded = [data.draw(some) for _ in prompts]
+    trees = prune_rows(tree, excluded)
+    leaf, score = beam_search(model, trees, prompts, num_beams, scoring)
+    for row, prompt in enumerate(prompts):
+        kept = [
+            s
+            for s, n in zip(sequences, tree.leaf_of_item.tolist(), strict=True)
+            if n not in excluded[row]
+        ]
+        nodes = trees.original[leaf[row][leaf[row] >= 0]].tolist()
+        actual = [
+            (tuple(sequences[tree.leaf_items[node][0]]), value)
+            for node, value in zip(nodes, score[row].tolist(), strict=False)
+        ]
+        (expected,) = search(model, kept, [prompt], num_beams, scoring=scoring)
+        assert_same_ranking(actual, expected, 1e-9)
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5, 16])
