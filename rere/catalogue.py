@@ -1,4 +1,4 @@
-"""The catalogue file of a trained model: titles, prefix tree and fingerprint."""
+"""The catalogue file of a trained model: ids, titles, prefix tree and fingerprint."""
 
 import hashlib
 import itertools
@@ -29,32 +29,49 @@ ARRAYS = {
     "leaf_of_item": torch.int64,
     "title_bytes": torch.uint8,  # all titles in UTF-8, one after another
     "title_edge": torch.int64,  # (I + 1,) start of each title, and end of the last
+    "id_bytes": torch.uint8,  # all raw ids in UTF-8
+    "id_edge": torch.int64,  # (I + 1,)
+    "max_history": torch.int64,  # (1,)
 }
 """The arrays of the file, from which the others of the tree follow."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Titles by item id, their prefix tree, and the fingerprint of what the tree is made from."""
+    """Raw ids and titles by item id, the titles' prefix tree, and what it was made from."""
 
     titles: Sequence[str]
     tree: PrefixTree
     fingerprint: str
+    """Of the tokenizer and the texts that the tree was made from."""
+    ids: Sequence[str]
+    """What the raw data call the items; distinct."""
+    max_history: int
+    """Items of the longest history that the model was trained on."""
 
     @classmethod
-    def build(cls, encoder: PromptEncoder, responses: Sequence[Sequence[int]]) -> Self:
+    def build(
+        cls,
+        encoder: PromptEncoder,
+        responses: Sequence[Sequence[int]],
+        ids: Sequence[str],
+        max_history: int,
+    ) -> Self:
         """Return the catalogue of an encoder and its responses, as `with_titles`."""
         tree = with_titles(PrefixTree.build(responses), encoder.titles)
-        return cls(encoder.titles, tree, encoder.fingerprint())
+        return cls(encoder.titles, tree, encoder.fingerprint(), ids, max_history)
 
     def save(self, path: Path) -> None:
         """Write the catalogue to a safetensors file."""
-        titles = [title.encode() for title in self.titles]
-        edge = np.append(0, np.cumsum([len(title) for title in titles]))
+        title_bytes, title_edge = join_text(self.titles)
+        id_bytes, id_edge = join_text(self.ids)
         arrays = {
             **vars(self.tree),
-            "title_bytes": torch.frombuffer(bytearray().join(titles), dtype=torch.uint8),
-            "title_edge": torch.from_numpy(edge),
+            "title_bytes": title_bytes,
+            "title_edge": title_edge,
+            "id_bytes": id_bytes,
+            "id_edge": id_edge,
+            "max_history": torch.tensor([self.max_history]),
         }
         arrays = {name: arrays[name] for name in ARRAYS}
         # One entry: safetensors writes several in random order.
@@ -81,11 +98,13 @@ class Catalogue:
             if not is_catalogue(arrays, vocab_size) or digest not in ("", sha256(arrays)):
                 raise ValueError
             titles = split_text(arrays.pop("title_bytes"), arrays.pop("title_edge"))
+            ids = split_text(arrays.pop("id_bytes"), arrays.pop("id_edge"))
+            max_history = int(arrays.pop("max_history"))
         except (SafetensorError, KeyError, ValueError):
             raise InputError(f"{path}: not a catalogue; train the model again") from None
         depth = node_depths(arrays["edge"], arrays["first_child"])
         tree = PrefixTree(**arrays, depth=depth, longest=int(depth.max()))
-        return cls(titles, with_titles(tree, titles), fingerprint)
+        return cls(titles, with_titles(tree, titles), fingerprint, ids, max_history)
 
 
 def with_titles(tree: PrefixTree, titles: Sequence[str]) -> PrefixTree:
@@ -125,7 +144,7 @@ def is_catalogue(arrays: dict[str, Tensor], vocab_size: int) -> bool:
     """Whether the ARRAYS of a file, with any content, are those of a catalogue."""
     if any(arrays[name].dtype != ARRAYS[name] or arrays[name].dim() != 1 for name in ARRAYS):
         return False
-    token, edge, first_child, leaf_of_item, title_bytes, title_edge = (
+    token, edge, first_child, leaf_of_item, title_bytes, title_edge, id_bytes, id_edge, longest = (
         arrays[name] for name in ARRAYS
     )
     num_nodes = len(edge) - 1
@@ -134,7 +153,10 @@ def is_catalogue(arrays: dict[str, Tensor], vocab_size: int) -> bool:
         and is_nondecreasing(first_child, 1, num_nodes)
         and is_nondecreasing(title_edge, 0, len(title_bytes))
         and len(first_child) == len(edge)
-        and len(title_edge) == len(leaf_of_item) + 1
+        and is_nondecreasing(id_edge, 0, len(id_bytes))
+        and len(title_edge) == len(id_edge) == len(leaf_of_item) + 1
+        and len(longest) == 1
+        and int(longest) > 0
     ):
         return False
     nodes, fanout = torch.arange(num_nodes), first_child.diff()
@@ -156,6 +178,14 @@ def is_nondecreasing(edge: Tensor, start: int, end: int) -> bool:
     if not len(edge) or (int(edge[0]), int(edge[-1])) != (start, end):
         return False
     return bool((edge[1:] >= edge[:-1]).all())
+
+
+def join_text(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return texts in UTF-8 (bytes,) u8, one after another, and their edges (texts + 1,) i64."""
+    encoded = [text.encode() for text in texts]
+    edge = np.append(0, np.cumsum([len(text) for text in encoded]))
+    data = torch.frombuffer(bytearray().join(encoded) or bytearray(1), dtype=torch.uint8)
+    return data[: edge[-1]].clone(), torch.from_numpy(edge).long()
 
 
 def split_text(data: Tensor, edge: Tensor) -> list[str]:

@@ -163,6 +163,7 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
             dest=name,
             metavar=placeholder(field.annotation),
             nargs=nargs(field),
+            const="True" if nargs(field) == "?" else None,
             default=argparse.SUPPRESS,
             help=f"{field.description}{default}",
         )
@@ -171,7 +172,9 @@ def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Par
 
 
 def nargs(field: FieldInfo) -> str | None:
-    """How many words argparse reads for an option."""
+    """How many words argparse reads for an option; a bare `--flag` is True."""
+    if field.annotation is bool:
+        return "?"
     if not any(
         get_origin(each) is list for each in (field.annotation, *get_args(field.annotation))
     ):

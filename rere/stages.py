@@ -5,10 +5,11 @@ docstring of its options. `run` imports the function, so that `rere --help` load
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, DirectoryPath, Field, create_model, model_validator
+from pydantic import BaseModel, DirectoryPath, Field, FilePath, create_model, model_validator
 
 from rere import config
 from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
@@ -183,21 +184,58 @@ class Recommend(Options):
         recommend(self, self.model, self.data, self.seed, self.output)
 
 
-class RecommendTitles(config.evaluation.BeamSearch):
-    """Print what a model recommends after a history of titles."""
+class Lists(config.evaluation.BeamSearch):
+    """What the commands for histories share."""
 
     model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
-    history: list[str] = Field(min_length=1, description="Titles of the catalogue, oldest first.")
-    top: int = Field(10, ge=1, le=MAX_BEAMS, description="Titles to print.")
-    seed: Seed = 0
+    top: int = Field(10, ge=1, le=MAX_BEAMS, description="Items per list.")
+    exclude_seen: bool = Field(False, description="Leave out the items of the history.")
+    within: FilePath | None = Field(
+        None, description="File with an id per line: only these items are recommended. None: all."
+    )
+    device: str = Field("auto", description="Device of torch. auto: a GPU if there is one.")
+
+    def recommend(self, histories: Sequence[Sequence[str]]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the list of each history; an item has id, title and score."""
+        from rere.recommender import Recommender, read_ids
+
+        chosen = self.model_dump(include=set(config.evaluation.BeamSearch.model_fields))
+        options = config.evaluation.BeamSearch(**chosen)
+        recommender = Recommender(self.model, options, self.device)
+        if self.within is not None:
+            recommender = recommender.within(read_ids(self.within))
+        for ranked in recommender.recommend_many(histories, self.top, self.exclude_seen):
+            yield [item._asdict() for item in ranked]
+
+
+class RecommendHistory(Lists):
+    """Print what a model recommends after a history."""
+
+    history: list[str] = Field(min_length=1, description="Ids or titles of items, oldest first.")
+    json_: bool = Field(False, description="Print the list as one line of JSON.")
 
     def run(self) -> None:
-        from rere.evaluation.recommend import recommend_titles
+        (ranked,) = self.recommend([self.history])
+        if self.json_:
+            print(json.dumps(ranked, ensure_ascii=False))
+            return
+        for rank, item in enumerate(ranked, start=1):
+            shown = item["title"] if item["title"].isprintable() else repr(item["title"])
+            print(f"{rank:{len(str(len(ranked)))}}  {item['score']:8.3f}  {shown}")
 
-        ranked = recommend_titles(self, self.model, self.history, self.top, self.seed)
-        for rank, (title, score) in enumerate(ranked, start=1):
-            shown = title if title.isprintable() else repr(title)
-            print(f"{rank:{len(str(len(ranked)))}}  {score:8.3f}  {shown}")
+
+class RecommendHistories(Lists):
+    """Print what a model recommends after many histories, one line of JSON for each."""
+
+    histories: FilePath = Field(
+        description="File with a list of JSON per line: ids or titles of items, oldest first."
+    )
+
+    def run(self) -> None:
+        from rere.recommender import read_lists
+
+        for ranked in self.recommend(read_lists(self.histories)):
+            print(json.dumps(ranked, ensure_ascii=False))
 
 
 class Metrics(config.run.Run):
@@ -365,7 +403,8 @@ STAGES: dict[str, type[BaseModel]] = {
     **per_choice("decode", "algorithm", Decode, config.decoding.Bigrec),
     **per_choice("decode", "algorithm", D3, config.decoding.D3),
     "recommend": combine(Recommend, config.evaluation.Recommend),
-    "recommend --history": RecommendTitles,
+    "recommend --history": RecommendHistory,
+    "recommend --histories": RecommendHistories,
     "metrics": Metrics,
     "table": Table,
     "figure": Figure,

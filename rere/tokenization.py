@@ -87,6 +87,20 @@ class PromptEncoder:
         Raises InputError if a history's last item alone takes more.
         """
         instructions = [choose_instruction(seed, row_id) for row_id in row_ids]
+        return self._encode_prompts(instructions, histories, [f"row {row}" for row in row_ids])
+
+    def encode_histories(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the token ids of prompts that all have the first instruction."""
+        instructions = list(INSTRUCTIONS[:1]) * len(histories)
+        names = [f"history {number}" for number in range(len(histories))]
+        return self._encode_prompts(instructions, histories, names)
+
+    def _encode_prompts(
+        self,
+        instructions: Sequence[str],
+        histories: Sequence[Sequence[int]],
+        names: Sequence[str],
+    ) -> list[list[int]]:
         texts = [
             prompt_text(instruction, [self.titles[item] for item in history])
             for instruction, history in zip(instructions, histories, strict=True)
@@ -100,7 +114,7 @@ class PromptEncoder:
             if len(prompts[row]) > MAX_PROMPT_TOKENS:
                 title = self.titles[history[-1]] if history else ""
                 raise InputError(
-                    f"row {row_ids[row]}: its last item alone gives a prompt of "
+                    f"{names[row]}: its last item alone gives a prompt of "
                     f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title "
                     f"{shorten(title)} or filter it out (max_title_words)"
                 )

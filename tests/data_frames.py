@@ -10,7 +10,8 @@ from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
 def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> pl.DataFrame:
     """Items with these titles and numbers of training targets, by default 1."""
     counts = [1] * len(titles) if counts is None else counts
-    columns = {"item_id": range(len(titles)), "title": titles, "count": counts}
+    ids = range(len(titles))
+    columns = {"item_id": ids, "title": titles, "count": counts, "raw_id": [f"raw{i}" for i in ids]}
     return pl.DataFrame(columns, schema=ITEMS_SCHEMA)
 
 

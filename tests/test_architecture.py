@@ -21,7 +21,7 @@ LAYERS = (
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
     {"baselines", "reporting", "training"},
-    {"benchmarks"},
+    {"benchmarks", "recommender"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -99,7 +99,7 @@ def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
 
 def flag(name: str) -> str:
     """Return an option's spelling on the command line."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"  # `json_`, since pydantic has a `json`
 
 
 def words(value: Any) -> list[str]:

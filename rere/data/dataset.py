@@ -1,6 +1,8 @@
 """The files of a preprocessed data set, which `preprocess` writes to results/data/{dataset}.
 
-items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets)
+items.parquet               item_id i32 (0 .. n-1), title str, count i64 (training targets),
+                            raw_id str (the item in the raw data)
+users.parquet               user_id i64 (0 .. n-1), raw_id str (the user in the raw data)
 train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest first),
                             target i32, timestamp i64 (UTC seconds or null)
 
@@ -22,7 +24,13 @@ Schema = dict[str, pl.DataType | type[pl.DataType]]
 Faults = dict[str, pl.Expr]
 """What can be wrong with a row, and the expression that finds it, in order of reporting."""
 
-ITEMS_SCHEMA: Schema = {"item_id": pl.Int32, "title": pl.String, "count": pl.Int64}
+ITEMS_SCHEMA: Schema = {
+    "item_id": pl.Int32,
+    "title": pl.String,
+    "count": pl.Int64,
+    "raw_id": pl.String,
+}
+USERS_SCHEMA: Schema = {"user_id": pl.Int64, "raw_id": pl.String}
 SPLIT_SCHEMA: Schema = {
     "row_id": pl.Int64,
     "user_id": pl.Int64,
@@ -37,6 +45,10 @@ ITEM_FAULTS: Faults = {
         "item_id"
     ).ne_missing(pl.int_range(pl.len())),
     "has no title": ~TITLE.fill_null("").str.contains(VISIBLE),
+}
+RAW_ID_FAULTS: Faults = {
+    "has no raw_id": (pl.col("raw_id") == "").fill_null(True),
+    "has the raw_id of another row": pl.col("raw_id").is_duplicated(),
 }
 COUNT_FAULTS: Faults = {
     "has no count": pl.col("count").is_null(),
@@ -56,7 +68,8 @@ class ProcessedData(NamedTuple):
     """A catalogue and its splits, before they are written."""
 
     source_files: tuple[Path, ...]
-    items: pl.DataFrame  # item_id, title
+    items: pl.DataFrame  # item_id, title, raw_id
+    users: pl.DataFrame  # columns of USERS_SCHEMA
     splits: dict[str, pl.DataFrame]  # columns of SPLIT_SCHEMA, perhaps more
     stats: dict[str, Any]  # entries of stats.json about how they were made
     core: int | None = None  # events of each user and item at least, if known
@@ -66,7 +79,7 @@ def read_items(data: Path) -> pl.DataFrame:
     """Return a data set's catalogue in order of item_id; raise InputError if malformed."""
     path = data / "items.parquet"
     items = read_parquet(path, ITEMS_SCHEMA)
-    check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS, PREPROCESS_AGAIN)
+    check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS | RAW_ID_FAULTS, PREPROCESS_AGAIN)
     return items
 
 

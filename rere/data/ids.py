@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from rere.data.dataset import ITEMS_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, USERS_SCHEMA
 
 
 def assign_codes(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -19,13 +19,15 @@ def assign_codes(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 def assign_ids(
     events: pl.DataFrame, users: pl.Series, titles: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return events (user_id, item_id, timestamp) and items (item_id, title) with dense ids.
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return events (user_id, item_id, timestamp), items and users with dense ids.
+
+    Items have item_id, title and raw_id, users user_id and raw_id.
 
     `events` (user, item, timestamp) have codes. `users` has the raw id of each user code, `titles`
     (item, title) the raw id and title of each item code.
     """
-    user_ids, _ = codes_to_ids(events["user"], users)
+    user_ids, user_codes = codes_to_ids(events["user"], users)
     item_ids, item_codes = codes_to_ids(events["item"], titles["item"])
     events = pl.DataFrame(
         {
@@ -34,7 +36,13 @@ def assign_ids(
             "timestamp": events["timestamp"],
         }
     )
-    return events, titles[item_codes].with_row_index("item_id").select("item_id", "title")
+    items = titles[item_codes].with_row_index("item_id").select("item_id", "title", raw_id="item")
+    return events, items, number_users(users[user_codes])
+
+
+def number_users(raw: pl.Series) -> pl.DataFrame:
+    """Return users with USERS_SCHEMA: each raw id's position is its user_id."""
+    return raw.alias("raw_id").to_frame().with_row_index("user_id").cast(USERS_SCHEMA)
 
 
 def codes_to_ids(codes: pl.Series, raw: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -69,8 +77,8 @@ def sorted_distinct(raw: pl.Series) -> pl.Series:
 
 
 def add_target_counts(items: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-    """Return items (item_id, title) with `count`, how often each is a target of `train`."""
+    """Return items with `count`, how often each is a target of `train`, in ITEMS_SCHEMA."""
     counts = train.group_by(item_id="target").agg(count=pl.len())
     items = items.cast({"item_id": pl.Int32})
     items = items.join(counts, on="item_id", how="left", maintain_order="left")
-    return items.with_columns(pl.col("count").fill_null(0)).cast(ITEMS_SCHEMA)
+    return items.with_columns(pl.col("count").fill_null(0)).select(*ITEMS_SCHEMA).cast(ITEMS_SCHEMA)

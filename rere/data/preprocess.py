@@ -37,7 +37,7 @@ PATHS = {"folder", "raw", "output"}
 
 
 def preprocess(options: Options, raw: Path, output: Path) -> None:
-    """Write items, train, valid and test (.parquet), stats.json and audit.json to `output`.
+    """Write items, users, train, valid and test (.parquet), stats.json and audit.json to `output`.
 
     `options` are of one of `rere.config.data.SOURCES`, `raw` is the folder with its files. Raises
     InputError for malformed raw files, and if too few events are left for three splits.
@@ -56,6 +56,7 @@ def preprocess(options: Options, raw: Path, output: Path) -> None:
     with replacing(output) as temporary:
         temporary.mkdir()
         items.write_parquet(temporary / "items.parquet")
+        processed.users.write_parquet(temporary / "users.parquet")
         for split, frame in processed.splits.items():
             frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
@@ -111,7 +112,7 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
         )
     kept, users, start, dropped = filter_events(events, rules)
     dropped = untitled | dropped
-    with_ids, items = assign_ids(kept, users, titles)
+    with_ids, items, kept_users = assign_ids(kept, users, titles)
     rows = make_samples(with_ids, rules.max_history)
     split = leave_one_out_split if rules.split == "leave_one_out" else chronological_split
     splits = split(rows)
@@ -136,7 +137,7 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
         "interactions_dropped": dropped,
         "interactions_kept": len(kept),
     }
-    return ProcessedData(raw.files, items, splits, stats, rules.core)
+    return ProcessedData(raw.files, items, kept_users, splits, stats, rules.core)
 
 
 def warn_of_unlisted(

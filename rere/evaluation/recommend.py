@@ -1,8 +1,6 @@
-"""Rank the catalogue with a language model, for the test rows or for one history of titles."""
+"""Rank the catalogue with a language model for the test rows."""
 
-import difflib
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from rere.backbones import load_model, load_tokenizer
-from rere.catalogue import CATALOGUE, Catalogue
-from rere.config.evaluation import BeamSearch, Decoding, Precision, Recommend
+from rere.catalogue import CATALOGUE, Catalogue, with_titles
+from rere.config.evaluation import Decoding, Precision, Recommend
 from rere.data.dataset import read_items, read_split
 from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.errors import InputError, out_of_memory
+from rere.errors import out_of_memory
 from rere.evaluation.predictions import write_predictions
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
@@ -71,7 +69,7 @@ def load_ranking_task(
     """The model in folder `model` and the test rows of `data` that the options select."""
     policy = load_for_inference(model, options)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
-    tree = load_or_build_catalogue(model, policy, encoder).tree.to(policy.device)
+    tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     rows = read_split(data, "test", options.rows)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
     return RankingTask(policy, encoder, tree, rows, prompts)
@@ -116,46 +114,6 @@ def write_rankings(
     write_predictions(output, task.rows, items, scores)
 
 
-def recommend_titles(
-    options: BeamSearch, model: Path, history: Sequence[str], top: int, seed: int
-) -> list[tuple[str, float]]:
-    """The `top` titles that the model in folder `model` ranks first after a history, with scores.
-
-    Titles come from the catalogue stored in the folder; one that several items share appears once.
-    Raises InputError for a history title that is not in it.
-    """
-    policy, tokenizer = load_for_inference(model, options), load_tokenizer(model)
-    path = model / CATALOGUE
-    catalogue = Catalogue.load(path, policy.config.get_text_config().vocab_size)
-    encoder = PromptEncoder(tokenizer, catalogue.titles)
-    if catalogue.fingerprint != encoder.fingerprint():
-        raise InputError(
-            f"{path}: made with another tokenizer or prompt wording; train the model again"
-        )
-
-    item_of_title = {title: item for item, title in enumerate(catalogue.titles)}
-    for title in history:
-        if title not in item_of_title:
-            closest = ", ".join(map(repr, closest_titles(title, item_of_title)))
-            raise InputError(f"there is no title {title!r}; the closest are {closest}")
-    prompts = encoder.encode_prompts([0], [[item_of_title[title] for title in history]], seed)
-    with out_of_memory("lower num_beams or top"):
-        leaf, score = beam_search(
-            policy,
-            catalogue.tree.to(policy.device),
-            prompts,
-            max(options.num_beams, top),
-            options.scoring,
-            options.length_penalty,
-        )
-    first_item = catalogue.tree.first_item.tolist()
-    return [
-        (catalogue.titles[first_item[node]], log_prob)
-        for node, log_prob in zip(leaf[0].tolist(), score[0].tolist(), strict=True)
-        if node >= 0
-    ][:top]
-
-
 def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:
     """The model in folder `model`, on the GPU if there is one, in the options' dtype."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -163,28 +121,10 @@ def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:
         return load_model(model).to(device, getattr(torch, options.dtype))
 
 
-def load_or_build_catalogue(
-    model: Path, policy: PreTrainedModel, encoder: PromptEncoder
-) -> Catalogue:
-    """The catalogue in folder `model` if it matches the encoder's titles, else a new one."""
+def load_or_build_tree(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -> PrefixTree:
+    """The tree stored in folder `model` if it is of the encoder's titles, else a new one."""
     if (path := model / CATALOGUE).is_file():
         stored = Catalogue.load(path, policy.config.get_text_config().vocab_size)
         if stored.fingerprint == encoder.fingerprint():
-            return stored
-    return Catalogue.build(encoder, encoder.encode_responses())
-
-
-def closest_titles(name: str, titles: Iterable[str]) -> list[str]:
-    """The at most three titles most similar to `name`, ignoring case.
-
-    Edit distance is slow on a large catalogue, so shared trigrams preselect 200 titles.
-    """
-    name = name.casefold()
-    trigrams = {name[i : i + 3] for i in range(max(1, len(name) - 2))}
-
-    def similarity(title: str) -> tuple[int, int]:
-        folded = title.casefold()
-        return sum(trigram in folded for trigram in trigrams), -abs(len(folded) - len(name))
-
-    shortlist = {t.casefold(): t for t in heapq.nlargest(200, titles, key=similarity)}
-    return [shortlist[t] for t in difflib.get_close_matches(name, shortlist, n=3, cutoff=0)]
+            return stored.tree
+    return with_titles(PrefixTree.build(encoder.encode_responses()), encoder.titles)

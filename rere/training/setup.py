@@ -63,7 +63,8 @@ def load_setup(
     """
     set_seed(seed)
     tokenizer, model = load_trainable(init, options)
-    encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
+    items = read_items(data)
+    encoder = PromptEncoder(tokenizer, items["title"].to_list())
     responses = encoder.encode_responses()
     train = read_rows(data, "train")
     start, end = (round(share * len(train)) for share in options.train_part)
@@ -73,12 +74,13 @@ def load_setup(
             "widen train_part or lower the rows per step"
         )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_history = max(len(row["history"]) for row in train)
     check_prompts(encoder, responses, data, seed, context)
     return TrainingSetup(
         model,
         encoder,
         responses,
-        Catalogue.build(encoder, responses),
+        Catalogue.build(encoder, responses, items["raw_id"].to_list(), max_history),
         train[start:end],
         sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
         seed,

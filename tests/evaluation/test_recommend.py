@@ -1,23 +1,30 @@
-"""Rankings of test rows and of one history, against a brute-force ranking of the catalogue."""
+"""Rankings of test rows against a brute-force ranking of the catalogue."""
 
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS, build_catalogue
-from tiny_models import causal_lm, tokenizer, write_fixed_model
+from ranking_data import (
+    HEAT_ITEMS,
+    ITEM_TITLES,
+    SEED,
+    TEST_ROWS,
+    brute_force_scores,
+    build_catalogue,
+)
+from tiny_models import tokenizer, write_fixed_model
 
 from rere.backbones import load_model
-from rere.catalogue import CATALOGUE, Catalogue
-from rere.config.evaluation import BeamSearch, Recommend
+from rere.catalogue import CATALOGUE
+from rere.config.evaluation import Recommend
 from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
 from rere.evaluation import recommend as module
 from rere.evaluation.predictions import read_predictions
-from rere.evaluation.recommend import closest_titles, recommend, recommend_titles
-from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
+from rere.evaluation.recommend import recommend
+from rere.tokenization import PromptEncoder, choose_instruction, prompt_text
 
 
 def predict(tmp_path: Path, model: Path, data: Path, seed: int = SEED, **options) -> pl.DataFrame:
@@ -25,32 +32,9 @@ def predict(tmp_path: Path, model: Path, data: Path, seed: int = SEED, **options
     return read_predictions(tmp_path / "predictions.parquet")
 
 
-@torch.no_grad()
 def scores_by_item(scoring: str, row_id: int, history: list[int]) -> list[float]:
-    """log p(title | prompt) of every item, with one plain forward pass over each whole text.
-
-    `catalogue` normalises a token over those that continue a title with the same beginning.
-    """
-    tokens = tokenizer("qwen2")
-    model = causal_lm("qwen2", len(tokens))
-    prompt = prompt_text(choose_instruction(SEED, row_id), [ITEM_TITLES[item] for item in history])
-    start = len(tokens(prompt).input_ids)
-    sequences = [
-        [*tokens(prompt + response_text(title)).input_ids, tokens.eos_token_id]
-        for title in ITEM_TITLES
-    ]
-    scores = []
-    for ids in sequences:
-        logits = model(input_ids=torch.tensor([ids])).logits[0]
-        score = 0.0
-        for position in range(start, len(ids)):
-            allowed = range(logits.shape[1])
-            if scoring == "catalogue":
-                allowed = {s[position] for s in sequences if s[:position] == ids[:position]}
-            competing = logits[position - 1, list(allowed)].logsumexp(0)
-            score += (logits[position - 1, ids[position]] - competing).item()
-        scores.append(score)
-    return scores
+    titles = [ITEM_TITLES[item] for item in history]
+    return brute_force_scores(scoring, choose_instruction(SEED, row_id), titles, ITEM_TITLES)
 
 
 def assert_same(actual: pl.DataFrame, expected: pl.DataFrame) -> None:
@@ -215,72 +199,3 @@ def test_the_batch_size_defaults_to_what_fits_in_memory(
     predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=2)
     predict(tmp_path, fixed_model, ranking_data, rows=None, num_beams=2, batch_size=5)
     assert sizes == [8, 4, 5, 5, 2]
-
-
-# -------------------------------------------------------------------------- a history of titles
-
-
-@pytest.mark.parametrize("scoring", ["catalogue", "vocabulary"])
-def test_the_ranking_after_a_history_equals_brute_force(model_with_catalogue, scoring):
-    history = ["Toy Story (1995)", "Heat"]
-    ranked = recommend_titles(BeamSearch(scoring=scoring), model_with_catalogue, history, 99, SEED)
-    scores = scores_by_item(scoring, 0, [ITEM_TITLES.index(title) for title in history])
-    by_title = dict(zip(ITEM_TITLES, scores, strict=True))
-    assert [title for title, _ in ranked] == sorted(by_title, key=by_title.get, reverse=True)
-    assert [score for _, score in ranked] == pytest.approx(
-        sorted(by_title.values(), reverse=True), abs=1e-3
-    )
-
-
-@pytest.mark.parametrize("top", [1, 3, 10])
-def test_top_limits_the_number_of_titles(model_with_catalogue, top):
-    everything = recommend_titles(BeamSearch(), model_with_catalogue, ["Heat"], 99, SEED)
-    assert len(everything) == len(set(ITEM_TITLES))
-    some = recommend_titles(BeamSearch(), model_with_catalogue, ["Heat"], top, SEED)
-    assert [title for title, _ in some] == [title for title, _ in everything[:top]]
-    # The search has at least as many beams as titles asked for.
-    narrow = BeamSearch(num_beams=2)
-    assert len(recommend_titles(narrow, model_with_catalogue, ["Heat"], top, SEED)) == top
-
-
-def test_an_unknown_title_is_refused_with_the_closest_ones(model_with_catalogue):
-    with pytest.raises(InputError) as caught:
-        recommend_titles(BeamSearch(), model_with_catalogue, ["Heat", "toy stroy (1995)"], 5, SEED)
-    assert str(caught.value).startswith(
-        "there is no title 'toy stroy (1995)'; the closest are "
-        "'Toy Story (1995)', 'Toy Story 2 (1999)', "
-    )
-
-
-def test_a_folder_without_a_catalogue_is_refused(fixed_model):
-    with pytest.raises(InputError, match=r"catalogue.safetensors: no such file; `rere sft`, "):
-        recommend_titles(BeamSearch(), fixed_model, ["Heat"], 5, SEED)
-
-
-def test_a_catalogue_of_another_tokenizer_is_refused(tmp_path):
-    folder = write_fixed_model(tmp_path)
-    Catalogue(ITEM_TITLES, build_catalogue().tree, "another").save(folder / CATALOGUE)
-    with pytest.raises(InputError, match=r"catalogue.safetensors: made with another tokenizer"):
-        recommend_titles(BeamSearch(), folder, ["Heat"], 5, SEED)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("heat", "Heat"),
-        ("HEAT_ITEMS", "Heat"),
-        ("Item nubmer 7", "Item number 7"),
-        ("Toy Story", "Toy Story (1995)"),
-        ("x", None),
-        ("", None),
-    ],
-)
-def test_closest_titles(name, expected):
-    found = closest_titles(name, dict.fromkeys(ITEM_TITLES))
-    assert len(found) == len(set(found)) == 3
-    assert set(found) <= set(ITEM_TITLES)
-    assert expected is None or found[0] == expected
-
-
-def test_closest_titles_of_two_are_both():
-    assert sorted(closest_titles("a", ["b", "c"])) == ["b", "c"]

@@ -1,6 +1,6 @@
 """Read ready-made splits, check them and assign ids.
 
-    items.parquet               item_id (0 .. n-1), title
+    items.parquet               item_id (0 .. n-1), title, and optionally raw_id (text)
     train|valid|test.parquet    user_id (integers or text), history (item ids, oldest first),
                                 target, and optionally timestamp (integers in UTC seconds, or
                                 Datetime, in UTC if it has no zone)
@@ -15,6 +15,7 @@ import polars as pl
 
 from rere.data.dataset import (
     ITEM_FAULTS,
+    RAW_ID_FAULTS,
     SPLIT_SCHEMA,
     SPLITS,
     Faults,
@@ -24,7 +25,7 @@ from rere.data.dataset import (
     readable_parquet,
     row_faults,
 )
-from rere.data.ids import sorted_distinct
+from rere.data.ids import number_users, sorted_distinct
 from rere.data.readers.events import MAX_SECOND
 from rere.data.titles import TITLE_FAULTS
 from rere.errors import InputError
@@ -34,7 +35,7 @@ INTEGERS, INTEGER_LISTS, TEXT, TIMES = "integers", "lists of integers", "text", 
 Columns = dict[str, tuple[str, ...]]
 """What each column may hold, in the words of `describe_type`."""
 
-ITEM_COLUMNS: Columns = {"item_id": (INTEGERS,), "title": (TEXT,)}
+ITEM_COLUMNS: Columns = {"item_id": (INTEGERS,), "title": (TEXT,), "raw_id": (TEXT,)}
 ROW_COLUMNS: Columns = {
     "user_id": (INTEGERS, TEXT),
     "history": (INTEGER_LISTS,),
@@ -56,8 +57,10 @@ ROW_FAULTS: Faults = {
 def read_ready_made_splits(folder: Path) -> ProcessedData:
     """Return the splits in a folder; raise InputError with the file and row that is wrong."""
     paths = {name: folder / f"{name}.parquet" for name in ("items", *SPLITS)}
-    items = read_columns(paths["items"], ITEM_COLUMNS)
-    check_rows(paths["items"], items, ITEM_FAULTS | TITLE_FAULTS, "correct it")
+    items = read_columns(paths["items"], ITEM_COLUMNS, optional="raw_id")
+    if items["raw_id"].is_null().all():
+        items = items.with_columns(raw_id=pl.col("item_id").cast(pl.String))
+    check_rows(paths["items"], items, ITEM_FAULTS | TITLE_FAULTS | RAW_ID_FAULTS, "correct it")
     faults, frames, user_types = row_faults(len(items)) | ROW_FAULTS, [], {}
     for split in SPLITS:
         frame = read_columns(paths[split], ROW_COLUMNS, optional="timestamp")
@@ -75,8 +78,8 @@ def read_ready_made_splits(folder: Path) -> ProcessedData:
     splits = {
         split: rows.filter(split=split).select(*SPLIT_SCHEMA).cast(SPLIT_SCHEMA) for split in SPLITS
     }
-    items = items.cast({"item_id": pl.Int32, "title": pl.String})
-    return ProcessedData(tuple(paths.values()), items, splits, {})
+    items = items.cast({"item_id": pl.Int32, "title": pl.String, "raw_id": pl.String})
+    return ProcessedData(tuple(paths.values()), items, number_users(users), splits, {})
 
 
 def read_columns(path: Path, columns: Columns, optional: str | None = None) -> pl.DataFrame:
@@ -91,7 +94,8 @@ def read_columns(path: Path, columns: Columns, optional: str | None = None) -> p
         rows = pl.scan_parquet(path, glob=False)
         types = rows.collect_schema()
         if optional is not None and isinstance(types.get(optional, pl.Null()), pl.Null):
-            rows = rows.with_columns(pl.lit(None, pl.Int64).alias(optional))
+            empty = pl.String() if columns[optional] == (TEXT,) else pl.Int64()
+            rows = rows.with_columns(pl.lit(None, empty).alias(optional))
             types = rows.collect_schema()
         for name, allowed in columns.items():
             if name not in types:

@@ -1,0 +1,148 @@
+"""Rank items after histories with a language model, by constrained beam search."""
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from transformers import PreTrainedModel
+
+from rere.backbones import load_model, load_tokenizer
+from rere.catalogue import CATALOGUE, Catalogue
+from rere.config.evaluation import BeamSearch
+from rere.engine.search.batch_size import max_batch_size
+from rere.engine.search.beam import Beams, beam_search
+from rere.errors import InputError, out_of_memory
+from rere.prefix_tree import PrefixTree
+from rere.pruning import RowTrees, prune, prune_rows
+from rere.tokenization import PromptEncoder
+
+Ranking = tuple[list[int], list[float]]
+"""Item ids, best first, and their scores."""
+
+
+@dataclass(frozen=True)
+class TitleRanker:
+    """A language model, titles, and the prefix tree of the items that may be ranked.
+
+    `titles` are those of the catalogue, then others that only histories name. `tree` numbers the
+    allowed items from 0; `items` has their numbers in the catalogue.
+    """
+
+    model: PreTrainedModel
+    encoder: PromptEncoder
+    tree: PrefixTree  # on the CPU
+    items: Sequence[int]
+    options: BeamSearch
+
+    @classmethod
+    def load(
+        cls, folder: Path, options: BeamSearch, device: torch.device
+    ) -> tuple[Self, Catalogue]:
+        """The ranker and the catalogue in the folder of a trained model.
+
+        Raises InputError if the catalogue is missing or of another tokenizer.
+        """
+        with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
+            model = load_model(folder).to(device, getattr(torch, options.dtype)).eval()
+        path = folder / CATALOGUE
+        catalogue = Catalogue.load(path, model.config.get_text_config().vocab_size)
+        encoder = PromptEncoder(load_tokenizer(folder), catalogue.titles)
+        if catalogue.fingerprint != encoder.fingerprint():
+            raise InputError(
+                f"{path}: made with another tokenizer or prompt wording; train the model again"
+            )
+        ranker = cls(model, encoder, catalogue.tree, range(len(catalogue.titles)), options)
+        return ranker, catalogue
+
+    def only(self, items: Sequence[int]) -> Self:
+        """A ranker of these items of the catalogue, in ascending order, and no others."""
+        return replace(self, tree=prune(self.tree, torch.tensor(items)), items=items)
+
+    def with_titles(self, titles: Sequence[str]) -> Self:
+        """A ranker of new items; histories may name them or titles that were known before."""
+        encoder = PromptEncoder(self.encoder.tokenizer, titles)
+        tree = PrefixTree.build(encoder.encode_responses())
+        encoder = PromptEncoder(encoder.tokenizer, [*titles, *self.encoder.titles])
+        return replace(self, encoder=encoder, tree=tree, items=range(len(titles)))
+
+    def rank(
+        self,
+        histories: Sequence[Sequence[int]],
+        excluded: Sequence[Collection[int]],
+        top: int,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Yield each row's number and its `top` items, without those that the row excludes.
+
+        Scores are log-probabilities of titles. Rows come in batches of similar length. A row that
+        excludes all items has none. Of items whose different titles have the same tokens, only
+        those with the first one's title are ranked.
+        """
+        prompts = self.encoder.encode_histories(histories)
+        width = max(self.options.num_beams, top)
+        longest = max(map(len, prompts), default=0)
+        batch_size = batch_size or max_batch_size(
+            self.model, self.tree, longest, width, self.options.scoring
+        )
+        remedy = f"lower batch_size (now {batch_size} rows per pass), num_beams or top"
+        without = [self.leaves_without(items) for items in excluded]
+        num_leaves = int((self.tree.fanout == 0).sum())
+        left = [row for row, leaves in enumerate(without) if len(leaves) < num_leaves]
+        yield from ((row, ([], [])) for row in {*range(len(prompts))}.difference(left))
+        left.sort(key=lambda row: len(prompts[row]))
+        for start in range(0, len(left), batch_size):
+            batch = left[start : start + batch_size]
+            with out_of_memory(remedy):
+                leaf, score = self.search(
+                    [prompts[row] for row in batch], [without[row] for row in batch], width
+                )
+            for row, leaves, scores in zip(batch, leaf.tolist(), score.tolist(), strict=True):
+                pairs = [
+                    (item, value)
+                    for leaf_, value in zip(leaves, scores, strict=True)
+                    if leaf_ >= 0
+                    for item in self.items_of(leaf_, excluded[row])
+                ][:top]
+                yield row, ([item for item, _ in pairs], [value for _, value in pairs])
+
+    def search(
+        self, prompts: Sequence[list[int]], without: Sequence[Collection[int]], width: int
+    ) -> Beams:
+        """The best `width` leaves of `tree` for each prompt, but those it is `without`."""
+        tree: PrefixTree | RowTrees = self.tree_on_device
+        if any(without):
+            tree = prune_rows(self.tree, without).to(self.model.device)
+        options = self.options
+        leaf, score = beam_search(
+            self.model, tree, prompts, width, options.scoring, options.length_penalty
+        )
+        if isinstance(tree, RowTrees):
+            leaf = torch.where(leaf < 0, leaf, tree.original[leaf])
+        return Beams(leaf, score)
+
+    @cached_property
+    def tree_on_device(self) -> PrefixTree:
+        return self.tree.to(self.model.device)
+
+    def leaves_without(self, excluded: Collection[int]) -> list[int]:
+        """The leaves all of whose items are excluded."""
+        numbers = (self.number_of(item) for item in excluded)
+        leaves = {int(self.tree.leaf_of_item[number]) for number in numbers if number is not None}
+        return [leaf for leaf in leaves if not self.items_of(leaf, excluded)]
+
+    def number_of(self, item: int) -> int | None:
+        """The number in the tree of an item of the catalogue; None if it is not allowed."""
+        number = bisect_left(self.items, item)
+        is_found = number < len(self.items) and self.items[number] == item
+        return number if is_found else None
+
+    def items_of(self, leaf: int, excluded: Collection[int]) -> list[int]:
+        """The items that a leaf ranks, in order of item id: those with its first one's title."""
+        items = [self.items[number] for number in self.tree.items_of(leaf)]
+        items = [item for item in items if item not in excluded]
+        titles = self.encoder.titles
+        return [item for item in items if titles[item] == titles[items[0]]]
