@@ -78,7 +78,7 @@ class Recommender:
         )
         if self.columns is None:
             return frame
-        columns = pl.DataFrame(self.columns)
+        columns = as_frame(self.columns)
         if "id" not in columns.columns:
             raise InputError(f"items: has no column id; it has {', '.join(columns.columns)}")
         columns = columns.with_columns(pl.col("id").cast(pl.String)).drop("title", strict=False)
@@ -166,7 +166,8 @@ class Recommender:
             mask = pl.Series(allowed(self.items))
             if mask.dtype != pl.Boolean or len(mask) != self.num_items:
                 raise InputError(
-                    f"within: gives {mask.dtype} {len(mask)} values, needs a boolean for each item"
+                    f"within: gives {len(mask)} values of {mask.dtype}; "
+                    f"it needs a boolean for each of {self.num_items} items"
                 )
             chosen = mask.fill_null(False).arg_true().to_list()
         elif isinstance(allowed, str):
@@ -186,7 +187,7 @@ class Recommender:
         `title`. Histories may name the new items and those known before.
         """
         frame = titles if not isinstance(titles, list) else {"id": titles, "title": titles}
-        new = pl.DataFrame(frame)
+        new = as_frame(frame)
         ids, names = (new[name].cast(pl.String).to_list() for name in ("id", "title"))
         other = copy.copy(self)
         for name in ("items", "by_id", "by_title"):
@@ -222,6 +223,14 @@ class Recommender:
                 f"{self.ids[titled[0]]!r}; give the id of the one you mean"
             )
         return [item] if item is not None else titled or []
+
+
+def as_frame(columns: Any) -> pl.DataFrame:
+    """Columns as a frame of polars, from one of polars or pandas, or a mapping of lists."""
+    if isinstance(columns, pl.DataFrame):
+        return columns
+    names = list(columns)
+    return pl.DataFrame({str(name): list(columns[name]) for name in names}, strict=False)
 
 
 def read_histories(histories: Any) -> Iterable[Sequence[str]]:

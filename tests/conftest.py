@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported: several test processes share the machine, and more threads than
 # processors slow each other down many times over. Child processes inherit it.
@@ -22,6 +22,9 @@ from snakemake_runs import ROOT, SMALL, snakemake, write_raw
 from rere.config.backbones import Tiny
 from rere.data.fetch import fetch
 from rere.errors import InputError
+
+if TYPE_CHECKING:
+    from rere import Recommender
 
 # ----------------------------------------------------------------------------------------- data
 
@@ -99,6 +102,14 @@ def model_with_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_fixed_model(tmp_path_factory.mktemp("model_with_catalogue"))
     build_catalogue().save(folder / CATALOGUE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def recommender(model_with_catalogue: Path) -> "Recommender":
+    """The same, held in memory."""
+    from rere import Recommender
+
+    return Recommender(model_with_catalogue)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ TREE_ARRAYS = ("token", "edge", "first_child", "depth", "leaf_of_item")
 
 def save_catalogue(sequences, titles, path):
     """Save the catalogue of these items, with the fingerprint f; return the path."""
-    Catalogue(titles, PrefixTree.build(sequences), "f").save(path)
+    ids = [f"raw{item}" for item in range(len(titles))]
+    Catalogue(titles, PrefixTree.build(sequences), "f", ids, max_history=3).save(path)
     return path
 
 

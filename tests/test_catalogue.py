@@ -36,10 +36,11 @@ def encoder(titles=TITLES, kind="qwen2"):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_saved_catalogue_is_loaded_unchanged(kind, tmp_path):
     prompt_encoder = encoder(kind=kind)
-    made = Catalogue.build(prompt_encoder, prompt_encoder.encode_responses())
+    ids = [f"SKU-{item} é" for item in range(len(TITLES))]
+    made = Catalogue.build(prompt_encoder, prompt_encoder.encode_responses(), ids, max_history=7)
     made.save(tmp_path / CATALOGUE)
     loaded = Catalogue.load(tmp_path / CATALOGUE, len(tiny_models.tokenizer(kind)))
-    assert list(loaded.titles) == TITLES
+    assert (list(loaded.titles), list(loaded.ids), loaded.max_history) == (TITLES, ids, 7)
     assert loaded.fingerprint == made.fingerprint
     assert_same_tree(loaded.tree, made.tree)
     assert [path.name for path in tmp_path.iterdir()] == [CATALOGUE]

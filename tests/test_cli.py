@@ -1,6 +1,7 @@
 """The command line: help, options, errors and progress."""
 
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -15,11 +16,10 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranking_data import ITEM_TITLES
 
+from rere import Recommender
 from rere.cli import first_paragraph, is_fixed, parse
 from rere.config.options import NAME, flags
-from rere.evaluation.recommend import recommend_titles
 from rere.stages import STAGES
 
 
@@ -374,15 +374,35 @@ def test_titles_are_printed_one_per_line(model_with_catalogue, capsys):
     arguments = ["--model", str(model_with_catalogue), "--history", *history, "--top", "23"]
     command = parse("recommend --history", arguments)
     command.run()
-    expected = recommend_titles(command, model_with_catalogue, history, 23, 0)
+    expected = Recommender(model_with_catalogue).recommend(history, 23)
     rows = capsys.readouterr().out.splitlines()
     assert [row[14:] for row in rows] == [
-        repr(title) if title in ("Tab\tbed", "Two\nlines") else title for title, _ in expected
+        repr(each.title) if each.title in ("Tab\tbed", "Two\nlines") else each.title
+        for each in expected
     ]
     assert [row[:14] for row in rows] == [
-        f"{rank:2}  {score:8.3f}  " for rank, (_, score) in enumerate(expected, start=1)
+        f"{rank:2}  {each.score:8.3f}  " for rank, each in enumerate(expected, start=1)
     ]
-    assert {title for title, _ in expected} == set(ITEM_TITLES)
+
+
+def test_lists_of_allowed_items_as_json(model_with_catalogue, tmp_path, capsys):
+    (tmp_path / "stock").write_text("raw3\nraw4\nraw5\n")
+    arguments = ["--model", str(model_with_catalogue), "--within", str(tmp_path / "stock")]
+    history = ["--history", "raw3", "--exclude-seen", "--json"]
+    parse("recommend --history", arguments + history).run()
+    expected = Recommender(model_with_catalogue).recommend(
+        ["raw3"], exclude_seen=True, within=["raw4", "raw5"]
+    )
+    line = json.dumps([each._asdict() for each in expected], ensure_ascii=False)
+    assert capsys.readouterr().out == f"{line}\n"
+    (tmp_path / "histories").write_text('["raw3"]\n["raw3", "raw4"]\n')
+    parse("recommend --histories", [*arguments, "--histories", str(tmp_path / "histories"),
+          "--exclude-seen"]).run()  # fmt: skip
+    lists = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [[each["id"] for each in ranked] for ranked in lists] == [
+        [each.id for each in expected],
+        ["raw5"],
+    ]
 
 
 def test_a_model_without_a_catalogue_prints_one_line(fixed_model):

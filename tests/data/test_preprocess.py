@@ -107,12 +107,18 @@ def test_small_data_set_by_hand(tmp_path):
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw"]
     assert {path.name for path in (tmp_path / "data").iterdir()} == {
-        *("items.parquet", "train.parquet", "valid.parquet", "test.parquet"),
+        *("items.parquet", "users.parquet"),
+        *("train.parquet", "valid.parquet", "test.parquet"),
         *("stats.json", "audit.json"),
     }
     # 12 samples: floor(9.6) = 9 train, floor(10.8) = 10, so 1 valid and 2 test. Targets in time
     # order: 4 4, 30 30, 4 4, 30 30, 4 | 4 | 4 4. Item 4 is 0, item 30 is 1.
-    assert read_items(tmp_path / "data").rows() == [(0, "Up (1995)", 5), (1, "Up (1995)", 4)]
+    assert read_items(tmp_path / "data").rows() == [
+        (0, "Up (1995)", 5, "4"),
+        (1, "Up (1995)", 4, "30"),
+    ]
+    users = pl.read_parquet(tmp_path / "data" / "users.parquet")
+    assert users.rows() == [(0, "2"), (1, "10")]
     train, valid, test = (read_split(tmp_path / "data", split) for split in SPLITS)
     assert train.rows()[:3] == [
         (0, 0, [1], 0, 110),
@@ -335,7 +341,7 @@ def preprocess_plainly(
     train, valid = len(rows) * 8 // 10, len(rows) * 9 // 10
     splits = [rows[:train], rows[train:valid], rows[valid:]]
     counts = Counter(row[3] for row in splits[0])
-    items = [(number, titles[item], counts[number]) for item, number in item_ids.items()]
+    items = [(number, titles[item], counts[number], str(item)) for item, number in item_ids.items()]
     return items, splits
 
 

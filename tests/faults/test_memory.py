@@ -9,20 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model, write_gguf
 
+from rere import Recommender
 from rere.backbones import backbone, is_finite
 from rere.baselines import sequential
 from rere.baselines.baseline import baseline
 from rere.config.backbones import Pretrained
 from rere.config.baselines import Sasrec
 from rere.config.decoding import Bigrec
-from rere.config.evaluation import BeamSearch, Decoding, Evaluation, Recommend
+from rere.config.evaluation import Decoding, Evaluation, Recommend
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
 from rere.errors import InputError, out_of_memory
 from rere.evaluation import decode as decode_module
 from rere.evaluation import recommend as recommend_module
+from rere.evaluation import title_ranker
 from rere.evaluation.decode import decode
-from rere.evaluation.recommend import recommend, recommend_titles
+from rere.evaluation.recommend import recommend
 from rere.training import preference as preference_module
 from rere.training import rl as rl_module
 from rere.training import sft as sft_module
@@ -131,9 +133,11 @@ def test_one_recommendation_names_its_options(tmp_path, monkeypatch):
     data, init = write_test_rows(tmp_path)
     options = SftOptions(batch_size=8, rows_per_pass=8, epochs=0.1, validations=1)
     sft(options, init, data, 0, tmp_path / "run")
-    monkeypatch.setattr(recommend_module, "beam_search", take_torch_memory)
-    with pytest.raises(InputError, match=r"^out of memory; lower num_beams or top \("):
-        recommend_titles(BeamSearch(), tmp_path / "run" / "model", [CYCLE[0]], 3, 0)
+    recommender = Recommender(tmp_path / "run" / "model")
+    monkeypatch.setattr(title_ranker, "beam_search", take_torch_memory)
+    message = r"^out of memory; lower batch_size \(now 32 rows per pass\), num_beams or top \("
+    with pytest.raises(InputError, match=message):
+        recommender.recommend([CYCLE[0]], 3)
 
 
 def test_a_baseline_names_its_options(tmp_path, monkeypatch):

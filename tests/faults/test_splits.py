@@ -68,7 +68,11 @@ def test_integers_of_any_width_are_taken_as_they_are(tmp_path, dtype):
     items = {"item_id": pl.Series([0, 1, 2], dtype=dtype)}
     rows = train_rows(tmp_path, items=items, **columns)
     assert rows == [(0, 0, [0], 1, 5), (1, 1, [1, 2], 0, 6)]
-    assert read_items(tmp_path / "data").rows() == [(0, "A", 1), (1, "B", 1), (2, "B", 0)]
+    assert read_items(tmp_path / "data").rows() == [
+        (0, "A", 1, "0"),
+        (1, "B", 1, "1"),
+        (2, "B", 0, "2"),
+    ]
 
 
 def test_fixed_length_lists_and_columns_without_times_are_taken(tmp_path):

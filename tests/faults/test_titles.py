@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from raw_files import write as write_raw
 from tiny_models import CYCLE, causal_lm, write_data
 
-from rere.catalogue import CATALOGUE, Catalogue, find_twins
+from rere import Recommender
+from rere.catalogue import CATALOGUE, Catalogue, find_twins, with_titles
 from rere.config.data import OwnTables, Splits
-from rere.config.evaluation import BeamSearch, Recommend
+from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
 from rere.config.training import SftOptions
 from rere.data.dataset import read_items
@@ -27,7 +28,7 @@ from rere.data.preprocess import preprocess
 from rere.data.titles import clean_titles, normalise_text, unify_titles
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics
-from rere.evaluation.recommend import recommend, recommend_titles
+from rere.evaluation.recommend import recommend
 from rere.prefix_tree import PrefixTree
 from rere.token_lengths import token_lengths
 from rere.tokenization import PromptEncoder
@@ -192,7 +193,8 @@ def write_twins(folder: Path) -> tuple[Path, Path]:
 @cache
 def twins() -> Catalogue:
     encoder = PromptEncoder(tiny_models.tokenizer("qwen2"), TITLES)
-    return Catalogue.build(encoder, encoder.encode_responses())
+    ids = [str(item) for item in range(len(TITLES))]
+    return Catalogue.build(encoder, encoder.encode_responses(), ids, max_history=3)
 
 
 def test_a_leaf_stands_for_the_title_of_its_first_item():
@@ -276,14 +278,14 @@ def test_recommending_names_it_too_and_never_lists_it(tmp_path, capsys):
     capsys.readouterr()
     recommend(Recommend(rows=None, num_beams=9), folder, data, 0, tmp_path / "p.parquet")
     assert capsys.readouterr().err.count("as item 8") == 1
-    ranked = recommend_titles(BeamSearch(), folder, ["Alpha One"], 20, 0)
-    assert sorted(title for title, _ in ranked) == sorted({*TITLES} - {TITLES[TWIN]})
+    ranked = Recommender(folder).recommend(["Alpha One"], 20)
+    assert sorted(each.title for each in ranked) == sorted(t for t in TITLES if t != TITLES[TWIN])
 
 
 def test_titles_that_differ_for_the_tokenizer_give_no_warning(capsys):
     encoder = PromptEncoder(tiny_models.tokenizer("gpt2"), TITLES)
-    made = Catalogue.build(encoder, encoder.encode_responses())
-    assert made.tree.unreachable.tolist() == []
+    tree = with_titles(PrefixTree.build(encoder.encode_responses()), TITLES)
+    assert tree.unreachable.tolist() == []
     assert capsys.readouterr().err == ""
 
 
@@ -302,7 +304,9 @@ def test_token_lengths_list_all_pairs(tmp_path):
 
 def saved(folder: Path) -> Path:
     sequences = [[9, 5, 0], [9, 2, 7, 6, 0], [9, 2, 0], [9, 5, 0]]
-    Catalogue(["a", "b", "é", "a"], PrefixTree.build(sequences), "f").save(folder / CATALOGUE)
+    ids = ["1", "2", "3", "4"]
+    tree = PrefixTree.build(sequences)
+    Catalogue(["a", "b", "é", "a"], tree, "f", ids, 3).save(folder / CATALOGUE)
     return folder / CATALOGUE
 
 

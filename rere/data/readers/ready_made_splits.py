@@ -92,14 +92,14 @@ def read_columns(path: Path, columns: Columns, optional: str | None = None) -> p
         raise InputError(f"{path}: no such file; ready-made splits need it")
     with readable_parquet(path):
         rows = pl.scan_parquet(path, glob=False)
-        types = rows.collect_schema()
+        types = given = rows.collect_schema()
         if optional is not None and isinstance(types.get(optional, pl.Null()), pl.Null):
             empty = pl.String() if columns[optional] == (TEXT,) else pl.Int64()
             rows = rows.with_columns(pl.lit(None, empty).alias(optional))
             types = rows.collect_schema()
         for name, allowed in columns.items():
             if name not in types:
-                names = ", ".join(n if n.isprintable() else ascii(n) for n in types)
+                names = ", ".join(n if n.isprintable() else ascii(n) for n in given)
                 raise InputError(f"{path}: has no column {name}; it has {names}")
             if (held := describe_type(types[name])) not in allowed:
                 wanted = " or ".join(allowed)

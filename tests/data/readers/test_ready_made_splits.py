@@ -39,7 +39,13 @@ def train(*rows: tuple) -> pl.DataFrame:
 def test_rows_are_numbered_and_otherwise_unchanged(tmp_path):
     preprocess(Splits(), write(tmp_path / "raw"), tmp_path / "data")
     # Counts are of training targets: item 1 twice, item 2 once.
-    assert read_items(tmp_path / "data").rows() == [(0, "A", 0), (1, "B", 2), (2, "B", 1)]
+    assert read_items(tmp_path / "data").rows() == [
+        (0, "A", 0, "0"),
+        (1, "B", 2, "1"),
+        (2, "B", 1, "2"),
+    ]
+    users = pl.read_parquet(tmp_path / "data" / "users.parquet")
+    assert users.rows() == [(0, "a"), (1, "new"), (2, "u7")]
     # Users in the order of their ids: a, new, u7. Rows are numbered through all splits.
     assert [read_split(tmp_path / "data", split).rows() for split in SPLITS] == [
         [(0, 2, [0], 1, None), (1, 2, [0, 1], 2, None), (2, 0, [2], 1, None)],
@@ -130,3 +136,21 @@ def test_the_splits_of_industrial(tmp_path):
     assert (stats["items"], stats["distinct_titles"]) == (3686, 3646)
     assert [stats["splits"][split]["rows"] for split in SPLITS] == [36_259, 4532, 4533]
     assert stats["users"] == 7694
+
+
+def test_raw_ids_of_items_are_kept_and_checked(tmp_path):
+    items = pl.DataFrame({"item_id": [0, 1, 2], "title": ["A", "B", "B"]})
+    named = items.with_columns(raw_id=pl.Series(["SKU-1", "SKU-2", "SKU-3"]))
+    preprocess(Splits(), write(tmp_path / "raw", items=named), tmp_path / "data")
+    assert read_items(tmp_path / "data")["raw_id"].to_list() == ["SKU-1", "SKU-2", "SKU-3"]
+    for number, (ids, fault) in enumerate(
+        [
+            (["a", "b", "a"], "has the raw_id of another row"),
+            (["a", None, "b"], "has no raw_id"),
+            ([1, 2, 3], "column raw_id holds integers; cast it to text"),
+        ]
+    ):
+        broken = items.with_columns(raw_id=pl.Series(ids))
+        raw = write(tmp_path / f"raw{number}", items=broken)
+        with pytest.raises(InputError, match=fault):
+            preprocess(Splits(), raw, tmp_path / "broken")
