@@ -7,6 +7,10 @@ import yaml  # comes with Snakemake
 from rere.errors import InputError, printable
 
 MAX_DIGITS = 1000
+MAPPING_KEYS = ("merge", "value")
+"""Kinds of scalars that mean something in a mapping only: `<<` and `=`."""
+
+ADVICE = "correct it, or put it in quotes if it is text"
 
 
 def check_yaml(path: str | Path) -> None:
@@ -21,6 +25,7 @@ def check_yaml(path: str | Path) -> None:
             root = yaml.compose(file, Loader=yaml.SafeLoader)
         if root is not None:
             check_node(root, path, [], set())
+            yaml.SafeLoader("").construct_document(root)  # finds wrong tags of lists and mappings
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply; write fewer brackets") from None
     except yaml.MarkedYAMLError as error:
@@ -43,6 +48,15 @@ def check_node(
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             raise InputError(f"{where}: has a number of {len(node.value)} digits; shorten it")
+        kind = node.tag.rpartition(":")[2]
+        try:
+            if kind not in MAPPING_KEYS:
+                yaml.SafeLoader("").construct_object(node)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # of any type, as for a date without such a day
+            text = printable(f"{where}: {node.value!r} is no {kind}; {ADVICE}")
+            raise InputError(text) from error
         return
     inner = node.value
     if isinstance(node, yaml.MappingNode):

@@ -57,6 +57,8 @@ def read_log(path: Path) -> pl.DataFrame:
     """A log.jsonl as one row per step with columns X_AXES and labels of FIELDS, null if missing."""
     fields = (*X_AXES, *FIELDS)
     lines = read_log_fields(path, fields)
+    if not lines:
+        raise InputError(f"{path}: has no lines; train the run again")
     points = pl.DataFrame(lines, schema=dict.fromkeys(fields, pl.Float64)).rename(FIELDS)
     stepless = points.with_row_index(offset=1).filter(pl.col("step").is_null())
     if len(stepless):
