@@ -18,7 +18,8 @@ STYLE = Path(__file__).with_name("rere.mplstyle")
 def figure(table: Path, outputs: list[Path]) -> None:
     """Draw a table's .csv, one row of panels per (dataset, backbone), to each of `outputs`.
 
-    Methods without a backbone appear beside every backbone of their data set.
+    Methods without a backbone appear beside every backbone of their data set. Raises OSError if
+    there is no table, and InputError if the disk is full.
     """
     names = ("dataset", "backbone", "method")
     summary = pl.read_csv(table, schema_overrides=dict.fromkeys(names, pl.String))
