@@ -22,8 +22,8 @@ UNTITLED = 100
 """Prompts that are encoded without titles for the longest one; so many have every instruction."""
 
 SLACK, SPARE_TOKENS = 1.1, 16
-"""A prompt has at most so many times its estimate and so many tokens more: the tokens at both ends of
-a title may differ from those in its response."""
+"""A prompt has at most so many times its estimate and so many tokens more: a title's tokens may
+differ at both ends from those of its response."""
 
 
 def token_lengths(backbone: Path, data: Path, rows: int | None, output: Path) -> None:
