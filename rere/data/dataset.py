@@ -33,9 +33,9 @@ SPLIT_SCHEMA: Schema = {
 SPLITS = ("train", "valid", "test")
 
 ITEM_FAULTS: Faults = {
-    "has another item_id; they count from 0 upwards": pl.col(
-        "item_id"
-    ).ne_missing(pl.int_range(pl.len())),
+    "has another item_id; they count from 0 upwards": pl.col("item_id").ne_missing(
+        pl.int_range(pl.len())
+    ),
     "has no title": ~TITLE.fill_null("").str.contains(VISIBLE_PATTERN),
 }
 COUNT_FAULTS: Faults = {

@@ -235,7 +235,7 @@ def test_norepeat_metrics_are_null_if_every_row_repeats(small_run):
 def test_rows_outside_the_test_split_are_refused(small_run, change):
     path = small_run / "predictions.parquet"
     pl.read_parquet(path)[2:3].with_columns(**change).write_parquet(path)
-    with pytest.raises(InputError, match=r"row \d+ is not in .*test\.parquet"):
+    with pytest.raises(InputError, match=r"row_id \d+ is not in .*test\.parquet"):
         written(small_run)
 
 
