@@ -58,10 +58,10 @@ wildcard_constraints:
 def contents(wildcards, **job):
     """What tells whether a job's input files have changed since its last run.
 
-    Snakemake itself sees only that a file is newer, not that it was replaced by an older one, but
-    it also compares params. It leaves out those of functions with an argument named `input` or
-    `output`; hence both are taken from `job`, where it puts what no argument is named after. A
-    missing file, which is made again when it is needed, counts as unchanged.
+    Snakemake itself sees only that a file is newer, not that it was replaced by an older one. It
+    compares params, too, but for those of functions with an argument named `input` or `output`.
+    Hence this one takes both as `**job`. A missing file, which is made again when it is needed,
+    counts as unchanged.
     """
     found = {path: identity(path) for path in job["input"]}
     if None in found.values():

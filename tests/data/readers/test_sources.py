@@ -445,7 +445,7 @@ BAD = {
         {"yelp_academic_dataset_business.json": None},
         r"business\.json, plain or with .*; `rere fetch --source yelp` says where it can be found",
     ),
-    "an empty table": ("table", {"items.csv": b""}, r"items\.csv: is empty"),
+    "an empty table": ("table", {"items.csv": b""}, r"items\.csv: is empty; correct it"),
     "a header alone": ("table", {"items.csv": b"item,title\n"}, r"items\.csv: holds no rows"),
     "other columns": (
         "table",
