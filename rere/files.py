@@ -174,7 +174,7 @@ def read_json(path: Path, stages: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with {stages}") from None
+        raise InputError(f"{path}: no such file; {stages} writes it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):

@@ -104,7 +104,7 @@ def read_parquet(
     `schema`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make it with {stages}")
+        raise InputError(f"{path}: no such file; {stages} writes it")
     remedy = f"make it again: {stages}"
     with readable_parquet(path, remedy):
         frame = pl.scan_parquet(path, glob=False)
