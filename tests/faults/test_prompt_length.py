@@ -93,7 +93,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused(tmp_path):
     with pytest.raises(InputError) as refused:
         run(options, write_model(tmp_path / "few", needed - 1), data, 0, tmp_path / "other")
     message = str(refused.value)
-    assert re.match(rf"{data}/(train|valid).parquet: row \d+: its prompt of \d+ tokens", message)
+    assert re.match(rf"{data}/(train|valid).parquet: row_id \d+: its prompt of \d+ tokens", message)
     assert f"exceed the {needed - 1} positions of the model; lower max_history or " in message
     assert not (tmp_path / "other").exists()
 
