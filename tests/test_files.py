@@ -174,7 +174,7 @@ def test_json_ends_with_a_newline_and_refuses_nan(tmp_path):
 
 def test_what_is_no_mapping_in_json_is_refused_with_the_stage(tmp_path):
     path = tmp_path / "a.json"
-    with pytest.raises(InputError, match="a.json: no such file; `rere audit` writes it"):
+    with pytest.raises(InputError, match=r"a\.json: no such file; `rere audit` writes it"):
         read_json(path, "`rere audit`")
     for text in ("", "{", "[]", "[" * 100_000):
         path.write_text(text)
