@@ -100,7 +100,7 @@ class PromptEncoder:
             if len(prompts[row]) > MAX_PROMPT_TOKENS:
                 title = self.titles[history[-1]] if history else ""
                 raise InputError(
-                    f"row {row_ids[row]}: its last item alone gives a prompt of "
+                    f"row_id {row_ids[row]}: its last item alone gives a prompt of "
                     f"{len(prompts[row])} tokens, over {MAX_PROMPT_TOKENS}; shorten the title "
                     f"{shorten(title)} or filter it out (max_title_words)"
                 )

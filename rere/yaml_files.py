@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import yaml  # comes with Snakemake
+import yaml
 
 from rere.errors import InputError, printable
 
@@ -32,7 +32,9 @@ def check_yaml(path: str | Path) -> None:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(printable(f"{path} line {line}: {error.problem}; correct it")) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(printable(f"{path}: is no text in UTF-8 ({error}); correct it")) from None
+        raise InputError(
+            printable(f"{path}: cannot be read as YAML in UTF-8 ({error}); correct it")
+        ) from None
 
 
 def check_node(

@@ -27,7 +27,7 @@ FIELDS = {
 """Fields of the step log and their axis labels; each field that a log has gets a row of panels."""
 X_AXES = ("step", "seconds")
 SMOOTHING = 12
-"""Values of steps are averaged over a window of this fraction of the run; validations are not."""
+"""Values of steps are averaged over windows of a twelfth of the run; validations are not."""
 
 
 def curves(runs: list[Path], outputs: list[Path]) -> None:

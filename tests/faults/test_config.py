@@ -90,7 +90,10 @@ def test_a_grid_member_with_the_name_of_a_method_is_refused():
     ("name", "message"),
     [
         ("x" * 101, "string should have at most 100 characters, not"),
-        ("a" * 20, "aaaaaaaaaaaaaaaaaaaa is a loop to Snakemake; choose another name"),
+        (
+            "a" * 20,
+            "aaaaaaaaaaaaaaaaaaaa repeats the same letters 20 times, which Snakemake refuses",
+        ),
         ("ab\x1b[31m", "names have letters, digits"),
         ("a\nb: c", "names have letters, digits"),
     ],
@@ -133,7 +136,7 @@ def test_yaml_that_loads_in_silence_or_kills_the_loader_is_refused(tmp_path, tex
 
 
 def test_control_characters_in_yaml_are_refused(tmp_path):
-    assert "my.yaml: is no text in UTF-8" in yaml_error(tmp_path, "a: \x1b[31m")
+    assert "my.yaml: cannot be read as YAML in UTF-8" in yaml_error(tmp_path, "a: \x1b[31m")
 
 
 def test_a_yaml_bomb_is_refused_at_once(tmp_path):
@@ -287,7 +290,7 @@ def test_a_value_that_looks_like_a_flag_is_a_value(value):
         ("sys:exit", "sys is a module of Python; choose another name"),
         ("os:system", "os is a module of Python; choose another name"),
         ("json:one", "json is a module of Python; choose another name"),
-        ("yaml:one", "{folder}/yaml.py would not be imported, but "),
+        ("yaml:one", " instead of {folder}/yaml.py; rename yours"),
         ("tiny_models:nothing", "has no function nothing; define it"),
     ],
 )
@@ -342,6 +345,14 @@ def test_trackers_without_a_package_are_refused(monkeypatch):
         "methods.sft.sft.report_to: there is no package tensorboard; pip install tensorboard",
         "methods.sft.sft.report_to: there is no package wandb; pip install wandb",
     ]
+
+
+def test_tensorboard_alone_serves_tensorboard(monkeypatch):
+    def find(name, path):
+        return name if name == "tensorboardX" else None
+
+    monkeypatch.setattr("rere.inputs.find_module", find)
+    assert len(missing(methods__sft__sft__report_to=["tensorboard"])) == 1
 
 
 @pytest.mark.parametrize("model", ["/models/x", "./x", "../x", "~/x", "a/b/c"])
