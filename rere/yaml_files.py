@@ -16,8 +16,8 @@ ADVICE = "correct it, or put it in quotes if it is text"
 def check_yaml(path: str | Path) -> None:
     """Raise InputError with the line of a key that comes twice, as the loader keeps the last.
 
-    Also for text that is no YAML, a value that contains itself, lists that are nested thousands
-    deep, and a number with thousands of digits.
+    Also for text that is no YAML, a value that contains itself or is not what its tag says, lists
+    that are nested thousands deep, and a number with thousands of digits.
     """
     try:
         # Nodes keep all keys, and an alias is the node itself: a bomb stays small.
