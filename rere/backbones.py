@@ -46,8 +46,7 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
     InputError if model or tokenizer would not be stored as MODEL_FILES, which the graph names.
     """
     if isinstance(options, Tiny):
-        if corpus is None:
-            raise InputError("backbone tiny: name the data folder to train its tokenizer on")
+        assert corpus is not None
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(
             training_text(corpus, options.seed), options.vocab_size, show_progress=False
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from rere.errors import InputError
 from rere.files import replacing
 from rere.prefix_tree import PrefixTree, node_depths
 from rere.tokenization import PromptEncoder
+
+log = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue.safetensors"
 """The file's name in the folder of a trained model."""
@@ -75,7 +77,7 @@ class Catalogue:
         }
         arrays = {name: arrays[name] for name in ARRAYS}
         # One entry: safetensors writes several in random order.
-        metadata = {"fingerprint": f"{self.fingerprint} {sha256(arrays)}"}
+        metadata = {"fingerprint": f"{self.fingerprint} {hash_arrays(arrays)}"}
         with replacing(path) as temporary:
             save_file(arrays, temporary, metadata)
 
@@ -84,7 +86,7 @@ class Catalogue:
         """Read the catalogue in a file, for a model of `vocab_size` tokens.
 
         Raises InputError if there is no file, or one that `save` cannot have written: whatever is
-        loaded is safe to search. Earlier versions wrote no sha256.
+        loaded is safe to search.
         """
         if not path.is_file():
             raise InputError(
@@ -95,7 +97,7 @@ class Catalogue:
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
                 metadata = file.metadata() or {}
             fingerprint, _, digest = metadata["fingerprint"].partition(" ")
-            if not is_catalogue(arrays, vocab_size) or digest not in ("", sha256(arrays)):
+            if not is_catalogue(arrays, vocab_size) or digest != hash_arrays(arrays):
                 raise ValueError
             titles = split_text(arrays.pop("title_bytes"), arrays.pop("title_edge"))
             ids = split_text(arrays.pop("id_bytes"), arrays.pop("id_edge"))
@@ -108,31 +110,37 @@ class Catalogue:
 
 
 def with_titles(tree: PrefixTree, titles: Sequence[str]) -> PrefixTree:
-    """Return the tree of items with these titles; its leaves stand for their first item's.
+    """Return the tree of items with these titles, with their shadowed items.
 
-    Says in the log which titles share the tokens of another one, and so are never recommended.
+    A leaf stands for the title of its first item. Warns of shadowed titles.
     """
-    pairs = find_twins(tree.leaf_of_item, titles)
+    pairs = find_shadowed(tree.leaf_of_item, titles)
     if pairs:
         item, other = pairs[0]
-        print(
-            f"warning: titles with the tokens of another one, which are never recommended: "
-            f"{len({titles[item] for item, _ in pairs})}, first item {item}, {titles[item]!a}, as "
-            f"item {other}, {titles[other]!a}; rename them or choose another backbone",
-            file=sys.stderr,
+        log.warning(
+            "%d titles have the same tokens as another one and are never recommended, such as item "
+            "%d %a (as item %d %a); rename them or take another backbone",
+            len({titles[item] for item, _ in pairs}),
+            item,
+            titles[item],
+            other,
+            titles[other],
         )
-    return replace(tree, unreachable=torch.tensor([item for item, _ in pairs], dtype=torch.int64))
+    return replace(tree, shadowed=torch.tensor([item for item, _ in pairs], dtype=torch.int64))
 
 
-def find_twins(leaf_of_item: Tensor, titles: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the items whose title is not that of their leaf's first item, each with that item."""
+def find_shadowed(leaf_of_item: Tensor, titles: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the items whose leaf stands for another title, each with the leaf's first item.
+
+    `leaf_of_item` is (I,) i64, with one title per item.
+    """
     _, first, leaf = np.unique(leaf_of_item.numpy(), return_index=True, return_inverse=True)
     others = np.flatnonzero(first[leaf] != np.arange(len(leaf)))
     pairs = zip(others.tolist(), first[leaf[others]].tolist(), strict=True)
     return [(item, other) for item, other in pairs if titles[item] != titles[other]]
 
 
-def sha256(arrays: Mapping[str, Tensor]) -> str:
+def hash_arrays(arrays: Mapping[str, Tensor]) -> str:
     """Return the hexadecimal sha256 of arrays, in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):

@@ -10,8 +10,7 @@ OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", r
 """In the messages of torch's RuntimeErrors."""
 EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,9}")
 
-
-MAX_LINE = 1000
+MAX_MESSAGE = 1000
 """Characters of a printed line; a wrong value may have millions."""
 
 
@@ -24,7 +23,7 @@ def printable(text: str) -> str:
     line = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
-    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 200]} ... {line[-200:]}"
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 200]} ... {line[-200:]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Write files and folders atomically."""
+"""Write files and folders under another name, then rename them."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.ENO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path for a file or folder, which replaces `path` atomically if the block succeeds.
+    """Yield a path for a file or folder, which replaces `path` if the block succeeds.
 
     `replacing_all` of one path.
     """
@@ -42,9 +42,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield paths for files or folders, which replace `paths` once the block has written them all.
 
-    A block that fails leaves nothing. Symbolic links are followed. Raises InputError if the disk is
-    full, or if a folder among `paths` has files that the new one lacks, as the user may have named
-    it by mistake.
+    A block that fails leaves nothing. At the end the paths are renamed one by one: a kill between
+    two renames leaves the first ones new and the others old, each whole. A folder takes two
+    renames; after a kill between them it is missing, and the next call puts the old one back.
+    Symbolic links are followed. Raises InputError if the disk is full, or if a folder among `paths`
+    has files that the new one lacks, as the user may have named it by mistake.
     """
     paths = [Path(path).resolve() for path in paths]
     with naming_full_disk(paths[0]), ExitStack() as stack:
@@ -160,6 +162,24 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; raise ValueError for NaN, which JSON lacks."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, stages: str) -> dict[str, Any]:
+    """Return the mapping in a JSON file.
+
+    Raises InputError, with the `stages` that write the file, if it is missing or holds anything
+    else.
+    """
+    remedy = f"make it again: {stages}"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {stages} writes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a mapping; {remedy}")
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
 """What jobs take from outside of the study: raw files, models, modules and packages.
 
-Nothing is imported to find it, and no file is opened that is not compared.
+No module is imported to find it. Only files that are compared and modules of own rewards are read.
 """
 
 import ast
@@ -33,9 +33,9 @@ MODEL_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt")
 
 
 def identity(path: str) -> Any:
-    """What differs if a file's content does: sha256, or size and time of a large one.
+    """A value that changes with a file's content: its sha256, or size and time of a large one.
 
-    Of a folder, the identities of its files by name; None if there is neither.
+    For a folder, the values of its files by name; None if there is nothing at `path`.
     """
     try:
         status = os.stat(path)
@@ -56,9 +56,9 @@ def sha256_of(path: str, size: int, mtime_ns: int) -> str:
 
 
 def raw_files(dataset: Dataset) -> list[str]:
-    """The files in a data set's own folder that `preprocess` reads.
+    """The files that `preprocess` reads of a data set whose folder the config names.
 
-    If one is missing, it is the folder, and `preprocess` says what is missing.
+    Only the folder if a file is missing: then `preprocess` says which.
     """
     from rere.data.raw_files import find_raw_files  # imports polars, which not every plan needs
 
@@ -76,10 +76,11 @@ def model_files(folder: str | None) -> list[str]:
     return sorted(str(path) for path in Path(folder).iterdir() if path.suffix in MODEL_SUFFIXES)
 
 
-def find_missing(study: Study, is_environment_of_jobs: bool = True) -> Iterator[str]:
-    """Yield a line for each file, module or package that the study needs and jobs would not find.
+def find_missing(study: Study, shares_environment: bool = True) -> Iterator[str]:
+    """Yield a line for each file, module or package that jobs need and would not find.
 
-    Modules and packages are looked for if jobs run in the environment of this process.
+    Also for each file dated in the future. Modules and packages are looked for only if jobs share
+    the environment of this process.
     """
     for name, dataset in study.datasets.items():
         if dataset.folder is not None:
@@ -91,7 +92,7 @@ def find_missing(study: Study, is_environment_of_jobs: bool = True) -> Iterator[
             yield from find_future(f"backbones.{name}.model", model_files(backbone.model))
     faults: dict[str, str] = {}  # with the first method that has one: grids have thousands
     for name, method in study.methods.items():
-        for fault in find_missing_of(method.options, is_environment_of_jobs):
+        for fault in find_missing_of(method.options, shares_environment):
             faults.setdefault(fault, f"methods.{name}.{method.stage}")
     yield from (f"{where}.{fault}" for fault, where in faults.items())
 
@@ -102,34 +103,33 @@ def is_path(model: str) -> bool:
 
 
 def find_future(where: str, paths: Sequence[str]) -> Iterator[str]:
-    """Yield a line for a file that is newer than all that would be made from it.
+    """Yield a line for each file dated in the future, since all made from it would be older.
 
-    Snakemake would remove the results of earlier runs before it found that out.
+    Snakemake would find that out only after it had removed the results of earlier runs.
     """
     for path in filter(os.path.exists, paths):
         if (ahead := os.stat(path).st_mtime - time.time()) > 0:
             yield f"{where}: {path} is dated {ahead:.0f} seconds in the future; `touch` it"
 
 
-def find_missing_of(options: Options, is_environment_of_jobs: bool) -> Iterator[str]:
+def find_missing_of(options: Options, shares_environment: bool) -> Iterator[str]:
     """Yield the key and the fault for what a method names and jobs would not find."""
     folder = options.embeddings if isinstance(options, RlOptions) else None
     if folder is not None and not os.path.isdir(folder):
         yield f"embeddings: there is no folder {folder}"
-    if not is_environment_of_jobs:
+    if not shares_environment:
         return
     if isinstance(options, Training):
         for tracker in options.report_to:
-            names = ("tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,)
-            if not any(find_module(name, sys.path) for name in names):
+            if find_module(tracker, sys.path) is None:
                 yield f"report_to: there is no package {tracker}; pip install {tracker}"
     for name in reward_weights(options.reward) if isinstance(options, RlOptions) else ():
-        if ":" in name and (fault := find_fault(name, os.getcwd())):
+        if ":" in name and (fault := find_reward_fault(name, os.getcwd())):
             yield f"reward: {name}: {fault}"
 
 
 @cache
-def find_fault(reward: str, folder: str) -> str | None:
+def find_reward_fault(reward: str, folder: str) -> str | None:
     """What is wrong with the reward `module:function`, if anything; jobs will run in `folder`."""
     module, _, function = reward.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
@@ -139,7 +139,7 @@ def find_fault(reward: str, folder: str) -> str | None:
     if own is None and other is None:
         return f"there is no module {module}; run the study where it is, or install it"
     if own is not None and other is not None and own.origin != other.origin:
-        return f"{own.origin} would not be imported, but {other.origin}; rename it"
+        return f"Python imports {other.origin} instead of {own.origin}; rename yours"
     spec = own or other
     origin = "" if spec is None or spec.origin is None else spec.origin
     if not origin.endswith(".py"):

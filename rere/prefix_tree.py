@@ -34,8 +34,8 @@ class PrefixTree:
     leaf_of_item: Tensor  # (I,)
     longest: int
     """Tokens of the longest sequence."""
-    unreachable: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(U,) items whose title is not that of their leaf's first item, for which the leaf stands."""
+    shadowed: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(U,) items whose leaf stands for another title, that of the leaf's first item."""
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[int]]) -> Self:
@@ -175,8 +175,8 @@ class PrefixTree:
 
     @cached_property
     def hit_leaf(self) -> Tensor:
-        """The leaf that is a hit for each item, (I,): that with its title; -2 if none has it."""
-        return self.leaf_of_item.index_fill(0, self.unreachable, -2)
+        """For each item (I,) its leaf; -2, which no candidate has, if shadowed."""
+        return self.leaf_of_item.index_fill(0, self.shadowed, -2)
 
     @cached_property
     def first_item(self) -> Tensor:

@@ -19,7 +19,7 @@ from rere.prefix_tree import PrefixTree, ranges
 def prune(tree: PrefixTree, items: Tensor) -> PrefixTree:
     """Return the tree of `items` (I,) i64, ascending, in which they are numbered from 0.
 
-    It equals the tree built from their sequences. `unreachable` is empty. `tree` lies on the CPU.
+    It equals the tree built from their sequences. `shadowed` is empty. `tree` lies on the CPU.
     Raises InputError if there are no items.
     """
     if not len(items):

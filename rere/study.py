@@ -28,7 +28,7 @@ FOLDERS = (
     {"methods": ("",)},
     {"benchmarks": ("", ".curves"), "tables": ("", ".runs", ".curves")},
 )
-"""Sections whose entries write into one folder, and what follows an entry's name in its files."""
+"""Sections that share an output folder, with the endings of their files."""
 
 
 def load_study(config: dict[str, Any]) -> Study:
@@ -77,7 +77,10 @@ def find_unusable_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
                 own = f"{section}.{name}"
                 where = own if section != "methods" else f"methods.{grid_of.get(name, name)}"
                 if re.search(r"(.{1,5})\1{19}$", name):
-                    yield f"{where}: {name} is a loop to Snakemake; choose another name"
+                    yield (
+                        f"{where}: {name} repeats the same letters 20 times, which Snakemake "
+                        "refuses; choose another name"
+                    )
                 for file in {f"{name}{ending}".casefold() for ending in endings}:
                     if (owner := owners.setdefault(file, own)) != own:
                         yield f"{where}: its files would be those of {owner}; choose another name"

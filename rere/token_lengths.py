@@ -1,4 +1,4 @@
-"""Count the tokens of titles and prompts under a backbone's tokenizer."""
+"""Count the tokens of titles and prompts, and refuse prompts that are too long for a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from rere.backbones import load_tokenizer
-from rere.catalogue import find_twins
+from rere.catalogue import find_shadowed
 from rere.data.dataset import SPLITS, read_items, read_split
 from rere.errors import InputError
 from rere.files import write_json
@@ -18,13 +18,21 @@ from rere.tokenization import MAX_PROMPT_TOKENS, TEXTS_PER_CALL, PromptEncoder, 
 ROWS_AT_ONCE = 1_000_000
 """Rows whose lengths are estimated at once, which takes about 300 bytes each."""
 
+UNTITLED = 100
+"""Prompts that are encoded without titles for the longest one; so many have every instruction."""
+
+SLACK, SPARE_TOKENS = 1.1, 16
+"""A prompt has at most so many times its estimate and so many tokens more: a title's tokens may
+differ at both ends from those of its response."""
+
 
 def token_lengths(backbone: Path, data: Path, rows: int | None, output: Path) -> None:
     """Write statistics of the lengths of all titles and of the test rows' prompts as JSON.
 
     A title is counted with the end-of-sequence token, a prompt after cutting it to
-    MAX_PROMPT_TOKENS. `rows` is the size of a sample of test rows. `same_tokens` lists the titles
-    that the tokenizer cannot tell from another one.
+    MAX_PROMPT_TOKENS. `rows` is the size of a sample of test rows. `shadowed` lists the items whose
+    title the tokenizer cannot tell from another one. Raises InputError if a file is missing or
+    malformed, or a prompt too long.
     """
     encoder = PromptEncoder(load_tokenizer(backbone), read_items(data)["title"].to_list())
     test = read_split(data, "test", rows)
@@ -33,9 +41,9 @@ def token_lengths(backbone: Path, data: Path, rows: int | None, output: Path) ->
     lengths = {
         "titles": length_statistics(responses),
         "prompts": length_statistics(prompts) | {"limit": MAX_PROMPT_TOKENS},
-        "same_tokens": [
-            {"item": item, "title": titles[item], "as_item": other, "as_title": titles[other]}
-            for item, other in find_twins(PrefixTree.build(responses).leaf_of_item, titles)
+        "shadowed": [
+            {"item": item, "title": titles[item], "by_item": other, "by_title": titles[other]}
+            for item, other in find_shadowed(PrefixTree.build(responses).leaf_of_item, titles)
         ],
     }
     write_json(output, lengths)
@@ -61,17 +69,19 @@ def check_prompts(
     seed: int,
     context: int | None,
 ) -> None:
-    """Raise InputError, with row and title, if a prompt of a split of `data` is too long.
+    """Raise InputError, with row_id and title, if a prompt of a split of `data` is too long.
 
     `responses` are those of the encoder's titles. A prompt and the longest title must fit into the
     `context` of the model, in tokens; None: no limit. A split without a file is skipped. Only rows
     that may be too long by the lengths of their titles are encoded.
     """
-    tokens = np.array([len(response) for response in responses])
-    longest = int(tokens.argmax())
+    num_tokens = np.array([len(response) for response in responses])
+    longest = int(num_tokens.argmax())
     # The end of sequence is predicted, but not fed.
-    longest_prompt = MAX_PROMPT_TOKENS if context is None else context - int(tokens[longest]) + 1
-    fixed = max(map(len, encoder.encode_prompts(range(100), [[]] * 100, seed)))  # without titles
+    longest_prompt = (
+        MAX_PROMPT_TOKENS if context is None else context - int(num_tokens[longest]) + 1
+    )
+    fixed = max(map(len, encoder.encode_prompts(range(UNTITLED), [[]] * UNTITLED, seed)))
 
     def check_rows(rows: pl.DataFrame) -> None:
         row_ids = rows["row_id"].to_list()
@@ -79,15 +89,15 @@ def check_prompts(
         for row_id, prompt in zip(row_ids, prompts, strict=True):
             if len(prompt) > longest_prompt:
                 raise InputError(
-                    f"row {row_id}: its prompt of {len(prompt)} tokens and the title "
-                    f"{shorten(encoder.titles[longest])} of {tokens[longest]} exceed the {context} "
-                    "positions of the model; lower max_history or max_title_words, or take a "
-                    "backbone with more"
+                    f"row_id {row_id}: its prompt of {len(prompt)} tokens and the title "
+                    f"{shorten(encoder.titles[longest])} of {num_tokens[longest]} exceed the "
+                    f"{context} positions of the model; lower max_history or max_title_words, or "
+                    "take a backbone with more"
                 )
 
     for path in (data / f"{split}.parquet" for split in SPLITS):
         for part in read_split(data, path.stem).iter_slices(ROWS_AT_ONCE) if path.is_file() else ():
-            last, total = title_tokens(part["history"], tokens)
+            last, total = count_title_tokens(part["history"], num_tokens)
             is_suspect = may_exceed(fixed + last, MAX_PROMPT_TOKENS)
             if longest_prompt < MAX_PROMPT_TOKENS:
                 is_suspect |= may_exceed(fixed + total, longest_prompt)
@@ -98,21 +108,20 @@ def check_prompts(
                 raise InputError(f"{path}: {error}") from None
 
 
-def title_tokens(histories: pl.Series, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of each history's last title and of all its titles, (rows,) each.
+def count_title_tokens(
+    histories: pl.Series, num_tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of each history's last title and of all its titles, (rows,) i64 each.
 
-    `tokens` (I,) are those of each item's title. An empty history has 0.
+    `histories` are lists of items, none of them empty. `num_tokens` (I,) are the tokens of each
+    item's title.
     """
     count = histories.list.len().to_numpy().astype(np.int64)
-    flat = tokens[histories.explode().drop_nulls().to_numpy()]
+    flat = num_tokens[histories.explode().to_numpy()]
     edge, end = np.append(0, flat.cumsum()), count.cumsum()
-    last = np.append(flat, 0)[end - 1] * (count > 0)
-    return last, edge[end] - edge[end - count]
+    return flat[end - 1], edge[end] - edge[end - count]
 
 
 def may_exceed(estimate: np.ndarray, limit: int) -> np.ndarray:
-    """Return whether texts of about so many tokens may have more than `limit`.
-
-    A title's tokens in a prompt may differ from those in its response, at its ends.
-    """
-    return estimate * 1.1 + 16 > limit
+    """Return whether prompts of about `estimate` (rows,) tokens may have more than `limit`."""
+    return estimate * SLACK + SPARE_TOKENS > limit

@@ -87,7 +87,7 @@ class PromptEncoder:
         Raises InputError if a history's last item alone takes more.
         """
         instructions = [choose_instruction(seed, row_id) for row_id in row_ids]
-        return self._encode_prompts(instructions, histories, [f"row {row}" for row in row_ids])
+        return self._encode_prompts(instructions, histories, [f"row_id {row}" for row in row_ids])
 
     def encode_histories(self, histories: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the token ids of prompts that all have the first instruction."""

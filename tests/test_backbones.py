@@ -86,12 +86,6 @@ def test_frequent_words_are_tokens(tiny_backbone):
     assert max(map(len, responses)) <= 9
 
 
-def test_tiny_needs_a_corpus(tmp_path):
-    with pytest.raises(InputError, match="name the data folder to train its tokenizer on"):
-        backbone(TINY, None, tmp_path / "backbone")
-    assert not (tmp_path / "backbone").exists()
-
-
 # ----------------------------------------------------------------------------------- pretrained
 
 

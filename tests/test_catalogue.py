@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TITLES, TOKENIZERS
 
 from rere.backbones import load_tokenizer
-from rere.catalogue import ARRAYS, CATALOGUE, Catalogue
+from rere.catalogue import ARRAYS, CATALOGUE, Catalogue, hash_arrays
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
@@ -142,6 +142,11 @@ DAMAGE = {
 }
 
 
+def save_signed(arrays, path):
+    """Write arrays with their hash, so that what they hold decides."""
+    save_file(arrays, path, {"fingerprint": f"f {hash_arrays(arrays)}"})
+
+
 def assert_refused(path, vocab_size=10):
     with pytest.raises(InputError) as caught:
         Catalogue.load(path, vocab_size)
@@ -155,7 +160,7 @@ def test_a_damaged_array_is_refused(catalogue_file, name, fault):
     arrays = load_file(catalogue_file)
     assert Catalogue.load(catalogue_file, 10).tree.longest == 5
     arrays[name] = torch.tensor(DAMAGE[name][fault], dtype=ARRAYS[name])
-    save_file(arrays, catalogue_file, {"fingerprint": "f"})
+    save_signed(arrays, catalogue_file)
     assert_refused(catalogue_file)
 
 
@@ -163,10 +168,15 @@ def test_a_damaged_array_is_refused(catalogue_file, name, fault):
 def test_an_array_of_another_type_or_shape_is_refused(catalogue_file, name):
     arrays = load_file(catalogue_file)
     for wrong in (arrays[name].float(), arrays[name].int(), arrays[name][None], torch.tensor(1)):
-        save_file({**arrays, name: wrong.clone()}, catalogue_file, {"fingerprint": "f"})
+        save_signed({**arrays, name: wrong.clone()}, catalogue_file)
         assert_refused(catalogue_file)
     del arrays[name]
-    save_file(arrays, catalogue_file, {"fingerprint": "f"})
+    save_signed(arrays, catalogue_file)
+    assert_refused(catalogue_file)
+
+
+def test_a_file_without_a_hash_is_refused(catalogue_file):
+    save_file(load_file(catalogue_file), catalogue_file, {"fingerprint": "f"})
     assert_refused(catalogue_file)
 
 
@@ -179,7 +189,7 @@ def test_a_changed_file_is_refused_or_a_valid_tree(tmp_path_factory, data):
     arrays = load_file(path)
     array = arrays[data.draw(st.sampled_from(list(arrays)))]
     array[data.draw(st.integers(0, len(array) - 1))] = data.draw(st.integers(0, 11))
-    save_file(arrays, path, {"fingerprint": "f"})
+    save_signed(arrays, path)
     try:
         loaded = Catalogue.load(path, 10)
     except InputError:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from rere.errors import InputError
-from rere.files import SNAKEMAKE, replacing, sha256, write_json
-from rere.reporting.runs import read_json
+from rere.files import SNAKEMAKE, read_json, replacing, sha256, write_json
 
 
 def write(path: Path, *names: str) -> None:
@@ -166,11 +165,21 @@ def test_json_ends_with_a_newline_and_refuses_nan(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, "é"]})
     assert path.read_bytes().endswith(b"\n")
-    assert read_json(path) == {"a": [1, "é"]}
+    assert read_json(path, "`rere`") == {"a": [1, "é"]}
     for broken in (float("nan"), object()):
         with pytest.raises((ValueError, TypeError)):
             write_json(path, {"a": broken})
-    assert read_json(path) == {"a": [1, "é"]}
+    assert read_json(path, "`rere`") == {"a": [1, "é"]}
+
+
+def test_what_is_no_mapping_in_json_is_refused_with_the_stage(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(InputError, match=r"a\.json: no such file; `rere audit` writes it"):
+        read_json(path, "`rere audit`")
+    for text in ("", "{", "[]", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(InputError, match="; make it again: `rere audit`"):
+            read_json(path, "`rere audit`")
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -6,9 +6,8 @@ import pytest
 
 from rere.config.data import Fetch
 from rere.errors import InputError
-from rere.files import SNAKEMAKE, sha256
+from rere.files import SNAKEMAKE, read_json, sha256
 from rere.provenance import provenance
-from rere.reporting.runs import read_json
 
 
 def test_run_json_has_command_options_inputs_and_costs(tmp_path, monkeypatch):
@@ -20,7 +19,7 @@ def test_run_json_has_command_options_inputs_and_costs(tmp_path, monkeypatch):
     with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]):
         assert output.parent.is_dir()
         assert not output.exists()
-    run = read_json(output)
+    run = read_json(output, "`rere`")
     options = {"source": "ml-100k", "category": None}
     assert (run["command"], run["options"]) == (["rere", "fetch"], options)
     assert run["seed"] == 3

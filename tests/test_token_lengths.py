@@ -3,9 +3,10 @@
 import json
 
 import polars as pl
+from data_frames import items_frame
 from tiny_models import TITLES, tokenizer
 
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import SPLIT_SCHEMA
 from rere.token_lengths import length_statistics, token_lengths
 from rere.tokenization import PromptEncoder
 
@@ -24,8 +25,7 @@ def test_lengths_are_those_of_encoded_titles_and_prompts(tmp_path):
     tokenizer("qwen2").save_pretrained(tmp_path / "backbone")
     data = tmp_path / "data"
     data.mkdir()
-    items = [(number, title, 0) for number, title in enumerate(TITLES)]
-    pl.DataFrame(items, schema=ITEMS_SCHEMA, orient="row").write_parquet(data / "items.parquet")
+    items_frame(TITLES).write_parquet(data / "items.parquet")
     rows = [(7, 0, [0, 1], 2, None), (8, 0, [1], 0, None)]
     pl.DataFrame(rows, schema=SPLIT_SCHEMA, orient="row").write_parquet(data / "test.parquet")
     token_lengths(tmp_path / "backbone", data, None, tmp_path / "lengths.json")

@@ -199,7 +199,7 @@ def test_a_long_prompt_loses_its_oldest_items():
 def test_a_title_longer_than_a_prompt_is_refused():
     encoder = PromptEncoder(tiny_models.tokenizer("gpt2"), ["ab", "xyz" * MAX_PROMPT_TOKENS])
     encoder.encode_prompts([40], [[1, 0]], seed=0)
-    with pytest.raises(InputError, match="row 41: its last item alone"):
+    with pytest.raises(InputError, match="row_id 41: its last item alone"):
         encoder.encode_prompts([40, 41], [[1, 0], [0, 1]], seed=0)
 
 

@@ -150,7 +150,7 @@ class OwnTables(Rules):
 
 
 class Splits(Options):
-    """Check ready-made splits and copy them unchanged."""
+    """Check ready-made splits and store them."""
 
     source: Literal["splits"] = "splits"
 

@@ -3,25 +3,30 @@
 audit.json    one number per key, null where the splits do not have what it needs
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from rere.data.dataset import PREPROCESS
 from rere.data.filtering import k_core
 from rere.errors import InputError
+from rere.files import read_json
 
 DAY = 86_400
 
 
 def audit(
-    items: pl.DataFrame, splits: dict[str, pl.DataFrame], core: int | None
+    items: pl.DataFrame,
+    splits: dict[str, pl.DataFrame],
+    core: int | None,
+    num_unlisted: int | None,
 ) -> dict[str, int | float | None]:
     """Return the numbers of audit.json for non-empty splits.
 
     `splits` may have `previous`, the timestamp of each history's last event. Numbers that need it,
-    timestamps, or the `core` of the events are None without. A row's `target` is the item to
+    timestamps, or the `core` of the events are None without. `num_unlisted` is the number of events
+    of items that the file of titles lacks; None if unknown. A row's `target` is the item to
     predict. An item is known if it is a target or in a history of `train`.
     """
     train, valid, test = splits["train"], splits["valid"], splits["test"]
@@ -30,6 +35,7 @@ def audit(
     shared = items.filter(pl.col("title").is_duplicated())["item_id"].implode()
     later, users = pl.concat([valid, test]), train["user_id"].unique().implode()
     return {
+        "events_of_unlisted_items": num_unlisted,
         "test_rows": len(test),
         "share_of_test_targets_equal_to_their_last_item": share(
             test, history.list.last() == target
@@ -130,17 +136,11 @@ def audit_table(folders: Sequence[Path]) -> str:
 
 
 def read_audit(folder: Path) -> dict[str, int | float | None]:
-    """Return the audit.json of a folder that `rere preprocess` wrote."""
+    """Return the audit.json of a data folder; raise InputError if it is missing or malformed."""
     path = folder / "audit.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; `rere preprocess` writes it") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); run `rere preprocess` again") from None
-    values = found.values() if isinstance(found, dict) else [found]
-    if not all(value is None or type(value) in (int, float) for value in values):
-        raise InputError(f"{path}: holds more than numbers; run `rere preprocess` again")
+    found = read_json(path, PREPROCESS)
+    if not all(value is None or type(value) in (int, float) for value in found.values()):
+        raise InputError(f"{path}: holds more than numbers; make it again: {PREPROCESS}")
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from rere.data.titles import TITLE, VISIBLE
+from rere.data.titles import TITLE, VISIBLE_PATTERN
 from rere.errors import InputError
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
@@ -41,10 +41,10 @@ SPLIT_SCHEMA: Schema = {
 SPLITS = ("train", "valid", "test")
 
 ITEM_FAULTS: Faults = {
-    "has another item_id than its position; they count from 0 upwards": pl.col(
-        "item_id"
-    ).ne_missing(pl.int_range(pl.len())),
-    "has no title": ~TITLE.fill_null("").str.contains(VISIBLE),
+    "has another item_id; they count from 0 upwards": pl.col("item_id").ne_missing(
+        pl.int_range(pl.len())
+    ),
+    "has no title": ~TITLE.fill_null("").str.contains(VISIBLE_PATTERN),
 }
 RAW_ID_FAULTS: Faults = {
     "has no raw_id": (pl.col("raw_id") == "").fill_null(True),
@@ -61,7 +61,8 @@ ID_FAULTS: Faults = {
     # Repeated rows, and an order in which `sample_rows` would choose others.
     "has a row_id that is not above the one before": pl.col("row_id").diff() <= 0,
 }
-PREPROCESS_AGAIN = "run `rere preprocess` again"
+PREPROCESS = "`rere preprocess`"
+PREPROCESS_AGAIN = f"make it again: {PREPROCESS}"
 
 
 class ProcessedData(NamedTuple):
@@ -73,12 +74,13 @@ class ProcessedData(NamedTuple):
     splits: dict[str, pl.DataFrame]  # columns of SPLIT_SCHEMA, perhaps more
     stats: dict[str, Any]  # entries of stats.json about how they were made
     core: int | None = None  # events of each user and item at least, if known
+    num_unlisted: int | None = None  # events of items not in the file of titles, if known
 
 
 def read_items(data: Path) -> pl.DataFrame:
     """Return a data set's catalogue in order of item_id; raise InputError if malformed."""
     path = data / "items.parquet"
-    items = read_parquet(path, ITEMS_SCHEMA)
+    items = read_parquet(path, ITEMS_SCHEMA, PREPROCESS)
     check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS | RAW_ID_FAULTS, PREPROCESS_AGAIN)
     return items
 
@@ -86,8 +88,10 @@ def read_items(data: Path) -> pl.DataFrame:
 def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
     """Return a split of a data set, or `sample_rows` of it; raise InputError if malformed."""
     path = data / f"{split}.parquet"
-    frame = read_parquet(path, SPLIT_SCHEMA)
-    num_items = read_parquet(data / "items.parquet", ITEMS_SCHEMA, pl.len()).item()
+    frame = read_parquet(path, SPLIT_SCHEMA, PREPROCESS)
+    num_items = read_parquet(
+        data / "items.parquet", ITEMS_SCHEMA, PREPROCESS, values=pl.len()
+    ).item()
     check_rows(path, frame, ID_FAULTS | row_faults(num_items), PREPROCESS_AGAIN)
     return frame if rows is None else sample_rows(frame, rows)
 
@@ -104,32 +108,43 @@ def sample_rows(split: pl.DataFrame, rows: int) -> pl.DataFrame:
     return split[np.sort(chosen)]
 
 
-def read_parquet(path: Path, schema: Schema, values: pl.Expr | None = None) -> pl.DataFrame:
+def read_parquet(
+    path: Path, schema: Schema, stages: str, values: pl.Expr | None = None
+) -> pl.DataFrame:
     """Return a parquet file's rows, or only `values` of them.
 
-    Raises InputError unless its columns are those of `schema`.
+    Raises InputError, with the `stages` that write the file, unless its columns are those of
+    `schema`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; `rere preprocess` writes it")
-    with readable_parquet(path):
+        raise InputError(f"{path}: no such file; {stages} writes it")
+    remedy = f"make it again: {stages}"
+    with readable_parquet(path, remedy):
         frame = pl.scan_parquet(path, glob=False)
         found = dict(frame.collect_schema())
-        if found != schema:
-            raise InputError(f"{path}: has columns {found}, needs {schema}; make it again")
+        for name in [*schema, *found]:
+            if name not in found:
+                raise InputError(f"{path}: has no column {name}; {remedy}")
+            if name not in schema:
+                raise InputError(f"{path}: has a column {name!a} too many; {remedy}")
+            if (held := found[name]) != schema[name]:
+                raise InputError(
+                    f"{path}: column {name} holds {held}, not {schema[name]}; {remedy}"
+                )
         return frame.select(pl.all() if values is None else values).collect()
 
 
 @contextmanager
-def readable_parquet(path: Path) -> Iterator[None]:
-    """Raise InputError for an error in reading the parquet file at `path`."""
+def readable_parquet(path: Path, remedy: str = "make it again") -> Iterator[None]:
+    """Raise InputError with the `remedy` for an error in reading the parquet file at `path`."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         first = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable parquet file ({first}); make it again") from None
+        raise InputError(f"{path}: not a readable parquet file ({first}); {remedy}") from None
 
 
-def row_faults(num_items: int) -> dict[str, pl.Expr]:
+def row_faults(num_items: int) -> Faults:
     """Return what can be wrong with a split's history and target, in order of reporting.
 
     They have integers of any type. The catalogue has `num_items` items.
@@ -146,12 +161,15 @@ def row_faults(num_items: int) -> dict[str, pl.Expr]:
 
 
 def check_rows(path: Path, rows: pl.DataFrame, faults: Faults, remedy: str) -> None:
-    """Raise InputError with the `remedy` if a file has no rows or one of them has a fault."""
+    """Raise InputError with the `remedy` if a file has no rows or one of them has a fault.
+
+    The message has the row's position, counted from 0.
+    """
     if rows.is_empty():
         raise InputError(f"{path}: has no rows; {remedy}")
     if found := first_fault(rows, faults):
         position, fault = found
-        raise InputError(f"{path}: row {position} {fault}; {remedy}")
+        raise InputError(f"{path}: row at position {position} {fault}; {remedy}")
 
 
 def first_fault(rows: pl.DataFrame, faults: Faults) -> tuple[int, str] | None:

@@ -1,6 +1,6 @@
 """Make the catalogue and splits that all other stages read from raw events."""
 
-import sys
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -26,11 +26,13 @@ from rere.data.titles import clean_titles
 from rere.errors import InputError
 from rere.files import replacing, sha256, write_json
 
+log = logging.getLogger(__name__)
+
 MIN_SAMPLES = 10
 """An 8:1:1 split of fewer may have an empty part."""
 
-UNLISTED = "of an item not listed"
-"""The reason why an event without an entry in the file of titles is dropped."""
+NOT_LISTED = "not listed"
+"""What is wrong with an item that has events, but no entry in the file of titles."""
 
 PATHS = {"folder", "raw", "output"}
 """Options that stats.json leaves out."""
@@ -60,10 +62,8 @@ def preprocess(options: Options, raw: Path, output: Path) -> None:
         for split, frame in processed.splits.items():
             frame.select(*SPLIT_SCHEMA).write_parquet(temporary / f"{split}.parquet")
         write_json(temporary / "stats.json", stats)
-        dropped = processed.stats.get("interactions_dropped")
-        unlisted = {"events_of_unlisted_items": dropped and dropped.get(UNLISTED, 0)}
-        numbers = audit(items, processed.splits, processed.core)
-        write_json(temporary / "audit.json", unlisted | numbers)
+        numbers = audit(items, processed.splits, processed.core, processed.num_unlisted)
+        write_json(temporary / "audit.json", numbers)
 
 
 def process(options: Options, raw: Path) -> tuple[ProcessedData, dict[str, str]]:
@@ -111,7 +111,7 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
             f"{raw.files[0].name}; is it of the same items?"
         )
     kept, users, start, dropped = filter_events(events, rules)
-    dropped = untitled | dropped
+    dropped = {f"of an item {fault}": count for fault, count in untitled.items()} | dropped
     with_ids, items, kept_users = assign_ids(kept, users, titles)
     rows = make_samples(with_ids, rules.max_history)
     split = leave_one_out_split if rules.split == "leave_one_out" else chronological_split
@@ -122,8 +122,9 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
             f"{raw.files[0].parent}, and three splits need {MIN_SAMPLES}; choose a smaller core "
             f"or add events ({format_dropped(dropped)})"
         )
-    if UNLISTED in dropped:
-        warn_of_unlisted(raw, dropped[UNLISTED], raw_ids, titles)
+    num_unlisted = untitled.get(NOT_LISTED, 0)
+    if num_unlisted:
+        warn_of_unlisted(raw, num_unlisted, raw_ids, titles)
     stats = {
         "lines": raw.line_counts,
         "window": {"start": iso(start), "end": iso(rules.end)},
@@ -137,7 +138,7 @@ def process_events(rules: Rules, raw: RawData) -> ProcessedData:
         "interactions_dropped": dropped,
         "interactions_kept": len(kept),
     }
-    return ProcessedData(raw.files, items, kept_users, splits, stats, rules.core)
+    return ProcessedData(raw.files, items, kept_users, splits, stats, rules.core, num_unlisted)
 
 
 def warn_of_unlisted(
@@ -145,29 +146,31 @@ def warn_of_unlisted(
 ) -> None:
     """Say in the log which items have events, but no entry in the file of titles."""
     unlisted = raw_ids.filter(~raw_ids.is_in(titles["item"].implode()))
-    print(
-        f"warning: {raw.files[0]}: {num_events} of {len(raw.events)} events are dropped, of "
-        f"{len(unlisted)} items that {raw.files[-1].name} does not list, such as "
-        f"{unlisted.min()!a}",
-        file=sys.stderr,
+    log.warning(
+        "%s: %d of %d events are dropped, of %d items that %s does not list, such as %a",
+        raw.files[0],
+        num_events,
+        len(raw.events),
+        len(unlisted),
+        raw.files[-1].name,
+        unlisted.min(),
     )
 
 
 def drop_untitled(
     events: pl.DataFrame, raw_ids: pl.Series, titles: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the events of items with a usable title, and counts of the others by reason.
+    """Return the events of items with a usable title, and counts of the others by fault.
 
     The items of `events` are codes, whose raw ids are `raw_ids`; those returned are row numbers of
     `titles`.
     """
     rows = titles.select("item", "fault").with_row_index("row")
     joined = raw_ids.to_frame("item").join(rows, on="item", how="left", maintain_order="left")
-    fault = pl.when(pl.col("row").is_null()).then(pl.lit("not listed")).otherwise("fault")
+    fault = pl.when(pl.col("row").is_null()).then(pl.lit(NOT_LISTED)).otherwise("fault")
     of_events = joined.select("row", fault=fault)[events["item"]]
-    faults = count_values(of_events["fault"])
     titled = events.with_columns(item=of_events["row"]).filter(of_events["fault"].is_null())
-    return titled, {f"of an item {fault}": count for fault, count in faults.items()}
+    return titled, count_values(of_events["fault"])
 
 
 def count_values(values: pl.Series) -> dict[str, int]:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Splits, Yelp
 from rere.config.options import Options
-from rere.data.dataset import SPLITS
 from rere.data.readers.amazon import find_amazon_files
 from rere.data.readers.movielens import find_layout
-from rere.data.readers.text_files import find_file
+from rere.data.readers.own_tables import find_own_tables
+from rere.data.readers.ready_made_splits import find_split_files
 from rere.data.readers.yelp import find_yelp_files
-from rere.errors import InputError
 
 
 def find_raw_files(options: Options, folder: Path) -> tuple[Path, ...]:
@@ -25,11 +24,7 @@ def find_raw_files(options: Options, folder: Path) -> tuple[Path, ...]:
         case Yelp():
             return tuple(dict.fromkeys(find_yelp_files(folder)))
         case OwnTables():
-            return find_file(folder, options.events), find_file(folder, options.items)
+            return find_own_tables(options, folder)
         case Splits():
-            files = tuple(folder / f"{name}.parquet" for name in ("items", *SPLITS))
-            for file in files:
-                if not file.is_file():
-                    raise InputError(f"{file}: no such file; ready-made splits need it")
-            return files
+            return tuple(find_split_files(folder).values())
     raise TypeError(f"no reader for {type(options).__name__}")

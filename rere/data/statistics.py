@@ -8,20 +8,13 @@ import polars as pl
 
 def dataset_statistics(items: pl.DataFrame, splits: dict[str, pl.DataFrame]) -> dict[str, Any]:
     """Return statistics of a catalogue and its non-empty splits, as JSON values."""
-    rows, test = pl.concat(splits.values()), splits["test"]
-    history, target = pl.col("history"), pl.col("target")
+    rows = pl.concat(splits.values())
     return {
         "items": len(items),
         "distinct_titles": items["title"].n_unique(),
         "items_sharing_their_title": items["title"].is_duplicated().sum(),
         "mean_title_words": items["title"].str.split(" ").list.len().mean(),
         "mean_history_length": rows["history"].list.len().mean(),
-        "share_of_test_targets_in_their_history": test.select(
-            history.list.contains(target).mean()
-        ).item(),
-        "share_of_test_targets_equal_to_their_last_item": test.select(
-            (history.list.last() == target).mean()
-        ).item(),
         "splits": {split: split_statistics(frame) for split, frame in splits.items()},
     }
 

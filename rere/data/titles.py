@@ -12,7 +12,7 @@ import polars as pl
 MAX_TITLE_LENGTH = 1000
 """Characters; a prompt could not hold a longer title."""
 
-INVISIBLE = r"[\p{Cf}\p{Default_Ignorable_Code_Point}]"
+INVISIBLE_PATTERN = r"[\p{Cf}\p{Default_Ignorable_Code_Point}]"
 """Characters without a width: joiners, marks of direction, variation selectors."""
 
 INLINE = (
@@ -34,13 +34,15 @@ MARKUP = {
 }
 """Remnants of web pages, and what takes their place. Other text in `<>` is kept."""
 
-IS_SUSPECT = r"[^\x20-\x7e]|[&<]|\bvar |\bfunction\b|\bnew Date\b"
+SUSPECT_PATTERN = r"[^\x20-\x7e]|[&<]|\bvar |\bfunction\b|\bnew Date\b"
 """Only titles with these characters or words can change when they are unified."""
 
-VISIBLE = r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]"
+VISIBLE_PATTERN = r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]"
 """A character that a reader sees. A title needs one."""
 
 TITLE = pl.col("title").cast(pl.String)
+"""Titles as text; those of ready-made splits may be of a categorical type."""
+
 TITLE_FAULTS = {
     "has a line end, a tab or a control character in its title": TITLE.str.contains(
         r"[\p{Cc}\x{2028}\x{2029}]"
@@ -98,11 +100,11 @@ def normalise_text(texts: pl.Series) -> pl.Series:
 def unify_titles(titles: pl.Series) -> pl.Series:
     """Return normalised titles in one form, equal where they look alike.
 
-    HTML escapes are resolved, also of escapes; markup, scripts and INVISIBLE characters are
+    HTML escapes are resolved, also of escapes; markup, scripts and invisible characters are
     removed; accents are composed (NFC). A family of emoji becomes its members, and Persian and
     Indic words lose their joiners.
     """
-    return apply_where(titles, titles.str.contains(IS_SUSPECT), unify_suspects)
+    return apply_where(titles, titles.str.contains(SUSPECT_PATTERN), unify_suspects)
 
 
 def unify_suspects(titles: pl.Series) -> pl.Series:
@@ -112,7 +114,7 @@ def unify_suspects(titles: pl.Series) -> pl.Series:
         titles = apply_where(titles, titles.str.contains("&", literal=True), unescape_html)
         for remnant, substitute in MARKUP.items():
             titles = titles.str.replace_all(remnant, substitute)
-        titles = strip_quotes(titles.str.replace_all(INVISIBLE, "").str.normalize("NFC"))
+        titles = strip_quotes(titles.str.replace_all(INVISIBLE_PATTERN, "").str.normalize("NFC"))
     return titles
 
 

@@ -21,7 +21,7 @@ from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
 from rere.data.dataset import read_items, read_split, sample_rows
 from rere.errors import InputError
-from rere.evaluation.predictions import read_predictions
+from rere.evaluation.predictions import PREDICT_AGAIN, read_predictions
 from rere.evaluation.significance import bootstrap_interval
 from rere.files import write_json
 
@@ -75,21 +75,25 @@ def read_test_predictions(path: Path, data: Path, items: pl.DataFrame) -> pl.Dat
         | pl.col("user_id").ne_missing(pl.col("user_id_test"))
     )
     if len(mismatched):
-        row = mismatched["row_id"][0]
-        raise InputError(f"{path}: row {row} is not in {split}; predict again")
+        row_id = mismatched["row_id"][0]
+        raise InputError(
+            f"{path}: row_id {row_id} is not in {split} with this user and target; {PREDICT_AGAIN}"
+        )
     unknown = frame.filter(
         (pl.col("items").list.min() < 0) | (pl.col("items").list.max() >= len(items))
     )
     if len(unknown):
-        row = unknown["row_id"][0]
-        raise InputError(f"{path}: row {row} ranks an item not in {data / 'items.parquet'}")
+        row_id, catalogue = unknown["row_id"][0], data / "items.parquet"
+        raise InputError(
+            f"{path}: row_id {row_id} ranks an item not in {catalogue}; {PREDICT_AGAIN}"
+        )
     missing = sample_rows(test, len(frame)).join(frame, on="row_id", how="anti")
     if len(missing):
         raise InputError(
             f"{path}: its {len(frame)} rows are neither all {len(test)} of {split} nor the sample "
-            f"of {len(frame)}, which has row {missing['row_id'][0]}; predict again"
+            f"of {len(frame)}, which has row_id {missing['row_id'][0]}; {PREDICT_AGAIN}"
         )
-    repeat = (pl.col("history").list.last() == pl.col("target")).fill_null(False)
+    repeat = pl.col("history").list.last() == pl.col("target")
     return frame.sort("row_id").select("row_id", "user_id", "target", "items", repeat=repeat)
 
 

@@ -21,6 +21,10 @@ PREDICTIONS_SCHEMA: Schema = {
     "scores": pl.List(pl.Float32),
 }
 
+STAGES = "`rere recommend`, `rere decode` or `rere baseline`"
+"""The stages that write predictions."""
+PREDICT_AGAIN = f"make it again: {STAGES}"
+
 ITEMS, SCORES = pl.col("items"), pl.col("scores")
 FAULTS: Faults = {
     "has a null": pl.any_horizontal(pl.all().is_null())
@@ -55,17 +59,15 @@ def write_predictions(
 
 
 def read_predictions(path: Path) -> pl.DataFrame:
-    """Predictions with PREDICTIONS_SCHEMA; raises InputError if the file is malformed.
+    """Predictions with PREDICTIONS_SCHEMA; raises InputError if the file is missing or malformed.
 
     `rere.evaluation.metrics` checks that they are of the data set's rows and items.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; train and evaluate the method first")
-    frame = read_parquet(path, PREDICTIONS_SCHEMA)
+    frame = read_parquet(path, PREDICTIONS_SCHEMA, STAGES)
     if frame.is_empty():
-        raise InputError(f"{path}: has no rows; predict again")
+        raise InputError(f"{path}: has no rows; {PREDICT_AGAIN}")
     if fault := describe_fault(frame):
-        raise InputError(f"{path}: {fault}; write it again")
+        raise InputError(f"{path}: {fault}; {PREDICT_AGAIN}")
     return frame
 
 
@@ -74,5 +76,7 @@ def describe_fault(frame: pl.DataFrame) -> str | None:
     if found := first_fault(frame, FAULTS):
         position, fault = found
         row_id = frame["row_id"][position]
-        return f"row {f'at position {position}' if row_id is None else row_id} {fault}"
+        return (
+            f"row at position {position} {fault}" if row_id is None else f"row_id {row_id} {fault}"
+        )
     return None

@@ -44,7 +44,8 @@ Ranking = tuple[list[int], list[float]]
 def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Path) -> None:
     """Write the predictions of the model in folder `model` for a data set's test split.
 
-    Scores are log-probabilities of titles.
+    Scores are log-probabilities of titles. Raises InputError if the model or the data are missing
+    or malformed, a prompt is too long, or memory runs out.
     """
     task = load_ranking_task(options, model, data, seed)
 
@@ -66,7 +67,11 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
 def load_ranking_task(
     options: Recommend | Decoding, model: Path, data: Path, seed: int
 ) -> RankingTask:
-    """The model in folder `model` and the test rows of `data` that the options select."""
+    """The model in folder `model` and the test rows of `data` that the options select.
+
+    Raises InputError if model, tokenizer or data are missing or malformed, a title has no tokens of
+    its own, a prompt is too long, or the model does not fit into memory.
+    """
     policy = load_for_inference(model, options)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
@@ -78,16 +83,16 @@ def load_ranking_task(
 def rank_items(tree: PrefixTree, beams: Beams) -> Iterator[Ranking]:
     """Yield each row's ranking: the items of its beams, best beam first.
 
-    A beam whose title belongs to several items yields all of them, ordered by item id. Items whose
-    title has the tokens of another one are never ranked: a beam is one title.
+    A beam whose title belongs to several items yields all of them, ordered by item id. Shadowed
+    items are never ranked: a beam is one title.
     """
-    unreachable = set(tree.unreachable.tolist())
+    shadowed = set(tree.shadowed.tolist())
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
         pairs = [
             (item, score)
             for leaf, score in zip(leaves, scores, strict=True)
             for item in (tree.leaf_items[leaf] if leaf >= 0 else ())
-            if item not in unreachable
+            if item not in shadowed
         ]
         yield [item for item, _ in pairs], [score for _, score in pairs]
 

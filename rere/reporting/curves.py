@@ -27,7 +27,7 @@ FIELDS = {
 """Fields of the step log and their axis labels; each field that a log has gets a row of panels."""
 X_AXES = ("step", "seconds")
 SMOOTHING = 12
-"""Values of steps are averaged over a window of this fraction of the run; validations are not."""
+"""Values of steps are averaged over windows of a twelfth of the run; validations are not."""
 
 
 def curves(runs: list[Path], outputs: list[Path]) -> None:
@@ -57,6 +57,8 @@ def read_log(path: Path) -> pl.DataFrame:
     """A log.jsonl as one row per step with columns X_AXES and labels of FIELDS, null if missing."""
     fields = (*X_AXES, *FIELDS)
     lines = read_log_fields(path, fields)
+    if not lines:
+        raise InputError(f"{path}: has no lines; train the run again")
     points = pl.DataFrame(lines, schema=dict.fromkeys(fields, pl.Float64)).rename(FIELDS)
     stepless = points.with_row_index(offset=1).filter(pl.col("step").is_null())
     if len(stepless):

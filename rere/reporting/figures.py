@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from rere.config.run import NO_BACKBONE
+from rere.errors import InputError, first_line
 from rere.files import replacing_all
 
 METRICS = ("HR@10", "NDCG@10")
@@ -18,12 +19,30 @@ STYLE = Path(__file__).with_name("rere.mplstyle")
 def figure(table: Path, outputs: list[Path]) -> None:
     """Draw a table's .csv, one row of panels per (dataset, backbone), to each of `outputs`.
 
-    Methods without a backbone appear beside every backbone of their data set.
+    Methods without a backbone appear beside every backbone of their data set. Raises InputError for
+    a file that `rere table` cannot have written.
     """
-    names = ("dataset", "backbone", "method")
-    summary = pl.read_csv(table, schema_overrides=dict.fromkeys(names, pl.String))
+    summary = read_table(table)
     with rc_context(fname=STYLE):
         save_figure(draw_bars(summary), outputs)
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """The columns of a table's .csv that a figure shows."""
+    schema = dict.fromkeys(("dataset", "backbone", "method"), pl.String)
+    schema |= dict.fromkeys(
+        (f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")), pl.Float64
+    )
+    try:
+        with path.open("rb") as file:
+            summary = pl.read_csv(file, columns=[*schema], schema_overrides=schema)
+        is_whole = len(summary) and not any(column.has_nulls() for column in summary)
+        reason = "" if is_whole else "an empty cell or no rows"
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = first_line(error)
+    if reason:
+        raise InputError(f"{path}: not a table ({reason}); make it again: `rere table`")
+    return summary
 
 
 def save_figure(figure: Figure, outputs: list[Path]) -> None:

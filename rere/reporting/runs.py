@@ -15,14 +15,20 @@ from rere.config.run import Run
 from rere.data.dataset import read_items
 from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics, run_metrics
+from rere.evaluation.predictions import STAGES
+from rere.files import read_json
 
 COSTS = ("seconds", "peak_memory_mb", "best_step")
-"""Fields of run.json; null for a run without one, and best_step for a stage that trains nothing."""
+"""Fields taken from run.json; None without that file. best_step is None unless a language model was
+trained."""
 VALIDATION = "valid_NDCG@10"
-"""Field of each epoch in the log of a sequential baseline; the best epoch is kept."""
+"""Field of each epoch in the log of a sequential baseline; the best epoch's model is kept."""
 TOLERANCE = 1e-9
 """Of values in metrics.json; sums in another order differ by less."""
-MEASURE_AGAIN = "make it again with `rere metrics`"
+MEASURE = "`rere metrics`"
+MEASURE_AGAIN = f"make it again: {MEASURE}"
+RUN = "the method's stage, such as `rere rl`"
+RUN_AGAIN = f"make it again: {RUN}"
 
 
 class ScoredRun(NamedTuple):
@@ -41,7 +47,7 @@ def read_run(folder: Path, data: dict[str, Path]) -> ScoredRun:
     another run or of other predictions.
     """
     path, predictions = folder / "metrics.json", folder / "predictions.parquet"
-    stored = read_json(path)
+    stored = read_json(path, MEASURE)
     run = read_identity(path, stored)
     if run.dataset not in data:
         raise InputError(
@@ -58,9 +64,9 @@ def read_run(folder: Path, data: dict[str, Path]) -> ScoredRun:
 
 
 def read_identity(path: Path, stored: dict[str, Any]) -> Run:
-    """The run that a metrics.json says it is of.
+    """The run that a metrics.json names.
 
-    Raises InputError if a part is missing or of another type, or if the folder is that of another
+    Raises InputError if a name is missing or of another type, or if the folder is that of another
     run: runs/{dataset}/{backbone}/{method}/seed{seed}.
     """
     try:
@@ -105,14 +111,12 @@ def read_costs(path: Path) -> dict[str, float | None]:
     """The COSTS in a run.json, None where it lacks one; raises InputError for another value."""
     if not path.is_file():
         return dict.fromkeys(COSTS)
-    record = read_json(path)
+    record = read_json(path, RUN)
     for name in COSTS:
         value = record.get(name)
         is_absent = value is None and name == "best_step"
         if not is_absent and not (is_number(value) and value >= 0):
-            raise InputError(
-                f"{path}: {name} is {shorten(value)}, not a number; make the run again"
-            )
+            raise InputError(f"{path}: {name} is {shorten(value)}, not a number; {RUN_AGAIN}")
     return {name: record.get(name) for name in COSTS}
 
 
@@ -139,19 +143,8 @@ def read_log_fields(path: Path, fields: Sequence[str]) -> list[dict[str, float |
             rows.append({name: float(given[name]) if name in given else None for name in fields})
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable log ({reason}); make the run again") from None
+        raise InputError(f"{path}: not a readable log ({reason}); {RUN_AGAIN}") from None
     return rows
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; raises InputError if it holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); make it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a mapping; make it again")
-    return value
 
 
 def is_number(value: Any) -> bool:
@@ -171,5 +164,6 @@ def check_comparable(scored: list[ScoredRun]) -> None:
         other = first.setdefault(each.run.dataset, each)
         if not other.rows["row_id"].equals(each.rows["row_id"]):
             raise InputError(
-                f"{other.folder} and {each.folder} have different test rows; rerun one"
+                f"{other.folder} and {each.folder} have different test rows; make the "
+                f"predictions of one again: {STAGES}"
             )

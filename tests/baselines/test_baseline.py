@@ -80,12 +80,12 @@ def test_a_sequential_model_writes_its_factors(successor_data, tmp_path, options
         assert row[ranked.to_list()].tolist() == pytest.approx(scores.to_list(), abs=1e-5)
 
 
-def test_training_does_not_open_the_test_split(successor_data, tmp_path):
+@pytest.mark.parametrize("options", [Popularity(), ItemKnn(), SASREC])
+def test_a_broken_test_split_stops_before_training(successor_data, tmp_path, options):
     (successor_data / "test.parquet").write_text("not a parquet file")
     with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
-        run(SASREC, successor_data, tmp_path / "predictions.parquet")
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
-    assert not (tmp_path / "predictions.parquet").exists()
+        run(options, successor_data, tmp_path / "run" / "predictions.parquet")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [*TRAINED, ItemKnn()])

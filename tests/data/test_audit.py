@@ -33,8 +33,9 @@ SPLITS = {
 
 
 def test_audit_by_hand():
-    found = audit(ITEMS, SPLITS, core=2)
+    found = audit(ITEMS, SPLITS, core=2, num_unlisted=7)
     assert found == {
+        "events_of_unlisted_items": 7,
         "test_rows": 4,
         "share_of_test_targets_equal_to_their_last_item": 0.5,
         "share_of_test_targets_in_their_history": 0.5,
@@ -57,7 +58,7 @@ def test_audit_by_hand():
         "share_of_train_rows_that_the_core_of_train_lacks": 0.0,
     }
     # With three, item 1 is dropped, then user 1, then item 0: nothing is left.
-    found = audit(ITEMS, SPLITS, core=3)
+    found = audit(ITEMS, SPLITS, core=3, num_unlisted=None)
     assert [value for key, value in found.items() if "core" in key] == [1.0, 1.0, 1.0]
 
 
@@ -66,10 +67,11 @@ def test_numbers_without_timestamps_or_core_are_null():
         name: frame.drop("previous").with_columns(timestamp=pl.lit(None, pl.Int64))
         for name, frame in SPLITS.items()
     }
-    found = audit(ITEMS, bare, core=None)
+    found = audit(ITEMS, bare, core=None, num_unlisted=None)
     unknown = [key for key, value in found.items() if value is None]
-    assert len(unknown) == 7
+    assert len(unknown) == 8
     assert {key for key in unknown if "core" not in key and "second" not in key} == {
+        "events_of_unlisted_items",
         "share_of_test_targets_on_the_day_of_their_last_item",
         "train_targets_after_the_first_valid_target",
         "train_targets_after_the_first_test_target",
@@ -87,8 +89,8 @@ def test_leave_one_out_trains_on_the_future():
     assert [frame["target"].to_list() for frame in left.values()] == [[1, 2, 1, 2], [3, 3], [4, 4]]
     # User 0's test target is at 40, before both train targets of user 1.
     key = "train_targets_after_the_first_test_target"
-    assert audit(ITEMS, left, 1)[key] == 2
-    assert audit(ITEMS, cut, 1)[key] == 0
+    assert audit(ITEMS, left, 1, 0)[key] == 2
+    assert audit(ITEMS, cut, 1, 0)[key] == 0
 
 
 def test_audit_table(tmp_path):
@@ -108,6 +110,6 @@ def test_a_folder_without_an_audit_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "audit.json").write_text(content)
     with pytest.raises(
-        InputError, match=r"audit\.json: (no such file|not JSON).*`rere preprocess`"
+        InputError, match=r"audit\.json: (no such file|not readable as JSON).*`rere preprocess`"
     ):
         audit_table([tmp_path])

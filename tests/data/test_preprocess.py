@@ -154,8 +154,6 @@ def test_small_data_set_by_hand(tmp_path):
         "items_sharing_their_title": 2,
         "mean_title_words": 2.0,  # Up, (1995)
         "mean_history_length": 2.5,  # 1, 2, 3, 3, 3, 3
-        "share_of_test_targets_in_their_history": 1.0,
-        "share_of_test_targets_equal_to_their_last_item": 1.0,
         "splits": {
             "train": {"rows": 9, "first_timestamp": 110, "last_timestamp": 150, **day},
             "valid": {"rows": 1, "first_timestamp": 151, "last_timestamp": 151, **day},

@@ -235,7 +235,7 @@ def test_norepeat_metrics_are_null_if_every_row_repeats(small_run):
 def test_rows_outside_the_test_split_are_refused(small_run, change):
     path = small_run / "predictions.parquet"
     pl.read_parquet(path)[2:3].with_columns(**change).write_parquet(path)
-    with pytest.raises(InputError, match=r"row \d+ is not in .*test\.parquet"):
+    with pytest.raises(InputError, match=r"row_id \d+ is not in .*test\.parquet"):
         written(small_run)
 
 
@@ -243,7 +243,7 @@ def test_rows_outside_the_test_split_are_refused(small_run, change):
 def test_items_outside_the_catalogue_are_refused(small_run, item):
     test = pl.read_parquet(small_run / "toy" / "test.parquet")[:1]
     write_predictions(small_run / "predictions.parquet", test, [[1, item]], [[2.0, 1.0]])
-    with pytest.raises(InputError, match=r"row 100 ranks an item not in .*items\.parquet"):
+    with pytest.raises(InputError, match=r"row_id 100 ranks an item not in .*items\.parquet"):
         written(small_run)
 
 
@@ -251,12 +251,12 @@ def test_items_outside_the_catalogue_are_refused(small_run, item):
 
 TEST = split_frame([[0], [1]], [1, 0], users=[7, 8], first_row=100)
 FAULTY = {
-    "row 100 ranks an item twice": ([[1, 1], [2]], [[1.0, 0.0], [1.0]]),
-    "row 101 has no items": ([[1], []], [[1.0], []]),
-    "row 101 has a different number of scores": ([[1], [2]], [[1.0], [1.0, 0.0]]),
-    "row 100 has a score that is not finite": ([[1], [2]], [[float("nan")], [1.0]]),
-    "row 101 has a score above": ([[1], [2, 3]], [[1.0], [0.0, 1.0]]),
-    "row 100 has a null": ([[None], [2]], [[1.0], [1.0]]),
+    "row_id 100 ranks an item twice": ([[1, 1], [2]], [[1.0, 0.0], [1.0]]),
+    "row_id 101 has no items": ([[1], []], [[1.0], []]),
+    "row_id 101 has a different number of scores": ([[1], [2]], [[1.0], [1.0, 0.0]]),
+    "row_id 100 has a score that is not finite": ([[1], [2]], [[float("nan")], [1.0]]),
+    "row_id 101 has a score above": ([[1], [2, 3]], [[1.0], [0.0, 1.0]]),
+    "row_id 100 has a null": ([[None], [2]], [[1.0], [1.0]]),
 }
 
 
@@ -289,11 +289,11 @@ def test_predictions_with_a_repeated_row_or_no_rows_are_refused(tmp_path):
     path = tmp_path / "predictions.parquet"
     with pytest.raises(InputError, match="no such file"):
         read_predictions(path)
-    with pytest.raises(AssertionError, match="row 100 comes twice"):
+    with pytest.raises(AssertionError, match="row_id 100 comes twice"):
         write_predictions(path, TEST[[0, 0]], [[1], [1]], [[0.0], [0.0]])
     write_predictions(path, TEST[:0], [], [])
     with pytest.raises(InputError, match="has no rows"):
         read_predictions(path)
     TEST.write_parquet(path)
-    with pytest.raises(InputError, match="has columns"):
+    with pytest.raises(InputError, match="has no column items; make it again: `rere recommend`"):
         read_predictions(path)

@@ -95,19 +95,22 @@ def edit_json(change: Callable[[dict], object]) -> Harm:
     return harm
 
 
+def change_numbers(value: object, change: Callable[[float], object]) -> object:
+    """JSON with all its numbers changed."""
+    if isinstance(value, dict):
+        return {key: change_numbers(each, change) for key, each in value.items()}
+    if isinstance(value, list):
+        return [change_numbers(each, change) for each in value]
+    return change(value) if isinstance(value, int | float) else value
+
+
 JSON: dict[str, Harm] = {
     "cut in half": cut,
     "a list": write_text("[1, 2]"),
     "100,000 brackets": write_text("[" * 100_000),
     "without its keys": write_text("{}"),
-    "text for every number": edit_json(
-        lambda value: {key: str(x) if isinstance(x, int | float) else x for key, x in value.items()}
-    ),
-    "NaN for every number": edit_json(
-        lambda value: {
-            key: float("nan") if isinstance(x, int | float) else x for key, x in value.items()
-        }
-    ),
+    "text for every number": edit_json(lambda value: change_numbers(value, str)),
+    "NaN for every number": edit_json(lambda value: change_numbers(value, lambda _: float("nan"))),
 }
 
 

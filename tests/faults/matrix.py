@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -394,7 +394,8 @@ def killed(folder: Path, seed: int, times: int = 4) -> Iterator[Result]:
             for _ in range(times):
                 process = start(folder, stage, f"new/{name}")
                 time.sleep(seconds * generator.random())
-                os.kill(process.pid, number)
+                with suppress(ProcessLookupError):  # it may have ended
+                    os.kill(process.pid, number)
                 ending = finish(process, folder)
                 problem = None
                 if number != signal.SIGKILL and ending.status not in (0, 128 + number):

@@ -71,7 +71,7 @@ def test_ids_of_json_and_parquet_lose_blanks_too(tmp_path):
     assert raw.titles.rows() == [("7", "Seven ")]
 
 
-def test_events_of_unlisted_items_are_counted_in_the_audit_and_the_log(tmp_path, capsys):
+def test_events_of_unlisted_items_are_counted_in_the_audit_and_the_log(tmp_path, caplog):
     # Neither `03` nor the wide digit is item 3.
     events = EVENTS + "\n".join([*GOOD, "u1,03,7", "u1,\uff13,8", "u2,03,9"])
     items = "item,title\n" + "".join(f"{n},Title {n}\n" for n in range(5))
@@ -81,11 +81,10 @@ def test_events_of_unlisted_items_are_counted_in_the_audit_and_the_log(tmp_path,
     stats = json.loads((tmp_path / "data" / "stats.json").read_text())
     assert audit["events_of_unlisted_items"] == 3
     assert stats["interactions_dropped"]["of an item not listed"] == 3
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == (
-        f"warning: {tmp_path}/raw/events.csv: 3 of 63 events are dropped, of 2 items that "
-        "items.csv does not list, such as '03'"
-    )
+    assert caplog.messages == [
+        f"{tmp_path}/raw/events.csv: 3 of 63 events are dropped, of 2 items that items.csv does "
+        "not list, such as '03'"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def test_times_of_another_unit_are_refused_with_their_row(tmp_path, time):
     assert message.startswith(
         f"{tmp_path}/events.csv line 3: timestamp is not in 0 .. 253402300799 s since 1970; "
     )
-    assert "set `time_unit` (s, ms, us, ns or text) if its times have another unit" in message
+    assert "If so, set `time_unit` (s, ms, us, ns or text) or raise `tolerance`" in message
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
@@ -269,8 +268,7 @@ def test_times_are_read_in_every_unit_and_seconds_are_not_taken_for_one(tmp_path
     raw = read_own_tables(OwnTables(time_unit=unit, tolerance=0.5), tmp_path)
     assert raw.events["timestamp"].to_list() == [DAY, DAY * 1000 // factor]
     write(tmp_path, f"{EVENTS}u,1,{DAY}\n", items)
-    message = refusal(tmp_path, time_unit=unit)
-    assert f"are its times in {unit}? If not, set `time_unit`" in message
+    assert f", too early for {unit}; set `time_unit` (" in refusal(tmp_path, time_unit=unit)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "text"])
@@ -284,6 +282,27 @@ def test_dates_of_parquet_need_no_unit(tmp_path, unit, kind, zone):
     (tmp_path / "items.csv").write_text("item,title\n1,Alpha\n")
     options = OwnTables(events="events.parquet", time_unit=unit)
     assert read_own_tables(options, tmp_path).events["timestamp"].to_list() == [DAY]
+
+
+def test_lines_of_parquet_count_from_1(tmp_path, caplog):
+    frame = pl.DataFrame({"user": ["u", " ", "v"], "item": [1, 1, 1], "timestamp": [DAY] * 3})
+    frame.write_parquet(tmp_path / "events.parquet")
+    (tmp_path / "items.csv").write_text("item,title\n1,Alpha\n")
+    read_own_tables(OwnTables(events="events.parquet", tolerance=0.5), tmp_path)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"{tmp_path}/events.parquet line 2: no user")
+
+
+def test_a_panic_of_polars_is_one_line(tmp_path, monkeypatch):
+    def panic(*_):
+        raise pl.exceptions.PanicException("out of bounds")
+
+    write(tmp_path, EVENTS, "item,title\n1,Alpha\n")
+    (tmp_path / "events.parquet").touch()
+    monkeypatch.setattr("rere.data.readers.own_tables.scan_parquet", panic)
+    assert refusal(tmp_path, events="events.parquet") == (
+        f"{tmp_path}/events.parquet: not a readable parquet file (out of bounds); make it again"
+    )
 
 
 # ----------------------------------------------------------------------------------------- fuzz

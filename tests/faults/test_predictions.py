@@ -16,6 +16,7 @@ from rere.config.run import Run
 from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.evaluation.metrics import metrics
+from rere.evaluation.predictions import PREDICT_AGAIN
 
 RUN = Run(dataset="toy", backbone="none", method="repeat_last", seed=0)
 TITLES = [f"Title {item}" for item in range(30)]
@@ -71,7 +72,7 @@ def test_missing_rows_are_refused(tmp_path, kept):
     missing = min(set(sample) - set(frame["row_id"]))
     assert refusal(path) == (
         f"{path}: its {len(frame)} rows are neither all 40 of {tmp_path}/toy/test.parquet nor the "
-        f"sample of {len(frame)}, which has row {missing}; predict again"
+        f"sample of {len(frame)}, which has row_id {missing}; {PREDICT_AGAIN}"
     )
 
 
@@ -93,9 +94,9 @@ def test_repeated_rows_are_refused(tmp_path, rows):
     path = write_run(tmp_path, rows)
     frame = pl.read_parquet(path)
     pl.concat([frame, frame[3:5]]).write_parquet(path)
-    assert refusal(path) == f"{path}: row {frame['row_id'][3]} comes twice; write it again"
+    assert refusal(path) == f"{path}: row_id {frame['row_id'][3]} comes twice; {PREDICT_AGAIN}"
     pl.concat([frame[:-1], frame[:1]]).write_parquet(path)
-    assert refusal(path) == f"{path}: row {frame['row_id'][0]} comes twice; write it again"
+    assert refusal(path) == f"{path}: row_id {frame['row_id'][0]} comes twice; {PREDICT_AGAIN}"
 
 
 def test_foreign_rows_are_refused(tmp_path):
@@ -105,8 +106,10 @@ def test_foreign_rows_are_refused(tmp_path):
         foreign = frame[:1].with_columns(row_id=pl.lit(row, pl.Int64))
         for rows in ([frame, foreign], [frame[1:], foreign]):
             pl.concat(rows).write_parquet(path)
-            expected = f"{path}: row {row} is not in {tmp_path}/toy/test.parquet; predict again"
-            assert refusal(path) == expected
+            assert refusal(path) == (
+                f"{path}: row_id {row} is not in {tmp_path}/toy/test.parquet with this user and "
+                f"target; {PREDICT_AGAIN}"
+            )
 
 
 def test_predictions_of_another_split_of_equal_size_are_refused(tmp_path):
@@ -114,7 +117,9 @@ def test_predictions_of_another_split_of_equal_size_are_refused(tmp_path):
     test = tmp_path / "toy" / "test.parquet"
     frame = pl.read_parquet(test)
     frame.with_columns(pl.col("target").reverse()).write_parquet(test)
-    assert refusal(path) == f"{path}: row 1 is not in {test}; predict again"
+    assert refusal(path) == (
+        f"{path}: row_id 1 is not in {test} with this user and target; {PREDICT_AGAIN}"
+    )
 
 
 def test_a_test_split_that_repeats_a_row_is_refused(tmp_path):
@@ -123,7 +128,8 @@ def test_a_test_split_that_repeats_a_row_is_refused(tmp_path):
     frame = pl.read_parquet(test)
     pl.concat([frame, frame]).write_parquet(test)
     assert refusal(path) == (
-        f"{test}: row 40 has a row_id that is not above the one before; run `rere preprocess` again"
+        f"{test}: row at position 40 has a row_id that is not above the one before; make it again: "
+        "`rere preprocess`"
     )
 
 
@@ -131,7 +137,9 @@ def test_titles_without_text_are_no_hits(tmp_path):
     path = write_run(tmp_path)
     items = tmp_path / "toy" / "items.parquet"
     pl.read_parquet(items).with_columns(title=pl.lit(None, pl.String)).write_parquet(items)
-    assert refusal(path) == f"{items}: row 0 has no title; run `rere preprocess` again"
+    assert refusal(path) == (
+        f"{items}: row at position 0 has no title; make it again: `rere preprocess`"
+    )
 
 
 @pytest.mark.parametrize("column", ["row_id", "user_id", "target", "items", "scores"])
@@ -140,8 +148,8 @@ def test_nulls_are_refused(tmp_path, column):
     frame = pl.read_parquet(path)
     null = pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise(pl.col(column))
     frame.with_columns(null.alias(column)).write_parquet(path)
-    row = "at position 3" if column == "row_id" else 4
-    assert refusal(path) == f"{path}: row {row} has a null; write it again"
+    row = "row at position 3" if column == "row_id" else "row_id 4"
+    assert refusal(path) == f"{path}: {row} has a null; {PREDICT_AGAIN}"
 
 
 @pytest.mark.parametrize("item", [-1, 30])
@@ -151,4 +159,6 @@ def test_items_outside_the_catalogue_are_refused(tmp_path, item):
     items = frame["items"].to_list()
     items[7][-1] = item
     frame.with_columns(items=pl.Series(items, dtype=pl.List(pl.Int32))).write_parquet(path)
-    assert refusal(path) == f"{path}: row 8 ranks an item not in {tmp_path}/toy/items.parquet"
+    assert refusal(path) == (
+        f"{path}: row_id 8 ranks an item not in {tmp_path}/toy/items.parquet; {PREDICT_AGAIN}"
+    )

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from data_frames import items_frame
 from tiny_models import CYCLE, TOKENIZERS, causal_lm, tokenizer, write_data, write_fixed_model
 
 from rere import token_lengths, tokenization
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA, read_split
+from rere.data.dataset import SPLIT_SCHEMA, read_split
 from rere.errors import InputError
-from rere.token_lengths import check_prompts, title_tokens
+from rere.token_lengths import check_prompts, count_title_tokens
 from rere.tokenization import PromptEncoder
 from rere.training.preference import preference
 from rere.training.rl import rl
@@ -54,7 +55,9 @@ def test_a_prompt_too_long_is_refused_before_training(stage, split, tmp_path):
         run(options, write_model(tmp_path / "init", 2048), data, 0, tmp_path / "run")
     row_id = read_split(data, split)["row_id"][-1]
     message = str(refused.value)
-    assert message.startswith(f"{data / split}.parquet: row {row_id}: its last item alone gives a ")
+    assert message.startswith(
+        f"{data / split}.parquet: row_id {row_id}: its last item alone gives a "
+    )
     assert "tokens, over 512; shorten the title 'x#x#x#" in message
     assert message.endswith("or filter it out (max_title_words)")
     assert "\n" not in message
@@ -65,7 +68,7 @@ def test_rows_outside_of_train_part_are_checked(tmp_path):
     data = write_rows(tmp_path / "data", train=[([8], 1), *ROWS, *ROWS])
     run, options = STAGES["sft"]
     options = options.model_copy(update={"train_part": [0.5, 1.0]})
-    with pytest.raises(InputError, match="row 0: its last item alone"):
+    with pytest.raises(InputError, match="row_id 0: its last item alone"):
         run(options, write_fixed_model(tmp_path / "init"), data, 0, tmp_path / "run")
 
 
@@ -91,7 +94,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused(tmp_path):
     with pytest.raises(InputError) as refused:
         run(options, write_model(tmp_path / "few", needed - 1), data, 0, tmp_path / "other")
     message = str(refused.value)
-    assert re.match(rf"{data}/(train|valid).parquet: row \d+: its prompt of \d+ tokens", message)
+    assert re.match(rf"{data}/(train|valid).parquet: row_id \d+: its prompt of \d+ tokens", message)
     assert f"exceed the {needed - 1} positions of the model; lower max_history or " in message
     assert not (tmp_path / "other").exists()
 
@@ -123,17 +126,16 @@ def test_the_estimate_misses_no_row(kind, tmp_path, monkeypatch):
 
 def test_tokens_of_histories_by_hand():
     tokens = np.array([5, 7, 11])
-    histories = pl.Series([[0, 1], [], [2], [1, 1, 0]], dtype=pl.List(pl.Int32))
-    last, total = title_tokens(histories, tokens)
-    assert last.tolist() == [7, 0, 11, 5]
-    assert total.tolist() == [12, 0, 11, 19]
+    histories = pl.Series([[0, 1], [2], [1, 1, 0]], dtype=pl.List(pl.Int32))
+    last, total = count_title_tokens(histories, tokens)
+    assert last.tolist() == [7, 11, 5]
+    assert total.tolist() == [12, 11, 19]
 
 
 def test_millions_of_rows_take_seconds(tmp_path):
     """Half a million rows of ten items, whose encoding would take minutes."""
     rows = 500_000
-    items = {"item_id": range(len(CYCLE)), "title": CYCLE, "count": [1] * len(CYCLE)}
-    pl.DataFrame(items, schema=ITEMS_SCHEMA).write_parquet(tmp_path / "items.parquet")
+    items_frame(CYCLE).write_parquet(tmp_path / "items.parquet")
     history = pl.Series("history", [[*range(8), 0, 1]], dtype=pl.List(pl.Int32))
     frame = pl.select(
         row_id=pl.int_range(rows, dtype=pl.Int64),

@@ -56,12 +56,12 @@ UNREADABLE = "not a JSON object of plain values"
         '{"asin": "B", "title": "\\udc00\\ud800"}',
     ],
 )
-def test_lines_that_cannot_be_read_are_counted(tmp_path, line, capsys):
+def test_lines_that_cannot_be_read_are_counted(tmp_path, line, caplog):
     good = '{"asin": "A", "title": "a"}\n'
     rows, counts = records(tmp_path / "a.json", f"{good}{line}\n{good}".encode())
     assert rows == [("A", "a")] * 2
     assert counts == {"lines": 3, UNREADABLE: 1}
-    assert f"{tmp_path}/a.json line 2: {UNREADABLE}" in capsys.readouterr().err
+    assert f"{tmp_path}/a.json line 2: {UNREADABLE}" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["asin", "title", "price"])

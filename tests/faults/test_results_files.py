@@ -88,7 +88,7 @@ def test_a_value_that_predictions_do_not_give_is_refused(tmp_path, value, shown)
     message = refusal(tmp_path, run)
     assert message.startswith("metrics.json: HR@1 is ")
     assert message.endswith(
-        f", and {run}/predictions.parquet gives 0.425; make it again with `rere metrics`"
+        f", and {run}/predictions.parquet gives 0.425; make it again: `rere metrics`"
     )
     assert shown[:18] in message
     assert len(message) < len(str(run)) + 160
@@ -122,10 +122,10 @@ def test_metrics_of_another_version_are_refused(tmp_path):
     values = json.loads((run / "metrics.json").read_text())
     renamed = {key.replace("coverage@20", "coverage"): value for key, value in values.items()}
     (run / "metrics.json").write_text(json.dumps(renamed))
-    expected = "metrics.json: has no 'coverage@20'; make it again with `rere metrics`"
+    expected = "metrics.json: has no 'coverage@20'; make it again: `rere metrics`"
     assert refusal(tmp_path, run) == expected
     (run / "metrics.json").write_text(json.dumps(values | {"MRR@10": 0.3}))
-    expected = "metrics.json: has an unknown 'MRR@10'; make it again with `rere metrics`"
+    expected = "metrics.json: has an unknown 'MRR@10'; make it again: `rere metrics`"
     assert refusal(tmp_path, run) == expected
 
 
@@ -143,7 +143,7 @@ def test_metrics_of_another_version_are_refused(tmp_path):
 def test_a_run_that_is_not_named_is_refused(tmp_path, key, value, reason):
     run = write_run(tmp_path)
     edit(run / "metrics.json", **{key: value})
-    expected = f"metrics.json: {key}: {reason}; make it again with `rere metrics`"
+    expected = f"metrics.json: {key}: {reason}; make it again: `rere metrics`"
     assert refusal(tmp_path, run) == expected
 
 
@@ -160,8 +160,8 @@ def test_a_run_in_the_folder_of_another_is_refused(tmp_path, key, value, named):
     run = write_run(tmp_path)
     edit(run / "metrics.json", **{key: value})
     assert refusal(tmp_path, run) == (
-        f"metrics.json: is of runs/{named} and lies in runs/{REPEAT.folder[13:]}; make it again "
-        "with `rere metrics`"
+        f"metrics.json: is of runs/{named} and lies in runs/{REPEAT.folder[13:]}; make it again: "
+        "`rere metrics`"
     )
 
 
@@ -174,8 +174,8 @@ def test_a_name_with_control_characters_is_refused(tmp_path):
     run = write_run(tmp_path, folder="mine/best")
     edit(run / "metrics.json", method="a\nb")
     assert refusal(tmp_path, run) == (
-        r"metrics.json: is of 'results/runs/toy/none/a\nb/seed0', no name of a run; make it again "
-        "with `rere metrics`"
+        r"metrics.json: is of 'results/runs/toy/none/a\nb/seed0', no name of a run; make it again: "
+        "`rere metrics`"
     )
 
 
@@ -187,7 +187,10 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
         (run / name).write_text(text, encoding="latin-1")
         message = refusal(tmp_path, run)
         assert message.startswith(f"{name}: ")
-        assert message.endswith("; make it again")
+        stage = (
+            "`rere metrics`" if name == "metrics.json" else "the method's stage, such as `rere rl`"
+        )
+        assert message.endswith(f"; make it again: {stage}")
         (run / name).write_bytes(content)
 
 
@@ -203,8 +206,8 @@ def test_costs_that_are_no_numbers_are_refused(tmp_path, name, value):
     edit(run / "run.json", **{name: value})
     message = refusal(tmp_path, run)
     assert message.startswith(f"run.json: {name} is ")
-    assert message.endswith(", not a number; make the run again")
-    assert len(message) < 120
+    assert message.endswith(", not a number; make it again: the method's stage, such as `rere rl`")
+    assert len(message) < 140
 
 
 LINES: dict[str, Callable[[str], str]] = {

@@ -127,7 +127,9 @@ def test_a_title_that_is_no_text_is_refused(tmp_path):
 def test_an_integer_that_is_no_item_is_refused(tmp_path, target, dtype):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    expected = "train.parquet: row 1 has an item that is not in items.parquet; correct it"
+    expected = (
+        "train.parquet: row at position 1 has an item that is not in items.parquet; correct it"
+    )
     assert refusal(tmp_path / "a", target=pl.Series([1, target], dtype=dtype)) == expected
     history = pl.Series([[0], [1, target]], dtype=pl.List(dtype))
     assert refusal(tmp_path / "b", history=history) == expected
@@ -142,14 +144,14 @@ def test_an_integer_that_is_no_item_is_refused(tmp_path, target, dtype):
 )
 def test_gaps_repeats_and_another_order_of_item_ids_are_refused(tmp_path, ids, row):
     assert refusal(tmp_path, items={"item_id": ids}) == (
-        f"items.parquet: row {row} has another item_id than its position; they count from 0 "
+        f"items.parquet: row at position {row} has another item_id; they count from 0 "
         "upwards; correct it"
     )
 
 
 @pytest.mark.parametrize("title", [None, "", " ", "\t\n", "\u200b", "\u3000\ufeff"])
 def test_an_item_without_a_visible_title_is_refused(tmp_path, title):
-    expected = "items.parquet: row 1 has no title; correct it"
+    expected = "items.parquet: row at position 1 has no title; correct it"
     assert refusal(tmp_path, items={"title": ["A", title, "C"]}) == expected
 
 
@@ -162,7 +164,7 @@ def test_an_item_without_a_visible_title_is_refused(tmp_path, title):
     ],
 )
 def test_a_title_that_no_prompt_can_hold_is_refused(tmp_path, title, fault):
-    expected = f"items.parquet: row 2 {fault}; correct it"
+    expected = f"items.parquet: row at position 2 {fault}; correct it"
     assert refusal(tmp_path, items={"title": ["A", "B", title]}) == expected
 
 
@@ -179,7 +181,7 @@ def test_a_title_that_no_prompt_can_hold_is_refused(tmp_path, title, fault):
     ],
 )
 def test_a_row_that_lacks_a_value_is_named(tmp_path, column, values, fault):
-    expected = f"train.parquet: row 1 {fault}; correct it"
+    expected = f"train.parquet: row at position 1 {fault}; correct it"
     assert refusal(tmp_path, **{column: values}) == expected
 
 
@@ -236,7 +238,8 @@ def test_times_of_another_type_are_refused(tmp_path, held):
 @pytest.mark.parametrize("time", [-1, 1_500_000_000_000, 9 * 10**18, datetime(1969, 1, 1)])
 def test_times_that_cannot_be_seconds_are_refused(tmp_path, time):
     assert refusal(tmp_path, timestamp=[None, time]) == (
-        "train.parquet: row 1 has a timestamp outside 0 .. 253402300799 seconds; correct it"
+        "train.parquet: row at position 1 has a timestamp outside 0 .. 253402300799 seconds; "
+        "correct it"
     )
 
 
@@ -257,25 +260,25 @@ def write_results(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "column", "values", "fault"),
     [
-        ("items", "item_id", [0, 2, 1], "row 1 has another item_id than its position"),
-        ("items", "title", ["A", None, "C"], "row 1 has no title"),
-        ("items", "title", ["A", "B", ""], "row 2 has no title"),
-        ("items", "count", [None, 1, 1], "row 0 has no count"),
-        ("items", "count", [1, 1, -1], "row 2 has a count below 0"),
-        ("train", "row_id", [0, None, 2], "row 1 has no row_id"),
-        ("train", "row_id", [0, 1, 1], "row 2 has a row_id that is not above the one before"),
-        ("test", "row_id", [8, 7, 6], "row 1 has a row_id that is not above the one before"),
-        ("train", "row_id", [-1, 1, 2], "row 0 has an id below 0"),
-        ("train", "user_id", [0, None, 2], "row 1 has no user_id"),
-        ("train", "user_id", [0, 1, -1], "row 2 has an id below 0"),
-        ("train", "history", [[0], None, [2]], "row 1 has no history"),
-        ("train", "history", [[0], [1], [2, None]], "row 2 has no history"),
-        ("train", "history", [[], [1], [2]], "row 0 has an empty history"),
-        ("train", "history", [[0], [-1], [2]], "row 1 has an item that is not in items.parquet"),
-        ("test", "history", [[0], [1], [2, 3]], "row 2 has an item that is not in items.parquet"),
-        ("train", "target", [None, 2, 0], "row 0 has no target"),
-        ("train", "target", [1, 2, -1], "row 2 has an item that is not in items.parquet"),
-        ("test", "target", [1, 9999, 0], "row 1 has an item that is not in items.parquet"),
+        ("items", "item_id", [0, 2, 1], "1 has another item_id"),
+        ("items", "title", ["A", None, "C"], "1 has no title"),
+        ("items", "title", ["A", "B", ""], "2 has no title"),
+        ("items", "count", [None, 1, 1], "0 has no count"),
+        ("items", "count", [1, 1, -1], "2 has a count below 0"),
+        ("train", "row_id", [0, None, 2], "1 has no row_id"),
+        ("train", "row_id", [0, 1, 1], "2 has a row_id that is not above the one before"),
+        ("test", "row_id", [8, 7, 6], "1 has a row_id that is not above the one before"),
+        ("train", "row_id", [-1, 1, 2], "0 has an id below 0"),
+        ("train", "user_id", [0, None, 2], "1 has no user_id"),
+        ("train", "user_id", [0, 1, -1], "2 has an id below 0"),
+        ("train", "history", [[0], None, [2]], "1 has no history"),
+        ("train", "history", [[0], [1], [2, None]], "2 has no history"),
+        ("train", "history", [[], [1], [2]], "0 has an empty history"),
+        ("train", "history", [[0], [-1], [2]], "1 has an item that is not in items.parquet"),
+        ("test", "history", [[0], [1], [2, 3]], "2 has an item that is not in items.parquet"),
+        ("train", "target", [None, 2, 0], "0 has no target"),
+        ("train", "target", [1, 2, -1], "2 has an item that is not in items.parquet"),
+        ("test", "target", [1, 9999, 0], "1 has an item that is not in items.parquet"),
     ],
 )
 def test_edited_results_are_refused_with_their_row(tmp_path, name, column, values, fault):
@@ -287,8 +290,8 @@ def test_edited_results_are_refused_with_their_row(tmp_path, name, column, value
     with pytest.raises(InputError) as caught:
         baseline(ItemKnn(), Evaluation(), data, 0, tmp_path / "predictions.parquet")
     message = str(caught.value)
-    assert message.startswith(f"{path}: {fault}")
-    assert message.endswith("; run `rere preprocess` again")
+    assert message.startswith(f"{path}: row at position {fault}")
+    assert message.endswith("; make it again: `rere preprocess`")
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -300,14 +303,16 @@ def test_results_without_rows_are_refused(tmp_path, name):
     pl.read_parquet(path).clear().write_parquet(path)
     with pytest.raises(InputError) as caught:
         read_items(data) if name == "items" else read_split(data, name)
-    assert str(caught.value) == f"{path}: has no rows; run `rere preprocess` again"
+    assert str(caught.value) == f"{path}: has no rows; make it again: `rere preprocess`"
 
 
 def test_splits_of_a_larger_catalogue_are_refused(tmp_path):
     data = write_results(tmp_path / "data")
     path = data / "items.parquet"
     pl.read_parquet(path).head(2).write_parquet(path)
-    with pytest.raises(InputError, match=r"train\.parquet: row 1 has an item that is not in items"):
+    with pytest.raises(
+        InputError, match=r"train\.parquet: row at position 1 has an item that is not in items"
+    ):
         read_split(data, "train")
 
 
@@ -316,5 +321,7 @@ def test_results_of_another_type_are_refused(tmp_path, dtype):
     data = write_results(tmp_path / "data")
     path = data / "valid.parquet"
     pl.read_parquet(path).cast({"target": dtype}).write_parquet(path)
-    with pytest.raises(InputError, match=r"valid\.parquet: has columns .*, needs "):
+    with pytest.raises(
+        InputError, match=r"valid\.parquet: column target holds \w+, not Int32; make"
+    ):
         read_split(data, "valid")

@@ -18,7 +18,7 @@ from raw_files import write as write_raw
 from tiny_models import CYCLE, causal_lm, write_data
 
 from rere import Recommender
-from rere.catalogue import CATALOGUE, Catalogue, find_twins, with_titles
+from rere.catalogue import CATALOGUE, Catalogue, find_shadowed, with_titles
 from rere.config.data import OwnTables, Splits
 from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
@@ -171,7 +171,7 @@ def test_ready_made_splits_with_unusable_titles_are_refused(tmp_path, title, fau
     write_data(raw, ["Alpha", "Beta", title, "Cafe\u0301"], **rows)
     with pytest.raises(InputError) as error:
         preprocess(Splits(), raw, tmp_path / "data")
-    assert "items.parquet: row 2 has" in str(error.value) and fault in str(error.value)
+    assert "items.parquet: row at position 2 has" in str(error.value) and fault in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
 
 
@@ -180,36 +180,36 @@ def test_ready_made_splits_with_unusable_titles_are_refused(tmp_path, title, fau
 TITLES = [*CYCLE, "Caf\u00e9", "Cafe\u0301", "Caf\u00e9"]
 """The last three have the same tokens under a tokenizer that composes accents."""
 
-TWIN = 9
+SHADOWED = 9
 ROWS = [([item], target) for item, target in enumerate([8, 9, 10, 0, 9, 3, 8, 2])]
 
 
-def write_twins(folder: Path) -> tuple[Path, Path]:
+def write_shadowed(folder: Path) -> tuple[Path, Path]:
     """Write a model, and a data folder with TITLES and ROWS in every split; return both."""
     data = write_data(folder / "data", TITLES, train=ROWS, valid=ROWS, test=ROWS)
     return tiny_models.write_fixed_model(folder / "model"), data
 
 
 @cache
-def twins() -> Catalogue:
+def shadowing() -> Catalogue:
     encoder = PromptEncoder(tiny_models.tokenizer("qwen2"), TITLES)
     ids = [str(item) for item in range(len(TITLES))]
     return Catalogue.build(encoder, encoder.encode_responses(), ids, max_history=3)
 
 
 def test_a_leaf_stands_for_the_title_of_its_first_item():
-    tree = twins().tree
+    tree = shadowing().tree
     assert len(set(tree.leaf_of_item[8:].tolist())) == 1
-    assert tree.unreachable.tolist() == [TWIN]
+    assert tree.shadowed.tolist() == [SHADOWED]
     expected = tree.leaf_of_item.clone()
-    expected[TWIN] = -2
+    expected[SHADOWED] = -2
     assert tree.hit_leaf.equal(expected)
 
 
-def test_unknown_characters_make_twins_too():
+def test_unknown_characters_shadow_titles_too():
     encoder = PromptEncoder(tiny_models.tokenizer("unigram"), ["ab 東", "ab 京", "ab", "ab 東"])
     leaf = PrefixTree.build(encoder.encode_responses()).leaf_of_item
-    assert find_twins(leaf, encoder.titles) == [(1, 0)]
+    assert find_shadowed(leaf, encoder.titles) == [(1, 0)]
 
 
 def rollouts(group_size: int) -> Rollouts:
@@ -223,7 +223,7 @@ def rollouts(group_size: int) -> Rollouts:
         validations=1,
     )
     rewards = {"rule": make_reward("rule")}
-    return Rollouts(options, 0, twins().tree, rewards, torch.device("cpu"))
+    return Rollouts(options, 0, shadowing().tree, rewards, torch.device("cpu"))
 
 
 def batch() -> dict:
@@ -240,7 +240,7 @@ def batch() -> dict:
 
 @pytest.mark.parametrize("size", [1, 3, 5, 10])
 def test_rl_validation_and_test_count_the_same_hits(tmp_path, size):
-    model, data = write_twins(tmp_path)
+    model, data = write_shadowed(tmp_path)
     policy = causal_lm("qwen2", len(tiny_models.tokenizer("qwen2")))
     inputs, beams = batch(), max(size, 2)
     hits = rollouts(beams)(policy, inputs, step=0).hit[:, :size].any(-1)
@@ -251,51 +251,51 @@ def test_rl_validation_and_test_count_the_same_hits(tmp_path, size):
     rows = row_metrics(frame, read_items(data))
     assert hits.tolist() == [value == 1 for value in rows[f"HR@{size}"]]
     assert not hits[[1, 4]].any()  # their target is the twin
-    assert not any(TWIN in ranked for ranked in frame["items"])
+    assert not any(SHADOWED in ranked for ranked in frame["items"])
 
     trainer = SimpleNamespace(
         get_eval_dataloader=lambda: [inputs], autocast=nullcontext, language_model=policy
     )
-    found = validate_ndcg(trainer, twins().tree, beams, "catalogue")
+    found = validate_ndcg(trainer, shadowing().tree, beams, "catalogue")
     assert found[SELECTION_METRIC] == pytest.approx(rows["NDCG@10"].mean())
     assert size < 10 or hits.sum() == 6  # all others are found
 
 
-def test_the_log_names_the_first_title_that_cannot_be_told_from_another(tmp_path, capsys):
-    model, data = write_twins(tmp_path)
+def test_the_log_names_the_first_title_that_cannot_be_told_from_another(tmp_path, caplog):
+    model, data = write_shadowed(tmp_path)
     setup = load_setup(SftOptions(learning_rate=1e-3), model, data, 0, min_rows=1)
-    assert setup.catalogue.tree.unreachable.tolist() == [TWIN]
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line == (
-        "warning: titles with the tokens of another one, which are never recommended: 1, first "
-        "item 9, 'Cafe\\u0301', as item 8, 'Caf\\xe9'; rename them or choose another backbone"
-    )
+    assert setup.catalogue.tree.shadowed.tolist() == [SHADOWED]
+    assert caplog.messages == [
+        "1 titles have the same tokens as another one and are never recommended, such as item 9 "
+        "'Cafe\\u0301' (as item 8 'Caf\\xe9'); rename them or take another backbone"
+    ]
 
 
-def test_recommending_names_it_too_and_never_lists_it(tmp_path, capsys):
-    folder, data = write_twins(tmp_path)
-    twins().save(folder / CATALOGUE)
-    capsys.readouterr()
+def test_recommending_names_it_too_and_never_lists_it(tmp_path, caplog):
+    folder, data = write_shadowed(tmp_path)
+    shadowing().save(folder / CATALOGUE)
+    caplog.clear()
     recommend(Recommend(rows=None, num_beams=9), folder, data, 0, tmp_path / "p.parquet")
-    assert capsys.readouterr().err.count("as item 8") == 1
+    assert caplog.text.count("as item 8") == 1
     ranked = Recommender(folder).recommend(["Alpha One"], 20)
-    assert sorted(each.title for each in ranked) == sorted(t for t in TITLES if t != TITLES[TWIN])
+    expected = sorted(title for title in TITLES if title != TITLES[SHADOWED])
+    assert sorted(each.title for each in ranked) == expected
 
 
-def test_titles_that_differ_for_the_tokenizer_give_no_warning(capsys):
+def test_titles_that_differ_for_the_tokenizer_give_no_warning(caplog):
     encoder = PromptEncoder(tiny_models.tokenizer("gpt2"), TITLES)
     tree = with_titles(PrefixTree.build(encoder.encode_responses()), TITLES)
-    assert tree.unreachable.tolist() == []
-    assert capsys.readouterr().err == ""
+    assert tree.shadowed.tolist() == []
+    assert caplog.messages == []
 
 
 def test_token_lengths_list_all_pairs(tmp_path):
-    _, data = write_twins(tmp_path)
+    _, data = write_shadowed(tmp_path)
     tiny_models.tokenizer("qwen2").save_pretrained(tmp_path / "backbone")
     token_lengths(tmp_path / "backbone", data, None, tmp_path / "lengths.json")
     found = json.loads((tmp_path / "lengths.json").read_text())
-    assert found["same_tokens"] == [
-        {"item": 9, "title": "Cafe\u0301", "as_item": 8, "as_title": "Caf\u00e9"}
+    assert found["shadowed"] == [
+        {"item": 9, "title": "Cafe\u0301", "by_item": 8, "by_title": "Caf\u00e9"}
     ]
 
 

@@ -120,10 +120,12 @@ def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(logg
         assert content == (tmp_path / "second" / name).read_bytes()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"step": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"step": "x"}'])
 def test_a_malformed_log_is_named(logged_runs, tmp_path, text):
     (logged_runs[1] / "log.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"seed1/log\.jsonl: not a readable log") as error:
+    with pytest.raises(
+        InputError, match=r"seed1/log\.jsonl: (not a readable log|has no lines)"
+    ) as error:
         curves(logged_runs, [tmp_path / "c.png"])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "c.png").exists()

@@ -279,3 +279,18 @@ def test_the_figure_of_a_numeric_name_and_no_hits(main_table, tmp_path):
     numbered.write_csv(tmp_path / "main.csv")
     figure(tmp_path / "main.csv", [tmp_path / "main.png"])
     assert (tmp_path / "main.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 99, b"\xff\xfe", b"a,b,c\n", b"dataset,backbone\n1,2,3\n", None]
+)
+def test_a_file_that_is_no_table_is_refused(main_table, tmp_path, content):
+    path = tmp_path / "main.csv"
+    if content is None:
+        main_table.with_columns(pl.lit(None).alias("HR@10")).write_csv(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"main\.csv: not a table \(.*\); make it again") as error:
+        figure(path, [tmp_path / "main.png"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "main.png").exists()

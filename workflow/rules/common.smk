@@ -59,8 +59,9 @@ def contents(wildcards, **job):
     """What tells whether a job's input files have changed since its last run.
 
     Snakemake itself sees only that a file is newer, not that it was replaced by an older one. It
-    compares the params of functions that have no argument `input`, hence `job`. A missing file,
-    which is made again when it is needed, counts as unchanged.
+    compares params, too, but for those of functions with an argument named `input` or `output`.
+    Hence this one takes both as `**job`. A missing file, which is made again when it is needed,
+    counts as unchanged.
     """
     found = {path: identity(path) for path in job["input"]}
     if None in found.values():

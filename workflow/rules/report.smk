@@ -3,8 +3,9 @@ Tables and figures.
 
 REQUIRED INPUTS:
 
-    metrics.json and predictions.parquet of every run of the table
-    log.jsonl of its RL runs
+    metrics.json and predictions.parquet of every run of the table, items.parquet and
+    test.parquet of its data sets; run.json and log.jsonl of the runs are read if they are there
+    log.jsonl of its RL runs, for their curves
 
 OUTPUTS:
 
@@ -20,6 +21,14 @@ rule table:
         metrics=lambda wildcards: [
             f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
         ],
+        predictions=lambda wildcards: [
+            f"{run.folder}/predictions.parquet" for run in study.runs(wildcards.table)
+        ],
+        data=lambda wildcards: expand(
+            "results/data/{dataset}/{file}.parquet",
+            dataset=study.tables[wildcards.table].datasets,
+            file=["items", "test"],
+        ),
         src=code_files("reporting/tables.py", "reporting/runs.py", "reporting/markup.py"),
     output:
         csv=report("results/tables/{table}.csv", caption="../report/table.rst", category="Tables"),

@@ -16,6 +16,8 @@ from rere.data.readers.events import RawData, read_events, read_in_parallel, rea
 from rere.data.readers.json_lines import read_json_records
 from rere.data.readers.text_files import LineCounter, find_file
 
+REMEDY = "`rere fetch` downloads it"
+
 
 def read_amazon(options: Amazon2018 | Amazon2023, folder: Path) -> RawData:
     """Return a category's reviews, without ratings, as events; raise InputError if malformed."""
@@ -49,5 +51,5 @@ def find_amazon_files(options: Amazon2018 | Amazon2023, folder: Path) -> tuple[P
         names, metadata = (f"{category}_5.json", f"{category}.json"), f"meta_{category}.json"
     else:
         names, metadata = (f"{category}.jsonl",), f"meta_{category}.jsonl"
-    found = find_file(folder, metadata)
-    return find_file(folder, *names), found
+    found = find_file(folder, metadata, remedy=REMEDY)
+    return find_file(folder, *names, remedy=REMEDY), found

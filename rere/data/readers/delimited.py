@@ -67,7 +67,7 @@ def read_delimited_records(
         blocks = (lines for lines in map(drop_blank, read_lines(file, path)) if len(lines))
         first = next(blocks, None)
         if first is None:
-            raise InputError(f"{path}: is empty")
+            raise InputError(f"{path}: is empty; {counter.remedy('')}")
         if (header := first["text"][0]) is None:
             fault = not_text(encoding)
             raise InputError(f"{path} line 1: {fault}; {counter.remedy(fault)}")

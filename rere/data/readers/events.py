@@ -19,7 +19,7 @@ MAX_SECOND = 253_402_300_799
 """The end of the year 9999; a larger timestamp is probably in a smaller unit."""
 
 MIN_LAST_SECOND = 100_000_000
-"""A day of 1973; a log of milliseconds or less that ends before it is probably in seconds."""
+"""3 March 1973; a log of milliseconds or less that ends before it is probably in seconds."""
 
 
 class RawData(NamedTuple):
@@ -47,7 +47,8 @@ def read_events(records: Iterable[pl.DataFrame], counter: LineCounter, unit: str
     """Return all events: user str, item str, timestamp i64 (UTC seconds).
 
     `records` have user, item and timestamp. `unit` is that of timestamps since 1970 (in UNITS), or
-    `text`. Raises InputError if too many lines are unreadable.
+    `text`. Raises InputError if too many lines are unreadable, or if the last event is too early
+    for a unit smaller than seconds.
     """
     is_text, largest = unit == "text", MAX_SECOND * UNITS.get(unit, 1)
     bounds = "the years 1970 .. 9999" if is_text else f"0 .. {largest} {unit} since 1970"
@@ -70,7 +71,7 @@ def read_events(records: Iterable[pl.DataFrame], counter: LineCounter, unit: str
     if unit in ("ms", "us", "ns") and last is not None and last < MIN_LAST_SECOND:
         day = datetime.fromtimestamp(last, UTC).date()
         raise InputError(
-            f"{counter.path}: its last event is of {day}; are its times in {unit}? If not, "
+            f"{counter.path}: its last event is of {day}, too early for {unit}; "
             f"{counter.remedy('timestamp')}"
         )
     return events

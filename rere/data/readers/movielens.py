@@ -18,9 +18,11 @@ from rere.config.data import MovieLens
 from rere.data.readers.delimited import read_delimited_records
 from rere.data.readers.events import RawData, drop_unreadable, read_events, read_titles
 from rere.data.readers.text_files import (
+    UTF8,
     LineCounter,
     drop_blank,
     find_plain_or_compressed,
+    not_text,
     open_decompressed,
     read_lines,
 )
@@ -119,7 +121,7 @@ def read_separated_records(
             num_fields = pl.col("text").str.count_matches(separator, literal=True) + 1
             fault = (
                 pl.when(pl.col("text").is_null())
-                .then(pl.lit("not UTF-8 text"))
+                .then(pl.lit(not_text(UTF8)))
                 .when(num_fields != len(names))
                 .then(pl.format("{} columns, not {}", num_fields, len(names)))
             )

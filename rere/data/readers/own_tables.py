@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from rere.config.data import OwnTables
+from rere.data.dataset import readable_parquet
 from rere.data.readers.delimited import BROKEN_QUOTES, check_columns, read_delimited_records
 from rere.data.readers.events import UNITS, RawData, read_events, read_titles
 from rere.data.readers.json_lines import read_json_records
@@ -27,13 +28,13 @@ def read_own_tables(options: OwnTables, folder: Path) -> RawData:
 
     def remedy(fault: str) -> str:
         if fault.startswith("timestamp"):
-            return f"set `time_unit` ({', '.join(UNITS)} or text) if its times have another unit"
+            return f"set `time_unit` ({', '.join(UNITS)} or text)"
         return {
             BROKEN_QUOTES: "set `quote: none` if quotes are plain characters",
             not_text(options.encoding): "name its `encoding` (such as latin-1)",
         }.get(fault, "correct it")
 
-    files = find_file(folder, options.events), find_file(folder, options.items)
+    files = find_own_tables(options, folder)
     counters = [LineCounter(path, options.tolerance, remedy) for path in files]
     event_fields = {"user": options.user, "item": options.item, "timestamp": options.timestamp}
     title_fields = {"item": options.item, "title": options.title}
@@ -44,6 +45,14 @@ def read_own_tables(options: OwnTables, folder: Path) -> RawData:
         events=read_events(strip_ids(events, "user", "item"), counters[0], options.time_unit),
         titles=read_titles(strip_ids(titles, "item"), counters[1]),
         line_counts={counter.path.name: counter.check() for counter in counters},
+    )
+
+
+def find_own_tables(options: OwnTables, folder: Path) -> tuple[Path, Path]:
+    """Return the files of events and of titles; raise InputError if one is missing."""
+    return (
+        find_file(folder, options.events, remedy="name the file of `events`"),
+        find_file(folder, options.items, remedy="name the file of `items`"),
     )
 
 
@@ -77,20 +86,20 @@ def read_table_records(
 def read_parquet_records(
     path: Path, fields: Mapping[str, str], counter: LineCounter, unit: str
 ) -> Iterator[pl.DataFrame]:
-    """Yield records of a parquet file, with lines counted from 0, as `read_table_records`."""
+    """Yield records of a parquet file, whose lines are its rows, as `read_table_records`."""
     text = pl.concat_str(pl.exclude("line"), separator=", ", ignore_nulls=True)
-    try:
+    with readable_parquet(path):
         for rows in scan_parquet(path, fields, unit).collect_batches(chunk_size=ROWS_PER_BLOCK):
             counter.num_lines += len(rows)
             yield rows.with_columns(text=text)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable parquet file ({first})") from None
 
 
 def scan_parquet(path: Path, fields: Mapping[str, str], unit: str) -> pl.LazyFrame:
-    """Return the rows of a parquet file: `line`, counted from 0, and `fields` as text."""
-    rows = pl.scan_parquet(path, row_index_name="line")
+    """Return the rows of a parquet file: `line` (1-based) and, as text, `fields`.
+
+    Raises InputError if a column is missing or of a type that cannot hold its field.
+    """
+    rows = pl.scan_parquet(path, row_index_name="line", row_index_offset=1)
     schema = rows.collect_schema()
     check_columns(path, schema.names(), fields)
     values = {}

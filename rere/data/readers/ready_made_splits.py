@@ -5,8 +5,9 @@
                                 target, and optionally timestamp (integers in UTC seconds, or
                                 Datetime, in UTC if it has no zone)
 
-Ids and times are never rounded or parsed: a column of another type is refused. Other columns are
-ignored. Rows keep their order; row_id counts through all three splits.
+A column of another type is refused: no number is rounded and no text is parsed, but a Datetime
+loses its fraction of a second. Other columns are dropped. Users are numbered anew from 0. Rows keep
+their order; row_id counts through all three splits.
 """
 
 from pathlib import Path
@@ -56,7 +57,7 @@ ROW_FAULTS: Faults = {
 
 def read_ready_made_splits(folder: Path) -> ProcessedData:
     """Return the splits in a folder; raise InputError with the file and row that is wrong."""
-    paths = {name: folder / f"{name}.parquet" for name in ("items", *SPLITS)}
+    paths = find_split_files(folder)
     items = read_columns(paths["items"], ITEM_COLUMNS, optional="raw_id")
     if items["raw_id"].is_null().all():
         items = items.with_columns(raw_id=pl.col("item_id").cast(pl.String))
@@ -82,14 +83,21 @@ def read_ready_made_splits(folder: Path) -> ProcessedData:
     return ProcessedData(tuple(paths.values()), items, number_users(users), splits, {})
 
 
+def find_split_files(folder: Path) -> dict[str, Path]:
+    """Return the files of items and splits by name; raise InputError if one is missing."""
+    paths = {name: folder / f"{name}.parquet" for name in ("items", *SPLITS)}
+    for path in paths.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; ready-made splits need it")
+    return paths
+
+
 def read_columns(path: Path, columns: Columns, optional: str | None = None) -> pl.DataFrame:
     """Return columns of a parquet file: arrays as lists, Datetime as UTC seconds.
 
-    The `optional` column is null if it is missing. Raises InputError if the file or another column
-    is missing, or one holds something else than `columns` says.
+    The `optional` column is null if it is missing. Raises InputError if the file is not readable,
+    another column is missing, or one holds something else than `columns` says.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; ready-made splits need it")
     with readable_parquet(path):
         rows = pl.scan_parquet(path, glob=False)
         types = given = rows.collect_schema()
@@ -104,7 +112,7 @@ def read_columns(path: Path, columns: Columns, optional: str | None = None) -> p
             if (held := describe_type(types[name])) not in allowed:
                 wanted = " or ".join(allowed)
                 raise InputError(f"{path}: column {name} holds {held}; cast it to {wanted}")
-        return rows.select(exact_values(name, types[name]) for name in columns).collect()
+        return rows.select(plain_values(name, types[name]) for name in columns).collect()
 
 
 def describe_type(dtype: pl.DataType) -> str:
@@ -119,8 +127,8 @@ def describe_type(dtype: pl.DataType) -> str:
     return INTEGERS if dtype.is_integer() else str(dtype)
 
 
-def exact_values(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a column with arrays as lists and Datetime as UTC seconds."""
+def plain_values(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a column with arrays as lists and Datetime as whole UTC seconds."""
     match dtype:
         case pl.Array():
             return pl.col(name).arr.to_list()

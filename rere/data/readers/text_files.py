@@ -5,6 +5,7 @@ blocks, not the file. While one block is parsed, the next one is decompressed.
 """
 
 import io
+import logging
 import sys
 import tarfile
 from collections import Counter
@@ -24,6 +25,8 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1 << 21
 """Bytes read at a time: enough lines to outweigh a block's overhead, few enough for a cache."""
@@ -93,14 +96,15 @@ class LineCounter:
                 f"right file? If so, {self.remedy(fault)} or raise `tolerance`"
             )
         while self.examples:
-            print(self.examples.pop(0), file=sys.stderr)
+            log.warning("%s", self.examples.pop(0))
         return {"lines": self.num_lines, **dict(sorted(self.unreadable.items()))}
 
 
 class TarHeader(tarfile.TarInfo):
-    """A header of a tar without extensions, which can claim any amount of memory.
+    """The header of a file in a tar. Extensions, which can claim any amount of memory, are skipped.
 
-    Paths of more than 255 characters and sparse files need them, and are not found.
+    Files that need them are not found: sparse ones, and those with paths of more than 255
+    characters.
     """
 
     @classmethod
@@ -234,17 +238,16 @@ def decode_line(line: bytes, fallback: str | None) -> str | None:
         return None if fallback is None else line.decode(fallback)
 
 
-def find_file(folder: Path, *names: str) -> Path:
+def find_file(folder: Path, *names: str, remedy: str) -> Path:
     """Return the first of the files `names` in a folder, plain or compressed.
 
-    Raises InputError if there is none.
+    Raises InputError with the `remedy` if there is none.
     """
     for name in names:
         if (path := find_plain_or_compressed(folder / name)) is not None:
             return path
     raise InputError(
-        f"{folder}: holds no {' or '.join(names)}, plain or with .gz or .zst; `rere fetch` "
-        "downloads what is public"
+        f"{folder}: holds no {' or '.join(names)}, plain or with .gz or .zst; {remedy}"
     )
 
 

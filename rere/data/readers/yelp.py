@@ -17,6 +17,7 @@ from rere.data.readers.text_files import LineCounter, find_file
 
 REVIEWS, BUSINESSES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
 TARS = ("yelp_dataset.tar", "yelp_dataset.tgz")
+REMEDY = "`rere fetch --source yelp` says where it can be found"
 
 EVENT_FIELDS = {"user": "user_id", "item": "business_id", "timestamp": "date"}
 ADDRESS_FIELDS = ("address", "city", "state")
@@ -43,8 +44,10 @@ def read_yelp(options: Yelp, folder: Path) -> RawData:
 
 def find_yelp_files(folder: Path) -> tuple[Path, Path]:
     """Return the files of reviews and of businesses, perhaps one tar; raise InputError without."""
-    reviews = find_file(folder, REVIEWS, *TARS)
-    return reviews, reviews if reviews.name.startswith(TARS) else find_file(folder, BUSINESSES)
+    reviews = find_file(folder, REVIEWS, *TARS, remedy=REMEDY)
+    if reviews.name.startswith(TARS):
+        return reviews, reviews
+    return reviews, find_file(folder, BUSINESSES, remedy=REMEDY)
 
 
 def add_address_suffix(businesses: pl.DataFrame) -> pl.DataFrame:

@@ -65,11 +65,11 @@ def events(path: Path, content: str, tolerance: float = 0.5) -> list[tuple]:
         ('{"u": "u", "i": ["i"], "t": 1}', "not a JSON object of plain values"),
     ],
 )
-def test_a_malformed_event_is_counted_and_named(line, fault, tmp_path, capsys):
+def test_a_malformed_event_is_counted_and_named(line, fault, tmp_path, caplog):
     good = '{"u": "u", "i": "i", "t": 1}\n'
     path = tmp_path / "a"
     assert events(path, f"{good}\n{line}\n") == [("u", "i", 1)]
-    assert capsys.readouterr().err == f"{path} line 3: {fault}: {line!r}\n"
+    assert caplog.messages == [f"{path} line 3: {fault}: {line!r}"]
     with pytest.raises(InputError) as error:
         events(path, f"{good}\n{line}\n", tolerance=0.4)
     assert str(error.value).startswith(

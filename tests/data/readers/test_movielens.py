@@ -172,7 +172,7 @@ BAD = {
     "not UTF-8": (
         {**RECBOLE, "ml-100k.item": RECBOLE["ml-100k.item"].encode("latin-1")},
         "ml-100k.item line 2",
-        "not UTF-8 text",
+        "not UTF-8",
     ),
 }
 

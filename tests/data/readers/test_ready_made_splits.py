@@ -81,7 +81,7 @@ def test_user_ids_may_be_numbers_and_timestamps_given(tmp_path):
         ({"valid": None}, "valid.parquet: no such file; ready-made splits need it"),
         (
             {"items": pl.DataFrame({"item_id": [1, 2], "title": ["A", "B"]})},
-            "items.parquet: row 0 has another item_id than its position; they count from 0 "
+            "items.parquet: row at position 0 has another item_id; they count from 0 "
             "upwards; correct it",
         ),
         (
@@ -91,20 +91,23 @@ def test_user_ids_may_be_numbers_and_timestamps_given(tmp_path):
         ({"train": train()}, "train.parquet: has no rows; correct it"),
         (
             {"train": train(("u", [0], 1), ("u", [], 1))},
-            "train.parquet: row 1 has an empty history; correct it",
+            "train.parquet: row at position 1 has an empty history; correct it",
         ),
         (
             {"train": train(("u", [0, 3], 1))},
-            "train.parquet: row 0 has an item that is not in items.parquet; correct it",
+            "train.parquet: row at position 0 has an item that is not in items.parquet; correct it",
         ),
         (
             {"train": train(("u", [0], -1))},
-            "train.parquet: row 0 has an item that is not in items.parquet; correct it",
+            "train.parquet: row at position 0 has an item that is not in items.parquet; correct it",
         ),
-        ({"train": train(("u", [0], None))}, "train.parquet: row 0 has no target; correct it"),
+        (
+            {"train": train(("u", [0], None))},
+            "train.parquet: row at position 0 has no target; correct it",
+        ),
         (
             {"train": train(("u", [0, None], 1))},
-            "train.parquet: row 0 has no history; correct it",
+            "train.parquet: row at position 0 has no history; correct it",
         ),
     ],
 )

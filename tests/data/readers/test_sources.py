@@ -60,7 +60,7 @@ def test_every_source_gives_the_same_events_and_titles(source, compress, tmp_pat
 
 
 @pytest.mark.parametrize("source", JSON_SOURCES)
-def test_broken_lines_are_counted_and_dropped(source, tmp_path, capsys):
+def test_broken_lines_are_counted_and_dropped(source, tmp_path, caplog):
     events, titles = random_events(3000, 60, 80)
     write(source, tmp_path / "clean" / "raw", events, titles)
     counts = write(source, tmp_path / "raw", events, titles, broken=0.03)
@@ -74,8 +74,7 @@ def test_broken_lines_are_counted_and_dropped(source, tmp_path, capsys):
     ):
         assert lines.pop("lines") == len(given_lines) + lost
         assert sum(lines.values()) == lost
-    log = capsys.readouterr().err
-    assert 2 <= log.count(" line ") <= 6  # at most three per file
+    assert 2 <= caplog.text.count(" line ") <= 6  # at most three per file
 
     # 2.9 % of the lines are more than the tolerated fraction.
     with pytest.raises(InputError) as error:
@@ -426,14 +425,27 @@ BAD = {
         {f"{CATEGORY}_5.json": None},
         rf"raw: holds no {CATEGORY}_5\.json or",
     ),
-    "no metadata": ("amazon-2023", {f"meta_{CATEGORY}.jsonl": None}, r"raw: holds no meta_.*jsonl"),
-    "no events": ("table", {"events.csv": None}, r"raw: holds no events\.csv"),
+    "no metadata": (
+        "amazon-2023",
+        {f"meta_{CATEGORY}.jsonl": None},
+        r"raw: holds no meta_.*; `rere fetch`",
+    ),
+    "no events": (
+        "table",
+        {"events.csv": None},
+        r"raw: holds no events\.csv.*; name the file of `events`",
+    ),
     "an empty file": (
         "yelp",
         {"yelp_academic_dataset_review.json": b""},
-        r"review\.json: holds no rows",
+        r"review\.json: holds no rows; fetch it again",
     ),
-    "an empty table": ("table", {"items.csv": b""}, r"items\.csv: is empty"),
+    "no businesses": (
+        "yelp",
+        {"yelp_academic_dataset_business.json": None},
+        r"business\.json, plain or with .*; `rere fetch --source yelp` says where it can be found",
+    ),
+    "an empty table": ("table", {"items.csv": b""}, r"items\.csv: is empty; correct it"),
     "a header alone": ("table", {"items.csv": b"item,title\n"}, r"items\.csv: holds no rows"),
     "other columns": (
         "table",
@@ -456,7 +468,7 @@ BAD = {
             f"{CATEGORY}.jsonl": b'{"user_id": "u", "parent_asin": "B", "timestamp": 1400000000}\n'
             * 9
         },
-        r"\.jsonl: its last event is of 1970-01-17; are its times in ms\?",
+        r"\.jsonl: its last event is of 1970-01-17, too early for ms; fetch it again",
     ),
     "reviews for metadata": (
         "amazon-2018",

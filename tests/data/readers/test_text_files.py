@@ -75,10 +75,10 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"holds no a\.json or b\.json, plain or with \.gz"):
-        find_file(tmp_path, "a.json", "b.json")
+    with pytest.raises(InputError, match=r"holds no a\.json or b\.json, plain .*; fetch them"):
+        find_file(tmp_path, "a.json", "b.json", remedy="fetch them")
     write(tmp_path / "b.json.zst", b"")
-    assert find_file(tmp_path, "a.json", "b.json").name == "b.json.zst"
+    assert find_file(tmp_path, "a.json", "b.json", remedy="").name == "b.json.zst"
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(tmp_path / "b.json.zst", "b.json.zst")
     with (
