@@ -120,7 +120,8 @@ def parse(stage: str, arguments: list[str]) -> Any:
     }
     missing = [name for name, field in fields.items() if field.is_required() and name not in values]
     if missing:
-        others = "".join(f"; there is also rere {form}" for form in other_forms(stage))
+        forms = " and ".join(f"rere {form}" for form in other_forms(stage))
+        others = f"; there is also {forms}" if forms else ""
         fail(f"rere {stage}: missing {', '.join(map(config.options.flag, missing))}{others}", 2)
     try:
         return command.model_validate(values, strict=False)
@@ -145,11 +146,12 @@ class Parser(argparse.ArgumentParser):
 
 def parser(stage: str, summary: str | None, fields: dict[str, FieldInfo]) -> Parser:
     """A parser that reads every option as text; pydantic checks the values."""
+    others = [f"rere {form} --help" for form in other_forms(stage)]
     made = Parser(
         prog=f"rere {stage}",
         usage="%(prog)s [OPTIONS]",
         description=summary,
-        epilog="".join(f"See also: rere {form} --help" for form in other_forms(stage)),
+        epilog=f"See also: {', '.join(others)}" if others else None,
         allow_abbrev=False,
         add_help=False,
     )
