@@ -7,6 +7,7 @@ keeps one child is no decision any more, and becomes part of that child's edge.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -103,7 +104,9 @@ class RowTrees:
     root_fanout: int
     """Children of the root, of the row with most of them; 0 only if the whole tree has one leaf."""
 
-    children = PrefixTree.children
+    def children(self, node: Tensor, max_fanout: int) -> tuple[Tensor, Tensor]:
+        """As `PrefixTree.children`, which takes nothing else of a tree."""
+        return PrefixTree.children(cast(PrefixTree, self), node, max_fanout)
 
     def to(self, device: torch.device | str) -> "RowTrees":
         """Return the trees with their arrays on `device`."""

@@ -4,7 +4,8 @@ From raw interactions to a catalogue and splits.
 OUTPUTS:
 
     results/raw/{dataset}/      raw files, unless the config names a folder that has them
-    results/data/{dataset}/     items, train, valid, test (.parquet), stats.json, audit.json
+    results/data/{dataset}/     items, users, train, valid, test (.parquet), stats.json,
+                                audit.json
     results/tokens/{dataset}/{backbone}.json    on request: lengths of titles and prompts
 """
 
@@ -38,6 +39,7 @@ rule preprocess:
         raw=raw_input,
     output:
         "results/data/{dataset}/items.parquet",
+        "results/data/{dataset}/users.parquet",
         "results/data/{dataset}/train.parquet",
         "results/data/{dataset}/valid.parquet",
         "results/data/{dataset}/test.parquet",
