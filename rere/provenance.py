@@ -24,7 +24,7 @@ class RunRecord:
     started: float  # of time.perf_counter
     seconds_before: float = 0.0
     resumed: int = 0
-    best_step: int | None = None  # of training: the step whose weights are kept, 0 for the start
+    best_step: int | None = None  # of the weights that training keeps; 0: the initial model
 
     @property
     def seconds(self) -> float:

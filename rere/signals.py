@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -62,20 +62,29 @@ def ignore() -> None:
 
 
 class DeferredSignals:
-    """The number of the first signal, which waits for the end of a step; a second one does not."""
+    """Notes the first signal, so that the step can end; a second one acts at once.
+
+    For the body of a `with` statement. `received` is the number of the first one.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.handlers: dict[int, Any] = {}
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self.handlers = handle(self.receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     def receive(self, number: int) -> None:
+        """Note a signal's number; leave the next one to the handlers before."""
         self.received = number
-        self.end()
+        self.restore()
 
-    def end(self) -> None:
+    def restore(self) -> None:
+        """Set the handlers before again."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
         self.handlers = {}

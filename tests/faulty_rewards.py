@@ -47,6 +47,10 @@ def equal(groups):
     return torch.full(groups.item.shape, 0.25)
 
 
+def log_prob(groups):
+    return groups.log_prob
+
+
 def no_argument():
     pass
 

@@ -19,6 +19,7 @@ from rere.config.options import RENAMED, flag
 from rere.config.study import Study
 from rere.stages import STAGES
 from rere.study import load_study
+from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
 from rere.training.rewards import Groups, make_reward
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +139,12 @@ def test_tables_that_are_asked_for_exist(words):
     for word in words:
         if asked := re.fullmatch(r"results/(?:tables|figures)/([\w-]+)[\w.]*", word):
             assert asked[1] in names
+
+
+def test_options_under_which_a_run_resumes_are_listed():
+    paths = {"init", "data", "factors", "embeddings", "output"}
+    for name in (RESULT_NEUTRAL | MEMORY_OPTIONS) - paths:
+        assert f"`{name}`" in TEXTS["docs/reproducing.md"].partition("## What runs again")[0]
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

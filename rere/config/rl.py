@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
@@ -58,6 +58,8 @@ def reward_weights(rewards: list[str]) -> dict[str, float]:
 class RlOptions(Training):
     """Train a language model by reinforcement learning; the defaults are ReRe's."""
 
+    rows_option: ClassVar[str] = "prompts"
+
     learning_rate: float = Field(1e-5, gt=0, description=LEARNING_RATE)
     max_grad_norm: float = Field(
         0.3, gt=0, description="Gradients with a larger L2 norm are scaled down to this one."
@@ -69,8 +71,8 @@ class RlOptions(Training):
     rows_per_pass: int = Field(
         8,
         ge=1,
-        description="Prompts per forward pass; must divide `prompts`. Changes memory and speed, "
-        "not results.",
+        description="Prompts per forward pass; must divide `prompts`. Changes memory and speed; "
+        "results differ by rounding only.",
     )
     group_size: int = Field(
         16,
@@ -171,8 +173,8 @@ class RlOptions(Training):
     collapse_steps: int | None = Field(
         20,
         ge=1,
-        description="Fail after this many steps in a row in which no group has rewards that "
-        "differ, and which teach nothing. None: never. Does not change results.",
+        description="Fail after this many steps in a row in which all groups have zero advantage, "
+        "so that nothing is learnt. None: never. Does not change results.",
     )
     validations: int = Field(5, ge=1, description=NDCG_VALIDATIONS)
 
@@ -186,12 +188,6 @@ class RlOptions(Training):
     def check_reward_names(cls, rewards: list[str]) -> list[str]:
         reward_weights(rewards)
         return rewards
-
-    @model_validator(mode="after")
-    def check_rows_per_pass(self) -> Self:
-        if self.prompts % self.rows_per_pass:
-            raise ValueError("prompts must be a multiple of rows_per_pass")
-        return self
 
     @model_validator(mode="after")
     def check_scoring(self) -> Self:

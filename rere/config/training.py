@@ -1,6 +1,6 @@
 """Options of training: those that all stages share, supervised fine-tuning, preferences."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,14 +8,17 @@ from rere.config.options import MAX_BEAMS, MAX_EPOCHS, MAX_STEPS, Options, Scori
 
 LEARNING_RATE = "Peak learning rate of AdamW: linear warm-up, then cosine decay to 0."
 VALIDATIONS = (
-    "Number of validations ({}), evenly over the run, besides one before the first step. The best "
-    "one's weights are kept, perhaps the initial ones."
+    "Validations ({}) after training has begun, evenly spread. One more, of the initial model, "
+    "comes before step 1. The weights of the best are kept, which may be the initial model's."
 )
 NDCG_VALIDATIONS = VALIDATIONS.format("NDCG@10")
 
 
 class Training(Options):
     """Options that SFT, preference optimisation and RL share."""
+
+    rows_option: ClassVar[str] = "batch_size"
+    """The option with the rows per step."""
 
     learning_rate: float = Field(gt=0, description=LEARNING_RATE)
     warmup: float = Field(
@@ -33,8 +36,8 @@ class Training(Options):
     rows_per_pass: int = Field(
         32,
         ge=1,
-        description="Rows per forward pass; must divide `batch_size`. Changes memory and speed, "
-        "not results.",
+        description="Rows per forward pass; must divide `batch_size`. Changes memory and speed; "
+        "results differ by rounding only.",
     )
     train_part: list[float] = Field(
         [0.0, 1.0],
@@ -55,8 +58,8 @@ class Training(Options):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Recompute activations in the backward pass, which saves memory and takes "
-        "time.",
+        description="Recompute activations in the backward pass. Changes memory and speed; results "
+        "differ by rounding only.",
     )
     checkpoint_seconds: float = Field(
         300.0,
@@ -76,6 +79,12 @@ class Training(Options):
             raise ValueError("takes two fractions, 0 <= start < end <= 1")
         return part
 
+    @model_validator(mode="after")
+    def check_rows_per_pass(self) -> Self:
+        if getattr(self, self.rows_option) % self.rows_per_pass:
+            raise ValueError(f"{self.rows_option} must be a multiple of rows_per_pass")
+        return self
+
 
 class SftOptions(Training):
     """Fine-tune a language model: minimise the cross-entropy of targets' titles."""
@@ -92,12 +101,6 @@ class SftOptions(Training):
     patience: int = Field(
         3, ge=1, description="Stop after this many validations in a row without a lower loss."
     )
-
-    @model_validator(mode="after")
-    def check_rows_per_pass(self) -> Self:
-        if self.batch_size % self.rows_per_pass:
-            raise ValueError("batch_size must be a multiple of rows_per_pass")
-        return self
 
 
 class PreferenceOptions(Training):
@@ -152,12 +155,6 @@ class PreferenceOptions(Training):
     def steps_per_phase(self) -> int:
         """Steps of each phase of an iteration of SPRec: SFT, then DPO."""
         return self.steps // (2 * (self.iterations or 5))
-
-    @model_validator(mode="after")
-    def check_rows_per_pass(self) -> Self:
-        if self.batch_size % self.rows_per_pass:
-            raise ValueError("batch_size must be a multiple of rows_per_pass")
-        return self
 
     @model_validator(mode="after")
     def check_negatives(self) -> Self:

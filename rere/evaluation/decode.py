@@ -31,7 +31,6 @@ from rere.engine.model.padding import right_pad
 from rere.engine.search.beam import beam_search
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.engine.search.unconstrained import generate_greedy
-from rere.errors import InputError
 from rere.evaluation.recommend import (
     Ranking,
     RankingTask,
@@ -111,15 +110,10 @@ def node_log_probs(tree: PrefixTree, logits: Tensor) -> Tensor:
 
 
 def make_bigrec_ranker(task: RankingTask) -> Callable[[list[int]], Iterable[Ranking]]:
-    """A function that ranks a batch of rows by BIGRec.
-
-    Raises InputError if the titles' embeddings are not finite.
-    """
+    """A function that ranks a batch of rows by BIGRec."""
     policy, encoder = task.policy, task.encoder
     codes = {title: code for code, title in enumerate(dict.fromkeys(encoder.titles))}
     vectors = embed(policy, encoder.encode_titles(list(codes)))  # (T, D)
-    if not vectors.isfinite().all():
-        raise InputError("the model's states are not numbers; its weights are broken")
     title_of_item = torch.tensor([codes[title] for title in encoder.titles], device=policy.device)
 
     def rank(batch: list[int]) -> Iterator[Ranking]:

@@ -67,7 +67,7 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
     texts = {
         ".csv": summary.write_csv(float_precision=6),
         ".runs.csv": each.write_csv(float_precision=6),
-        ".md": markdown(summary, users) + note_starts(scored),
+        ".md": markdown(summary, users) + note_unimproved(scored),
         ".tex": latex(summary, users),
     }
     with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
@@ -75,12 +75,12 @@ def table(runs: list[Path], data: list[Path], output: Path, reference: str | Non
             file.write_text(text, encoding="utf-8")
 
 
-def note_starts(scored: list[ScoredRun]) -> str:
-    """A sentence for each run whose training did not improve the model that it started from."""
-    starts = [each.run.folder for each in scored if each.metrics["best_step"] == 0]
+def note_unimproved(scored: list[ScoredRun]) -> str:
+    """A sentence for each run whose training kept the initial model."""
+    unimproved = [each.run.folder for each in scored if each.metrics["best_step"] == 0]
     return "".join(
-        f"\n`{folder}`: no validation was better than the start; the model is the initial one.\n"
-        for folder in starts
+        f"\n`{folder}`: no validation was better than that of the initial model, which was kept.\n"
+        for folder in unimproved
     )
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps of training: the step log, validations, trackers."""
+"""What happens beside the steps of training: step log, validations, collapse, trackers."""
 
 import importlib.util
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.trainer_callback import ExportableState
 
 from rere.errors import InputError
 from rere.files import naming_full_disk
@@ -43,7 +44,10 @@ class StepLog(TrainerCallback):
 
 
 class ValidationSteps(TrainerCallback):
-    """Validates after `count` steps, evenly over the run, the last one included."""
+    """Makes `count` validations, evenly over the run, the last one after the last step.
+
+    With fewer steps there is one per step. That of the initial model comes on top.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -54,6 +58,35 @@ class ValidationSteps(TrainerCallback):
         step, total = state.global_step, state.max_steps
         is_due = step * self.count // total > (step - 1) * self.count // total
         control.should_evaluate = control.should_evaluate or is_due
+
+
+class CollapseStop(TrainerCallback, ExportableState):
+    """Stops RL after `limit` steps in a row in which all groups have zero advantage."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.steps = limit, 0
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
+    ) -> None:
+        if "zero_advantage" not in logs:
+            return
+        self.steps = self.steps + 1 if logs["zero_advantage"] == 1 else 0
+        if self.limit is None or self.steps < self.limit:
+            return
+        if logs["invalid"] == 1:
+            seen, remedy = "no candidate is an item", "take a constrained rollout, a longer SFT"
+        else:
+            distinct = f"{logs['distinct']:.2g} distinct items per group"
+            seen = f"hit rate {logs['hit_rate']:.2g}, {distinct}"
+            remedy = "lower learning_rate or raise beta; or raise prompts or group_size"
+        raise InputError(
+            f"in the last {self.steps} steps, up to step {state.global_step}, all groups had zero "
+            f"advantage, so nothing was learnt ({seen}); {remedy}, or set collapse_steps: null"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"limit": self.limit}, "attributes": {"steps": self.steps}}
 
 
 def tracker_callbacks(names: Sequence[str], output: Path) -> list[TrainerCallback]:

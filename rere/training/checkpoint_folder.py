@@ -46,7 +46,8 @@ def locked(folder: Path) -> Iterator[None]:
 def make_folder(folder: Path) -> None:
     """Make a folder, or a link to a new one on the disk that the variable DISK names.
 
-    A link that is there is followed. Its folder is made again if that disk was cleared.
+    The variable holds for runs that have no checkpoints yet. A link that is there is followed. Its
+    folder is made again if that disk was cleared. Raises InputError if DISK names no folder.
     """
     disk = os.environ.get(DISK)
     if disk and not folder.exists():

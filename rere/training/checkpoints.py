@@ -4,7 +4,8 @@ They are in checkpoints/, not among the run's outputs, since Snakemake deletes o
 jobs. `checkpoint-{step}` holds all state that the rest of the run depends on. It is written under
 another name, flushed to disk and renamed, and its metadata has the sha256 of each file: a damaged
 checkpoint is dropped, and the run resumes from the one before. The last two are kept, and those of
-their best validations. A finished run leaves none.
+their best validations. If none is left whose best is intact, training starts anew. A finished run
+leaves none.
 """
 
 import hashlib
@@ -43,6 +44,10 @@ RESULT_NEUTRAL = {
 }
 """Options that do not change results; a run resumes under other values of them."""
 
+MEMORY_OPTIONS = {"rows_per_pass", "gradient_checkpointing"}
+"""Options that change results by rounding only; a run that ran out of memory resumes under others.
+"""
+
 
 @contextmanager
 def resumable(
@@ -59,11 +64,9 @@ def resumable(
     folder = output / "checkpoints"
     with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:
-            checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run))
-            try:
-                yield checkpoints
-            finally:
-                checkpoints.signals.end()
+            memory_options = options.model_dump(include=MEMORY_OPTIONS)
+            checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run), memory_options)
+            yield checkpoints
             with replacing(output / LOG) as new:
                 shutil.copyfile(checkpoints.log, new)
         checkpoints.clear()
@@ -71,7 +74,7 @@ def resumable(
 
 def fingerprint(options: Training, seed: int, run: RunRecord) -> str:
     """A hash of what determines a run's results: options, seed and the content of its inputs."""
-    values = options.model_dump(mode="json", exclude=RESULT_NEUTRAL)
+    values = options.model_dump(mode="json", exclude=RESULT_NEUTRAL | MEMORY_OPTIONS)
     files = [(Path(name).name, digest) for name, digest in run.inputs_sha256.items()]
     text = json.dumps([values, seed, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -85,6 +88,7 @@ class CheckpointMetadata(BaseModel):
     best: int | None  # step of the best validation so far
     seconds: float  # of the run up to this step
     resumed: int  # how many times the run was killed and resumed
+    memory_options: dict[str, int | bool]  # values of MEMORY_OPTIONS
     files: dict[str, str]  # name to sha256
     sha256: str = ""  # of the metadata without this field
 
@@ -97,11 +101,18 @@ class Checkpoints:
 
     `latest` is the checkpoint to resume from, None for a new run. The log and the seconds of `run`
     are reset to that checkpoint. Damaged checkpoints and those of other runs are removed, with a
-    warning.
+    warning. Other `memory_options` than the checkpoint's are logged.
     """
 
-    def __init__(self, folder: Path, run: RunRecord, fingerprint: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: RunRecord,
+        fingerprint: str,
+        memory_options: dict[str, int | bool],
+    ) -> None:
         self.folder, self.run, self.fingerprint = folder, run, fingerprint
+        self.memory_options = memory_options
         self.log = folder / LOG
         self.saved = time.monotonic()
         self.signals = DeferredSignals()
@@ -117,11 +128,22 @@ class Checkpoints:
             with naming_full_disk(self.log):
                 shutil.copyfile(self.latest / LOG, self.log)
             log.warning("%s: the run resumes from here", self.latest)
+            self.warn_of_rounding(last.memory_options)
+
+    def warn_of_rounding(self, before: dict[str, int | bool]) -> None:
+        """Name the memory options that have another value than in the checkpoint."""
+        for name, value in self.memory_options.items():
+            if value != before[name]:
+                log.warning(
+                    "%s: resumes with %s %s instead of %s; results differ from an uninterrupted "
+                    "run by rounding",
+                    *(self.latest, name, json.dumps(value), json.dumps(before[name])),
+                )
 
     def find_own(self) -> dict[int, CheckpointMetadata]:
         """The metadata of this run's intact checkpoints by step; warns of all others."""
         own: dict[int, CheckpointMetadata] = {}
-        has_others = False
+        has_others = has_damaged = False
         for path in self.folder.glob("checkpoint-*"):
             try:
                 metadata = read_metadata(path)
@@ -131,6 +153,7 @@ class Checkpoints:
                 else:
                     has_others = True
             except (OSError, ValueError) as error:
+                has_damaged = True
                 log.warning("%s: removed, since %s", path, error)
         if has_others:
             log.warning(
@@ -138,9 +161,11 @@ class Checkpoints:
             )
         without_best = {step for step, each in own.items() if each.best not in (None, *own)}
         for step in sorted(without_best):
-            best = f"checkpoint-{own[step].best}"
+            best = f"checkpoint-{own.pop(step).best}"
             log.warning("%s: removed, since its best, %s, is gone", self.path(step), best)
-        return {step: metadata for step, metadata in own.items() if step not in without_best}
+        if (has_damaged or without_best) and not own:
+            log.warning("%s: no usable checkpoint is left; training starts anew", self.folder)
+        return own
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
@@ -156,7 +181,7 @@ class Checkpoints:
         return path
 
     def is_due(self, seconds: float) -> bool:
-        """Whether the last checkpoint, or else the start, was at least `seconds` ago."""
+        """Whether the last checkpoint, or else this object, was made at least `seconds` ago."""
         return time.monotonic() - self.saved >= seconds
 
     @contextmanager
@@ -189,6 +214,7 @@ class Checkpoints:
             best=best,
             seconds=self.run.seconds,
             resumed=self.run.resumed,
+            memory_options=self.memory_options,
             files=hash_files(path),
         )
         metadata.sha256 = metadata.hash()

@@ -50,7 +50,11 @@ class RewardedGroups(NamedTuple):
     def replace_zero_advantage(
         self, is_zero: list[bool], extra: Self, extra_is_zero: list[bool]
     ) -> Self:
-        """These groups with each zero-advantage one replaced by the next other one of `extra`."""
+        """These groups with zero-advantage ones replaced, in order, by those of `extra` without.
+
+        `is_zero` and `extra_is_zero` (B,) tell which are zero-advantage groups. If `extra` has too
+        few others, the last ones stay.
+        """
         useful = (len(is_zero) + row for row, zero in enumerate(extra_is_zero) if not zero)
         rows = [next(useful, row) if zero else row for row, zero in enumerate(is_zero)]
         prompts = [*self.prompts, *extra.prompts]

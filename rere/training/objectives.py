@@ -103,7 +103,10 @@ def spread_to_tokens(values: Tensor, packed: PackedBatch) -> Tensor:
 
 
 def k2(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """d^2 / 2 with d = reference - log_prob, an estimate of KL(policy || reference); (B, N).
+    """d^2 / 2, an estimate of KL(policy || reference); (B, N).
+
+    d = reference - log_prob is a token's log-ratio in nats, positive where the reference likes it
+    better.
 
     Biased, never negative. Its expected gradient is that of KL(policy || reference). Schulman,
     "Approximating KL divergence" (2020); on gradients, here and below, Tang & Munos 2025 (arXiv
@@ -113,15 +116,15 @@ def k2(log_prob: Tensor, reference: Tensor) -> Tensor:
 
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios beyond which k3 is linear. In float32 its exponential overflows at 89."""
+"""The |d| of a token, in nats, beyond which k3 is linear. In float32 exp(d) overflows at 89."""
 
 
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """exp(d) - d - 1 with d = reference - log_prob, an estimate of KL(policy || reference); (B, N).
+    """exp(d) - d - 1 with the d of `k2`, an estimate of KL(policy || reference); (B, N).
 
     Unbiased, never negative. Its expected gradient is that of KL(reference || policy). Schulman
-    2020; ReRe's. Where |d| is above MAX_LOG_RATIO it goes on as its tangent there, so that value
-    and gradient are finite: no token weighs more than one of that log-ratio.
+    2020; ReRe's. Where |d| is above MAX_LOG_RATIO the loss follows the tangent there, so its
+    gradient grows no further.
     """
     difference = reference - log_prob
     inside = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -37,7 +37,7 @@ from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
 from rere.training.reference import Reference
-from rere.training.setup import load_setup, memory_remedy
+from rere.training.setup import data_files, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -51,7 +51,8 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
     titles than candidates per row.
     """
     remedy = memory_remedy(options)
-    with resumable(output, options, seed, [init, data]) as checkpoints, out_of_memory(remedy):
+    inputs = [init, *data_files(data)]
+    with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.batch_size)
         if (titles := len(setup.catalogue.tree.leaf_items)) <= options.num_negatives:
             raise InputError(
@@ -77,12 +78,16 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
                 greater_is_better=True,
             ),
         )
-        trainer.train(resume_from_checkpoint=checkpoints.latest)
-        setup.save(output / "model")
+        with checkpoints.signals:
+            trainer.train(resume_from_checkpoint=checkpoints.latest)
+            setup.save(output / "model")
 
 
 class PreferenceTrainer(Trainer):
-    """B rows per forward pass, 1 + N candidates per row, the target first."""
+    """Takes steps of DPO, S-DPO or SPRec: find negatives, compare the target's title with them.
+
+    B rows per forward pass, 1 + N candidates per row, the target first.
+    """
 
     options: PreferenceOptions
     reference: Reference

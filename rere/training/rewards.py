@@ -1,14 +1,14 @@
 """Rewards of candidates: pure functions of item ids, hits and log-probabilities.
 
 B prompts, G candidates per prompt, I items. `hit` (B, G) bool tells which candidates have the
-target's title. `log_prob` (B, G) holds sequence log-probabilities, -inf for non-items: text of an
-unconstrained rollout that is no title, and empty slots where the catalogue has fewer than G titles.
-The reward of a non-item is always 0.
+target's title. `log_prob` (B, G) holds sequence log-probabilities. `item` is -1 and `log_prob` is
+-inf for a non-item (generated text that is no title) and for an empty slot (the catalogue has fewer
+than G titles). Both have reward 0.
 
 A study lists rewards, with weights. `module:function` names your own. The function
 
     takes        one argument, `Groups`, whose tensors are on the policy's device;
-    returns      a tensor (B, G) of finite floats on that device, higher is better;
+    returns      a tensor (B, G) of floats on that device, finite for items, higher is better;
     is imported  by Python: install its module, or run the study in the module's folder.
 """
 
@@ -40,9 +40,9 @@ class Groups(NamedTuple):
     row_id: Tensor  # (B,) i64, ids of training rows
     history: list[list[int]]  # B lists of item ids, oldest first
     target: Tensor  # (B,) i64, item ids
-    item: Tensor  # (B, G) i64, the first item with the candidate's title; -1 for a non-item
+    item: Tensor  # (B, G) i64, the first item with the candidate's title, or -1
     hit: Tensor  # (B, G) bool, whether the candidate has the target's title
-    log_prob: Tensor  # (B, G) f32, of the whole sequence; -inf for a non-item
+    log_prob: Tensor  # (B, G) f32, of the whole sequence, or -inf
 
 
 Reward = Callable[[Groups], Tensor]
@@ -58,8 +58,8 @@ def ranking(hit: Tensor, log_prob: Tensor) -> Tensor:
 
     A candidate of rank k by descending log-probability gets
     -(1 / log2(k + 1)) / sum_j (1 / log2(j + 1)), the sum over all G ranks. The reward is 0 for the
-    target, for non-items, and in groups without the target. ReRe, arXiv 2510.12211, as released:
-    penalties in groups without the target made training collapse.
+    target, where `log_prob` is -inf, and in groups without the target. ReRe, arXiv 2510.12211, as
+    released: penalties in groups without the target made training collapse.
     """
     discount = discounts(log_prob)
     penalty = -discount / discount.sum(-1, keepdim=True)
@@ -225,8 +225,8 @@ def load_own_reward(name: str) -> Reward:
     """The function `module:function`, wrapped in a check of its results.
 
     Raises InputError as `import_function` does; the reward raises it if the function raises, and
-    for a result that is not a finite (B, G) tensor of floats on its input's device. The check
-    synchronises with the device once per rollout.
+    for a result that is not a (B, G) tensor of floats on its input's device, finite for items. The
+    check synchronises with the device once per rollout.
     """
     function = import_function(name)
 
@@ -251,12 +251,12 @@ def load_own_reward(name: str) -> Reward:
                 f"reward {name}: returned a tensor on {reward.device}; return one on the device of "
                 f"its input, {groups.item.device}"
             )
-        reward = reward.float()
+        reward = reward.float().masked_fill(groups.item < 0, 0.0)
         if not reward.isfinite().all():
             raise InputError(
                 f"reward {name}: returned an infinite or NaN reward; return finite numbers"
             )
-        return reward.masked_fill(groups.item < 0, 0.0)
+        return reward
 
     return checked
 

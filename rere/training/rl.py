@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerState
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel
 
 from rere.config.rl import RlOptions
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_scores
 from rere.engine.search.noise import row_seeds
-from rere.errors import InputError, out_of_memory
+from rere.errors import out_of_memory
 from rere.training.advantages import ADVANTAGES, has_zero_advantage
+from rere.training.callbacks import CollapseStop
 from rere.training.checkpoints import resumable
 from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
 from rere.training.objectives import KL, OBJECTIVES, is_linear, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
-from rere.training.setup import load_setup, memory_remedy
+from rere.training.setup import data_files, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -48,7 +48,12 @@ def rl(
     the file `factors`. A killed run resumes from its last checkpoint.
     """
     embeddings = Path(options.embeddings) if options.embeddings else None
-    inputs = [init, data, *filter(None, [factors, embeddings]), *own_reward_files(options)]
+    inputs = [
+        init,
+        *data_files(data),
+        *filter(None, [factors, embeddings]),
+        *own_reward_files(options),
+    ]
     remedy = memory_remedy(options)
     with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.prompts)
@@ -73,8 +78,9 @@ def rl(
             eval_dataset=setup.valid,
             args=args,
         )
-        trainer.train(resume_from_checkpoint=checkpoints.latest)
-        setup.save(output / "model")
+        with checkpoints.signals:
+            trainer.train(resume_from_checkpoint=checkpoints.latest)
+            setup.save(output / "model")
 
 
 @dataclass
@@ -88,7 +94,10 @@ class UpdatePass:
 
 
 class RlTrainer(Trainer):
-    """B prompts per step, G candidates per prompt, N candidate tokens per prompt."""
+    """Takes RL steps: roll out groups of candidates, reward them, update the policy.
+
+    B prompts per step, G candidates per prompt, N candidate tokens per prompt.
+    """
 
     options: RlOptions
 
@@ -140,19 +149,16 @@ class RlTrainer(Trainer):
             if update > 0:
                 self.step_optimizer(model)
             sums += self.update(model, passes, pack, advantage, beta, count)
-        loss, kl, kl_linear, entropy, tokens = sums.unbind()
 
         self.record_metrics(
             **initial.metrics(self.rollouts.rewards),  # before any group was replaced
-            kl=kl / tokens if options.beta > 0 else None,
-            kl_linear=kl_linear if options.beta > 0 and options.kl == "k3" else None,
-            entropy=entropy / tokens,
+            **self.update_metrics(sums),
             zero_advantage=sums.new_tensor(sum(is_zero) / len(is_zero)),
             skipped=sums.new_tensor(skipped),
             extra_prompts=sums.new_tensor(extra_prompts) if options.dynamic_sampling else None,
             candidates=initial.exists.sum() * (1 + extra_prompts / len(groups.prompts)),
         )
-        return loss / options.updates
+        return sums[0] / options.updates
 
     def update(
         self,
@@ -196,6 +202,16 @@ class RlTrainer(Trainer):
             tokens = (each.packed.candidate < each.packed.num_candidates).sum()
             sums += torch.stack([loss.detach(), *kl_sums, entropy.sum(), tokens])
         return sums
+
+    def update_metrics(self, sums: Tensor) -> dict[str, Tensor | None]:
+        """Scalars for the step's line in the log, given the sums (5,) of its updates."""
+        _, kl, kl_linear, entropy, tokens = sums.unbind()
+        has_kl = self.options.beta > 0
+        return {
+            "kl": kl / tokens if has_kl else None,
+            "kl_linear": kl_linear if has_kl and self.options.kl == "k3" else None,
+            "entropy": entropy / tokens,
+        }
 
     def plan_passes(self, is_zero: list[bool]) -> list[UpdatePass]:
         """Split the groups into the passes of an update.
@@ -267,31 +283,3 @@ class RlTrainer(Trainer):
         return validate_ndcg(
             self, self.rollouts.tree, self.options.group_size, self.options.scoring
         )
-
-
-class CollapseStop(TrainerCallback, ExportableState):
-    """Stops a run after `limit` consecutive steps in which no group has rewards that differ."""
-
-    def __init__(self, limit: int | None) -> None:
-        self.limit, self.steps = limit, 0
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any
-    ) -> None:
-        if "zero_advantage" not in logs:
-            return
-        self.steps = self.steps + 1 if logs["zero_advantage"] == 1 else 0
-        if self.limit is None or self.steps < self.limit:
-            return
-        if logs["invalid"] == 1:
-            seen, remedy = "no candidate is an item", "take a constrained rollout, a longer SFT"
-        else:
-            seen = f"hit rate {logs['hit_rate']:.2g}, {logs['distinct']:.2g} distinct items"
-            remedy = "lower learning_rate or raise beta; or raise prompts or group_size"
-        raise InputError(
-            f"no group had rewards that differ for {self.steps} steps up to {state.global_step}, "
-            f"which teach nothing ({seen}); {remedy}, or set collapse_steps: null"
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"limit": self.limit}, "attributes": {"steps": self.steps}}

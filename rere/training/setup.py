@@ -8,9 +8,8 @@ import torch
 from transformers import set_seed
 
 from rere.catalogue import Catalogue
-from rere.config.rl import RlOptions
-from rere.config.training import PreferenceOptions, SftOptions, Training
-from rere.data.dataset import read_items, read_split
+from rere.config.training import Training
+from rere.data.dataset import SPLITS, read_items, read_split
 from rere.errors import InputError
 from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
@@ -29,7 +28,7 @@ class TrainingSetup:
     responses: list[list[int]]  # token ids of each item's title
     catalogue: Catalogue
     train: list[Row]
-    valid: list[Row]  # a seeded sample, shortest history first
+    valid: list[Row]  # a fixed sample, shortest history first
     seed: int
 
     def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
@@ -87,9 +86,15 @@ def load_setup(
     )
 
 
-def memory_remedy(options: SftOptions | PreferenceOptions | RlOptions) -> str:
+def data_files(data: Path) -> list[Path]:
+    """The files of a data set that training reads, without splits that have none."""
+    files = [data / f"{name}.parquet" for name in ("items", *SPLITS)]
+    return [file for file in files if file.is_file()]
+
+
+def memory_remedy(options: Training) -> str:
     """What to change where training runs out of memory."""
-    rows = "prompts" if isinstance(options, RlOptions) else "batch_size"
+    rows = options.rows_option
     return (
         f"lower rows_per_pass ({options.rows_per_pass}) or {rows} ({getattr(options, rows)}), or "
         "set gradient_checkpointing: true"
@@ -97,7 +102,7 @@ def memory_remedy(options: SftOptions | PreferenceOptions | RlOptions) -> str:
 
 
 def read_rows(data: Path, split: str, rows: int | None = None) -> list[Row]:
-    """A split, or a seeded sample of `rows` of its rows."""
+    """A split, or a fixed sample of `rows` of its rows."""
     return read_split(data, split, rows).select("row_id", "history", "target").to_dicts()
 
 

@@ -15,7 +15,7 @@ from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.errors import out_of_memory
 from rere.training.checkpoints import resumable
-from rere.training.setup import Row, history_length, load_setup, memory_remedy
+from rere.training.setup import Row, data_files, history_length, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 
 
@@ -27,7 +27,8 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     killed run resumes from its last checkpoint.
     """
     remedy = memory_remedy(options)
-    with resumable(output, options, seed, [init, data]) as checkpoints, out_of_memory(remedy):
+    inputs = [init, *data_files(data)]
+    with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=1)
 
         def collate(rows: list[Row]) -> dict[str, Any]:
@@ -61,8 +62,9 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
                 greater_is_better=False,
             ),
         )
-        trainer.train(resume_from_checkpoint=checkpoints.latest)
-        setup.save(output / "model")
+        with checkpoints.signals:
+            trainer.train(resume_from_checkpoint=checkpoints.latest)
+            setup.save(output / "model")
 
 
 class EpochSeededSampler(LengthGroupedSampler):

@@ -105,7 +105,7 @@ class Trainer(transformers.Trainer):
         """Raise InputError, before a checkpoint of these weights is written."""
         step = self.state.global_step
         remedy = (
-            f"lower learning_rate (checkpoints before it are in {self.checkpoints.folder})"
+            "lower learning_rate"
             if step > 1
             else "it is that of the initial model; take dtype: float32 or another model"
         )
@@ -114,32 +114,31 @@ class Trainer(transformers.Trainer):
                 raise InputError(f"{name} is {logs[name]} at step {step}; {remedy}")
 
     def train(self, *args: Any, **more: Any) -> Any:
-        self.checkpoints.signals.start()
         try:
             return super().train(*args, **more)
         finally:
             self.step_log.close()  # before a message is printed
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Validate, and log it. Before the first step, the initial model becomes the best so far.
+        """Validate, and log it. The first call is for the initial model, the best so far.
 
-        Raises InputError if its metrics are not finite.
+        Raises InputError if the initial model's metrics are not finite.
         """
-        is_start, device = self.state.global_step == 0, self.args.device
+        is_initial, device = self.state.global_step == 0, self.args.device
         self.model.eval()
-        # Steps draw the same random numbers as without a validation at the start.
-        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=is_start):
+        # Steps draw the same random numbers as without a validation of the initial model.
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=is_initial):
             metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
-        if is_start and not all(map(math.isfinite, metrics.values())):
+        if is_initial and not all(map(math.isfinite, metrics.values())):
             raise InputError(
-                f"{', '.join(f'{k} is {v}' for k, v in metrics.items())} before the first step; "
-                "the initial model is broken, or dtype is too narrow for it"
+                f"{', '.join(f'{k} is {v}' for k, v in metrics.items())} for the initial model; "
+                "it is broken, or dtype is too narrow for it"
             )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        if is_start:
+        if is_initial:
             self._determine_best_metric(metrics, None)
             self._save_checkpoint(self.model_wrapped)
         return metrics
@@ -191,7 +190,8 @@ class Trainer(transformers.Trainer):
             self.state.best_model_checkpoint = str(self.checkpoints.intact(best))
         if best == 0:
             log.warning(
-                "%s: no validation was better than the start; model/ holds the initial weights",
+                "%s: no validation was better than that of the initial model, which model/ now "
+                "holds",
                 self.checkpoints.folder.parent,
             )
         return super()._finalize_training(*args)  # loads the best model

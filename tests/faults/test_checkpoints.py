@@ -24,8 +24,12 @@ BEST = {1: 1, 2: 1, 3: 1}
 """Steps of the checkpoints, and that of the best validation so far."""
 
 
-def open_checkpoints(folder: Path, fingerprint: str = "run") -> Checkpoints:
-    return Checkpoints(folder, RunRecord({}, 0.0), fingerprint)
+MEMORY = {"rows_per_pass": 4, "gradient_checkpointing": False}
+"""Their options that change results by rounding only."""
+
+
+def open_checkpoints(folder: Path, memory_options: dict[str, int | bool] = MEMORY) -> Checkpoints:
+    return Checkpoints(folder, RunRecord({}, 0.0), "run", memory_options)
 
 
 def write_checkpoints(folder: Path, best: dict[int, int | None] = BEST) -> Path:
@@ -185,11 +189,26 @@ def test_without_an_intact_best_checkpoint_the_run_starts_again(tmp_path, caplog
     folder = write_checkpoints(tmp_path / "checkpoints")
     zero(folder / "checkpoint-1" / "model.safetensors")
     assert open_checkpoints(folder).latest is None
-    assert sorted(caplog.messages[1:]) == [
-        f"{folder}/checkpoint-{step}: removed, since its best, checkpoint-1, is gone"
-        for step in (2, 3)
+    assert caplog.messages[1:] == [
+        *(
+            f"{folder}/checkpoint-{step}: removed, since its best, checkpoint-1, is gone"
+            for step in (2, 3)
+        ),
+        f"{folder}: no usable checkpoint is left; training starts anew",
     ]
     assert names(folder) == []
+
+
+def test_other_options_that_change_rounding_are_logged(tmp_path, caplog):
+    folder = write_checkpoints(tmp_path / "checkpoints")
+    checkpoints = open_checkpoints(folder, {"rows_per_pass": 2, "gradient_checkpointing": True})
+    last, rest = folder / "checkpoint-3", "results differ from an uninterrupted run by rounding"
+    assert checkpoints.latest == last
+    assert caplog.messages == [
+        f"{last}: the run resumes from here",
+        f"{last}: resumes with rows_per_pass 2 instead of 4; {rest}",
+        f"{last}: resumes with gradient_checkpointing true instead of false; {rest}",
+    ]
 
 
 def test_a_best_checkpoint_needs_no_best_of_its_own(tmp_path):

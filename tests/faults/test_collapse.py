@@ -1,4 +1,4 @@
-"""RL stops after steps that teach nothing, whether or not their candidates differ."""
+"""RL stops after steps in which nothing is learnt, whether or not their candidates differ."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ from transformers import TrainerState
 
 from rere.config.rl import RlOptions
 from rere.errors import InputError
-from rere.training.rl import CollapseStop, rl
+from rere.training.callbacks import CollapseStop
+from rere.training.rl import rl
 
 OPTIONS = RlOptions(
     learning_rate=1e-3, steps=4, prompts=8, rows_per_pass=8, group_size=4, validations=1, beta=0.1
@@ -34,8 +35,10 @@ def test_distinct_beams_with_equal_rewards_stop_the_run(changes, tmp_path):
     with pytest.raises(InputError) as stopped:
         train(tmp_path, reward=EQUAL, collapse_steps=2, **changes)
     message = str(stopped.value)
-    assert message.startswith("no group had rewards that differ for 2 steps up to 2, which teach")
-    assert "4 distinct items" in message
+    assert message.startswith(
+        "in the last 2 steps, up to step 2, all groups had zero advantage, so nothing was learnt ("
+    )
+    assert "4 distinct items per group" in message
     assert "lower learning_rate or raise beta" in message
     assert message.endswith("or set collapse_steps: null")
     assert "\n" not in message
@@ -50,9 +53,9 @@ def test_rollouts_without_an_item_stop_the_run(tmp_path):
 
 def test_a_stopped_run_resumes_under_another_limit(tmp_path):
     changes = {"reward": EQUAL, "checkpoint_seconds": 0.0, "steps": 5}
-    with pytest.raises(InputError, match="for 2 steps up to 2,"):
+    with pytest.raises(InputError, match="in the last 2 steps, up to step 2,"):
         train(tmp_path, collapse_steps=2, **changes)
-    with pytest.raises(InputError, match="for 4 steps up to 4,"):
+    with pytest.raises(InputError, match="in the last 4 steps, up to step 4,"):
         train(tmp_path, collapse_steps=4, **changes)
     folder = train(tmp_path, collapse_steps=None, **changes)
     assert read_values(folder, "zero_advantage") == [1.0] * 5
@@ -77,5 +80,5 @@ def test_only_consecutive_steps_count():
     log(zero_advantage=1.0)
     stop.on_log(None, state, None, {"eval_ndcg@10": 0.0})
     assert stop.steps == 1
-    with pytest.raises(InputError, match="for 2 steps up to 7"):
+    with pytest.raises(InputError, match="in the last 2 steps, up to step 7,"):
         log(zero_advantage=1.0)

@@ -130,7 +130,7 @@ def test_a_full_disk_keeps_what_was_there():
 
 def test_a_checkpoint_on_a_full_disk():
     with small_disk() as disk:
-        checkpoints = Checkpoints(disk, RunRecord({}, 0.0), "run")
+        checkpoints = Checkpoints(disk, RunRecord({}, 0.0), "run", {})
         checkpoints.log.touch()
         with checkpoints.write(1, None) as path:
             (path / "optimizer.pt").write_text("whole")
@@ -138,7 +138,7 @@ def test_a_checkpoint_on_a_full_disk():
             torch.save(torch.from_numpy(NUMBERS), path / "optimizer.pt")
         assert str(error.value) == f"{disk}: {DISK_FULL}"
         assert names(disk) == ["checkpoint-1", "log.jsonl"]
-        assert Checkpoints(disk, RunRecord({}, 0.0), "run").latest == disk / "checkpoint-1"
+        assert Checkpoints(disk, RunRecord({}, 0.0), "run", {}).latest == disk / "checkpoint-1"
 
 
 def test_a_training_run_on_a_full_disk(tmp_path):

@@ -115,7 +115,7 @@ def test_a_folder_for_checkpoints_that_does_not_exist(tmp_path, monkeypatch):
 def test_a_file_system_that_cannot_flush(number, tmp_path, monkeypatch):
     raise_from_fsync(monkeypatch, number)
     write_json(tmp_path / "a.json", 1)
-    checkpoints = Checkpoints(tmp_path, RunRecord({}, 0.0), "run")
+    checkpoints = Checkpoints(tmp_path, RunRecord({}, 0.0), "run", {})
     checkpoints.log.touch()
     with checkpoints.write(1, None) as path:
         (path / "model.safetensors").write_text("weights")

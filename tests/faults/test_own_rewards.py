@@ -63,6 +63,13 @@ def test_a_result_that_cannot_be_used_is_refused(name, message):
         load_own_reward(f"faulty_rewards:{name}")(groups())
 
 
+def test_a_reward_may_be_infinite_where_there_is_no_item():
+    """Its log-probability is."""
+    log_prob = torch.tensor([[-1.5, -torch.inf]])
+    reward = load_own_reward("faulty_rewards:log_prob")(groups()._replace(log_prob=log_prob))
+    assert reward.tolist() == [[-1.5, 0.0]]
+
+
 @pytest.mark.parametrize("name", ["with_default", "scaled", "method", "layer", "partial"])
 def test_python_callables_of_one_argument_are_rewards(name):
     assert load_own_reward(f"faulty_rewards:{name}")(groups()).tolist() == [[2.0, 0.0]]

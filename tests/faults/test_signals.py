@@ -103,13 +103,12 @@ def test_a_signal_that_a_parent_passes_on_counts_once(monkeypatch):
     monkeypatch.setattr(Handler, "last", -math.inf)
     with restored():
         handle(stop)
-        deferred = DeferredSignals()
-        deferred.start()
-        kill_itself(signal.SIGTERM, signal.SIGTERM, signal.SIGHUP)
-        assert deferred.received == signal.SIGTERM
-        monkeypatch.setattr(Handler, "last", Handler.last - 2 * signals.REPEAT)
-        with pytest.raises(Stopped):
-            kill_itself(signal.SIGTERM)
+        with DeferredSignals() as deferred:
+            kill_itself(signal.SIGTERM, signal.SIGTERM, signal.SIGHUP)
+            assert deferred.received == signal.SIGTERM
+            monkeypatch.setattr(Handler, "last", Handler.last - 2 * signals.REPEAT)
+            with pytest.raises(Stopped):
+                kill_itself(signal.SIGTERM)
 
 
 def test_ignored_signals_stay_ignored(monkeypatch):
@@ -118,15 +117,14 @@ def test_ignored_signals_stay_ignored(monkeypatch):
     with restored():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         handle(stop)
-        deferred = DeferredSignals()
-        deferred.start()
-        kill_itself(signal.SIGHUP)
-        assert deferred.received is None
-        kill_itself(signal.SIGTERM)
-        assert deferred.received == signal.SIGTERM
-        kill_itself(signal.SIGHUP)
-        with pytest.raises(Stopped):
+        with DeferredSignals() as deferred:
+            kill_itself(signal.SIGHUP)
+            assert deferred.received is None
             kill_itself(signal.SIGTERM)
+            assert deferred.received == signal.SIGTERM
+            kill_itself(signal.SIGHUP)
+            with pytest.raises(Stopped):
+                kill_itself(signal.SIGTERM)
 
 
 STOPPED_WHILE_WRITING = """

@@ -1,4 +1,4 @@
-"""Training validates before its first step, and the start may be the best."""
+"""Training validates the initial model, which may be the best."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def test_steps_draw_the_same_random_numbers_as_without_it(tmp_path, monkeypatch)
 
 def test_a_metric_that_is_no_number_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(SftTrainer, "validate", lambda self: {"loss": math.nan})
-    with pytest.raises(InputError, match=r"^eval_loss is nan before the first step; the initial"):
+    with pytest.raises(InputError, match=r"^eval_loss is nan for the initial model; it is "):
         train("sft", tmp_path)
     assert not (tmp_path / "run" / "model").exists()
 
@@ -129,7 +129,7 @@ def test_the_start_wins_if_no_validation_is_better(stage, lora_rank, tmp_path, m
     assert is_initial(folder)
     assert best_step(folder) == 0
     assert caplog.messages[-1] == (
-        f"{folder}: no validation was better than the start; model/ holds the initial weights"
+        f"{folder}: no validation was better than that of the initial model, which model/ now holds"
     )
     assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "model", "run.json"]
 
@@ -245,10 +245,10 @@ def test_the_table_names_runs_whose_start_won(tmp_path):
         write_json(folders[-1] / "run.json", costs)
     table(folders, [data], tmp_path / "main.csv", None)
     assert pl.read_csv(tmp_path / "main.runs.csv")["best_step"].to_list() == [0, 40]
-    notes = [line for line in (tmp_path / "main.md").read_text().splitlines() if "start" in line]
+    notes = [line for line in (tmp_path / "main.md").read_text().splitlines() if "seed0" in line]
     assert notes == [
-        "`results/runs/cycle/tiny/rere/seed0`: no validation was better than the start; the model "
-        "is the initial one."
+        "`results/runs/cycle/tiny/rere/seed0`: no validation was better than that of the initial "
+        "model, which was kept."
     ]
 
 
@@ -256,4 +256,4 @@ def test_options_say_that_the_first_validation_is_not_counted():
     for options in (SftOptions, PreferenceOptions, RlOptions):
         assert issubclass(options, Training)
         described = options.model_fields["validations"].description
-        assert "besides one before the first step" in described
+        assert "One more, of the initial model, comes before step 1" in described

@@ -163,7 +163,13 @@ def interrupt(
 ) -> Callable[..., None]:
     """A function that starts a run and interrupts it in a step, with a checkpoint of each step."""
 
-    def run(name: str, output: Path, step: int, options: Training | None = None) -> None:
+    def run(
+        name: str,
+        output: Path,
+        step: int,
+        options: Training | None = None,
+        init: Path = dropout_model,
+    ) -> None:
         def on_step_end(self, args, state, control, **_):
             if state.global_step == step:
                 raise KeyboardInterrupt
@@ -171,7 +177,7 @@ def interrupt(
         options = (options or RESUMED[name]).model_copy(update=EVERY_STEP)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(StepLog, "on_step_end", on_step_end)
-            run_stage(options, dropout_model, cycle, 0, output)
+            run_stage(options, init, cycle, 0, output)
 
     return run
 

@@ -28,8 +28,9 @@ from rere.errors import InputError
 from rere.prefix_tree import token_ids
 from rere.training import groups
 from rere.training import rl as rl_module
+from rere.training.callbacks import CollapseStop
 from rere.training.groups import num_distinct
-from rere.training.rl import CollapseStop, rl
+from rere.training.rl import rl
 
 # --------------------------------------------------------------------------- the training rows
 
@@ -207,7 +208,7 @@ def test_collapsed_groups_stop_the_run(tmp_path, fixed_model, monkeypatch):
     monkeypatch.setattr(groups, "roll_out", search)
     data = write_data(tmp_path / "data", CYCLE, train=[([0], 1)] * 8, valid=[([0], 1)])
     options = SHORT["rl"].model_copy(update={"collapse_steps": 2})
-    with pytest.raises(InputError, match=r"for 2 steps up to 2, .*hit rate 0, 1 distinct items"):
+    with pytest.raises(InputError, match=r"up to step 2, .*hit rate 0, 1 distinct items per"):
         rl(options, fixed_model, data, 0, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints"}
 

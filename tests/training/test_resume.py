@@ -11,7 +11,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from training_runs import EVERY_STEP, RESUMED, read_log, read_values, run_stage
+from training_runs import (
+    EVERY_STEP,
+    RESUMED,
+    assert_weights_close,
+    read_log,
+    read_steps,
+    read_values,
+    run_stage,
+)
 
 from rere.config.options import flags
 from rere.errors import InputError
@@ -126,6 +134,27 @@ def test_run_interrupted_before_its_first_checkpoint(
     interrupt("sft", tmp_path, 1)
     sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
     assert_same(tmp_path, uninterrupted("sft"))
+
+
+@pytest.mark.parametrize("stage", ["sft", "s_dpo", "sprec", "rl"])
+def test_a_run_resumes_with_less_memory(stage, tmp_path, fixed_model, cycle, interrupt, caplog):
+    """It takes the same steps on the same rows, and differs by rounding."""
+    options = RESUMED[stage].model_copy(update={"learning_rate": 1e-3})
+    run_stage(options, fixed_model, cycle, 0, tmp_path / "whole")
+    interrupt(stage, tmp_path / "run", 9, options, fixed_model)
+    caplog.clear()
+    less = options.model_copy(update={"rows_per_pass": 2, "gradient_checkpointing": True})
+    run_stage(less, fixed_model, cycle, 0, tmp_path / "run")
+    assert provenance(tmp_path / "run")["resumed"] == 1
+    assert [message.rpartition("/")[2] for message in caplog.messages[:2]] == [
+        "checkpoint-8: the run resumes from here",
+        f"checkpoint-8: resumes with rows_per_pass 2 instead of {options.rows_per_pass}; results "
+        "differ from an uninterrupted run by rounding",
+    ]
+    whole, resumed = read_steps(tmp_path / "whole"), read_steps(tmp_path / "run")
+    for expected, actual in zip(whole, resumed, strict=True):
+        assert actual == pytest.approx(expected, abs=1e-4, rel=1e-3)
+    assert_weights_close(tmp_path / "run", tmp_path / "whole", 1e-4)
 
 
 def test_patience_survives_a_resume(tmp_path, dropout_model, cycle, interrupt):
@@ -255,6 +284,7 @@ def test_checkpoints_of_another_run_are_removed(
 def test_moved_dataset_is_the_same_run(tmp_path, dropout_model, cycle, uninterrupted, interrupt):
     interrupt("sft", tmp_path / "run", 6)
     shutil.copytree(cycle, tmp_path / "copy")
+    (tmp_path / "copy" / "stats.json").write_text("{}")  # which training does not read
     sft(RESUMED["sft"], dropout_model, tmp_path / "copy", 0, tmp_path / "run")
     assert provenance(tmp_path / "run")["resumed"] == 1
     assert_same(tmp_path / "run", uninterrupted("sft"))

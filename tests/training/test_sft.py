@@ -148,7 +148,7 @@ def test_bfloat16_keeps_float32_weights(trained):
 
 
 def test_only_the_validation_sample_matters(trained, tmp_path, cycle, fixed_model):
-    """Changing rows outside the seeded sample changes nothing."""
+    """Changing rows outside the fixed sample changes nothing."""
     changed = tmp_path / "changed"
     shutil.copytree(cycle, changed)
     chosen = read_split(cycle, "valid", 5)["row_id"].to_list()

@@ -4,13 +4,13 @@ Training of language models.
 REQUIRED INPUTS:
 
     results/backbones/{backbone}/ or the model of the method named by `init`
-    results/data/{dataset}/
+    results/data/{dataset}/    of the test split only the lengths of prompts
     factors.safetensors of the run of the method named by `collaborative`
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
     model/          weights, tokenizer, catalogue
-    log.jsonl       one line per step
+    log.jsonl       one line per step and per validation
     run.json        versions, commit, options, hashes, seconds, memory
 
 Not declared as output, since Snakemake deletes the outputs of a failed job before it runs again:
@@ -25,6 +25,7 @@ rule sft:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
+        test="results/data/{dataset}/test.parquet",
         init=initial_model,
     output:
         model=expand(
@@ -68,6 +69,7 @@ rule preference:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
+        test="results/data/{dataset}/test.parquet",
         init=initial_model,
     output:
         model=expand(
@@ -111,6 +113,7 @@ rule rl:
         catalogue="results/data/{dataset}/items.parquet",
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
+        test="results/data/{dataset}/test.parquet",
         init=initial_model,
         factors=factors,
         embeddings=embeddings,

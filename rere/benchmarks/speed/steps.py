@@ -44,7 +44,7 @@ def make_trainer(
     defaults = {"args": args, "train_dataset": [], "eval_dataset": []}
     return kind(
         options=options,
-        checkpoints=Checkpoints(folder, RunRecord({}, time.perf_counter()), fingerprint=""),
+        checkpoints=Checkpoints(folder, RunRecord({}, time.perf_counter()), "", {}),
         label=f"speed: {model.name}",
         model=model.float32,
         optimizers=(make_optimizer(model.float32), None),
