@@ -238,6 +238,35 @@ class RecommendHistories(Lists):
             print(json.dumps(ranked, ensure_ascii=False))
 
 
+class Serve(config.evaluation.BeamSearch):
+    """Answer requests over HTTP with a model, and show a page at /."""
+
+    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
+    device: str = Field("auto", description="Device of torch. auto: a GPU if there is one.")
+    host: str = Field("127.0.0.1", description="Address to listen at. 0.0.0.0: all of the machine.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen at. 0: a free one.")
+    max_queue: int = Field(256, ge=1, description="Requests that may wait; more get status 503.")
+    max_batch: int = Field(64, ge=1, description="Requests that share a search.")
+    timeout: float = Field(
+        30, gt=0, le=3600, description="Seconds until a request gets status 504."
+    )
+
+    def run(self) -> None:
+        from rere.serve.server import serve
+
+        chosen = self.model_dump(include=set(config.evaluation.BeamSearch.model_fields))
+        serve(
+            self.model,
+            config.evaluation.BeamSearch(**chosen),
+            self.device,
+            self.host,
+            self.port,
+            self.max_queue,
+            self.max_batch,
+            self.timeout,
+        )
+
+
 class Metrics(config.run.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
@@ -405,6 +434,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "recommend": combine(Recommend, config.evaluation.Recommend),
     "recommend --history": RecommendHistory,
     "recommend --histories": RecommendHistories,
+    "serve": Serve,
     "metrics": Metrics,
     "table": Table,
     "figure": Figure,

@@ -22,6 +22,7 @@ LAYERS = (
     {"evaluation"},
     {"baselines", "reporting", "training"},
     {"benchmarks", "recommender"},
+    {"serve"},
     {"stages"},
     {"cli"},
     {"__main__"},
