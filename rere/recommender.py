@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import polars as pl
@@ -44,7 +45,7 @@ class Recommendation(NamedTuple):
 
 
 class Recommender:
-    """A trained model and its catalogue.
+    """A trained model and its catalogue. Threads may share it; one waits for the other.
 
     `model` is the folder model/ of a run. `device` is one of torch's, or `auto`: a GPU if there is
     one. `items` is a data frame of polars or pandas with a column `id` and others, to which
@@ -68,6 +69,7 @@ class Recommender:
         self.max_history = catalogue.max_history
         self.columns = items
         self.says_cut = True
+        self.lock = Lock()  # a model is used by one thread at a time
 
     @cached_property
     def items(self) -> pl.DataFrame:
@@ -142,11 +144,12 @@ class Recommender:
             )
             self.says_cut = False
         ranked: list[list[Recommendation]] = [[] for _ in found]
-        for row, (items, scores) in self.ranker.rank(latest, excluded, top, batch_size):
-            ranked[row] = [
-                Recommendation(self.ids[item], self.titles[item], score)
-                for item, score in zip(items, scores, strict=True)
-            ]
+        with self.lock:
+            for row, (items, scores) in self.ranker.rank(latest, excluded, top, batch_size):
+                ranked[row] = [
+                    Recommendation(self.ids[item], self.titles[item], score)
+                    for item, score in zip(items, scores, strict=True)
+                ]
         return ranked
 
     def within(self, allowed: Within) -> Self:

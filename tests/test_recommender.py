@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import polars as pl
@@ -121,6 +122,13 @@ def test_many_lists_equal_single_ones_in_any_order(recommender, batch_size, excl
             assert_same(ranked, alone[n], 1e-5)
 
 
+def test_threads_share_a_recommender(recommender):
+    alone = [recommender.recommend(history, 7) for history in HISTORIES]
+    with ThreadPoolExecutor(4) as pool:
+        many = pool.map(lambda history: recommender.recommend(history, 7), HISTORIES * 5)
+        assert list(many) == alone * 5
+
+
 def test_histories_in_a_frame_or_an_iterable(recommender):
     expected = recommender.recommend_many(HISTORIES)
     assert recommender.recommend_many(iter(HISTORIES)) == expected
@@ -137,7 +145,8 @@ def test_a_user_who_has_seen_all_gets_an_empty_list(recommender):
     assert first == [] and [each.id for each in second] == ["raw4"]
 
 
-def test_a_long_history_is_cut_as_in_training_and_said_once(recommender, caplog):
+def test_a_long_history_is_cut_as_in_training_and_said_once(model_with_catalogue, caplog):
+    recommender = Recommender(model_with_catalogue)
     long = ["raw5"] * 10_000 + ["raw3", "Heat", "raw20"]
     with caplog.at_level(logging.WARNING):
         assert recommender.recommend(long) == recommender.recommend(long[-3:])
