@@ -147,7 +147,12 @@ def test_options_under_which_a_run_resumes_are_listed():
         assert f"`{name}`" in TEXTS["docs/reproducing.md"].partition("## What runs again")[0]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
+RECOMMENDING = TEXTS["docs/recommending.md"]
+
+
+@pytest.mark.parametrize(
+    "snippet", [each for each in blocks("python") if each.values[0] not in RECOMMENDING]
+)
 def test_the_reward_snippets_are_rewards(snippet, tmp_path, monkeypatch):
     (tmp_path / "rewards_of_the_docs.py").write_text(snippet)
     monkeypatch.syspath_prepend(tmp_path)
@@ -162,6 +167,17 @@ def test_the_reward_snippets_are_rewards(snippet, tmp_path, monkeypatch):
     )
     reward = make_reward("rewards_of_the_docs:is_new")(groups)
     assert reward.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+def test_the_snippets_of_recommending_run(model_with_catalogue, tmp_path, monkeypatch, capsys):
+    (tmp_path / "products.csv").write_text("id,price\nraw3,5\nraw4,50\n")
+    (tmp_path / "model").symlink_to(model_with_catalogue)
+    monkeypatch.chdir(tmp_path)
+    names = {"history": ["Heat"], "ids_in_stock": ["raw3", "raw5"]}
+    for snippet in re.findall(r"```python\n(.*?)```", RECOMMENDING, re.DOTALL):
+        shortened = snippet.replace("results/runs/ml-100k/tiny/rere/seed0/model", "model")
+        exec(shortened.replace("Heat (1995)", "Heat"), names)
+    assert len(re.findall(r"^raw\d+ ", capsys.readouterr().out, re.MULTILINE)) == 10
 
 
 # ------------------------------------------------------------------------------------- the site

@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -27,12 +28,15 @@ def conda(path: str) -> tuple[list[str], list[str]]:
 
 
 RUNTIME = requirements(PROJECT["dependencies"])
+EXTRAS = PROJECT["optional-dependencies"]
+SERVE = requirements(EXTRAS["serve"])
 PINS = requirements((ROOT / "constraints.txt").read_text().splitlines())
 
 
 def test_constraints_pin_every_direct_requirement_exactly():
     assert all(str(pin.specifier).startswith("==") for pin in PINS.values())
-    direct = RUNTIME | requirements(PROJECT["optional-dependencies"]["dev"])
+    direct = RUNTIME | SERVE | requirements(EXTRAS["dev"])
+    del direct["rere"]  # with an extra
     assert direct.keys() <= PINS.keys()
     for name, requirement in direct.items():
         version = str(PINS[name].specifier).removeprefix("==")
@@ -52,8 +56,18 @@ def test_the_developers_environment_installs_the_repository_as_pinned():
 
 
 def test_what_the_package_imports_is_required():
+    for folder, required in (("rere", RUNTIME), ("rere/serve", RUNTIME | SERVE)):
+        paths = {*(ROOT / folder).rglob("*.py")}
+        if folder == "rere":
+            paths -= {*(ROOT / "rere/serve").rglob("*.py")}
+        needed = packages_imported_by(paths)
+        assert needed - {"pydantic-core"} <= required.keys()  # pydantic pins its core itself
+
+
+def packages_imported_by(paths: Iterable[Path]) -> set[str]:
+    """The packages with the modules that these files import."""
     imported = set()
-    for path in (ROOT / "rere").rglob("*.py"):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
@@ -62,5 +76,4 @@ def test_what_the_package_imports_is_required():
     modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"rere"}
     modules -= {"compression"}  # of the standard library from Python 3.14 on
     distributions = packages_distributions()
-    needed = {canonicalize_name(distributions[module][0]) for module in modules}
-    assert needed - {"pydantic-core"} <= RUNTIME.keys()  # pydantic pins its core itself
+    return {canonicalize_name(distributions[module][0]) for module in modules}
