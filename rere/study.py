@@ -176,7 +176,8 @@ def find_wrong_model(study: Study, model: BenchmarkedModel, where: str) -> Itera
 def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
     """One line for an error of pydantic: the key as the user wrote it, and the remedy."""
     context = problem.get("ctx", {})
-    inner = [context[key].strip("'") for key in ("key", "discriminator") if key in context]
+    inner = [context["key"]] if "key" in context else []
+    inner += [context["discriminator"].strip("'")] if "discriminator" in context else []
     loc = [*problem["loc"], *inner]
     if loc[0:1] == ["methods"] and len(loc) > 1 and loc[1] in grid_of:
         grid = grid_of[loc[1]]
@@ -189,7 +190,7 @@ def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
             node = node[key]
         elif key is not loc[-1] or not (inner or problem["type"] == "missing"):
             continue
-        keys.append(str(key))
+        keys.append(str(key) or "''")
     return ": ".join(filter(None, [".".join(keys), remedy(problem)]))
 
 

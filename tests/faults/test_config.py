@@ -489,6 +489,11 @@ def test_values_that_the_loader_dies_of_are_named(tmp_path, text, message):
             check_yaml(path)
 
 
+@pytest.mark.parametrize(("key", "shown"), [("'", "'"), ("", "''"), ("'x'", "'x'"), (3, "3")])
+def test_an_unknown_key_is_shown_as_it_is(key, shown):
+    assert config_error(changed(**{str(key): None})).startswith(f"{shown}: unknown key; ")
+
+
 def test_absent_sections_are_named():
     for section in ("datasets", "backbones", "methods", "tables"):
         assert f"{section}: missing" in config_error(changed(**{section: ABSENT})).split("\n")
