@@ -187,7 +187,7 @@ class Recommend(Options):
 class Lists(config.evaluation.BeamSearch):
     """What the commands for histories share."""
 
-    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
+    model: DirectoryPath = Field(description="model/ folder of a run.")
     top: int = Field(10, ge=1, le=MAX_BEAMS, description="Items per list.")
     exclude_seen: bool = Field(False, description="Leave out the items of the history.")
     within: FilePath | None = Field(
@@ -199,8 +199,10 @@ class Lists(config.evaluation.BeamSearch):
         """Yield the list of each history; an item has id, title and score."""
         from rere.recommender import Recommender, read_ids
 
-        chosen = self.model_dump(include=set(config.evaluation.BeamSearch.model_fields))
-        options = config.evaluation.BeamSearch(**chosen)
+        chosen = self.model_dump(
+            include=self.model_fields_set & config.evaluation.BeamSearch.model_fields.keys()
+        )
+        options = config.evaluation.BeamSearch(**chosen) if chosen else None
         recommender = Recommender(self.model, options, self.device)
         if self.within is not None:
             recommender = recommender.within(read_ids(self.within))
