@@ -69,13 +69,13 @@ def load_baseline(folder: Path, device: "torch.device | str" = "cpu") -> FittedB
     for name in BASELINE_FILES:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; {STAGE} writes it")
-    given, items = read_json(folder / OPTIONS, STAGE), read_items(folder, STAGE)
     try:
         with safe_open(folder / ARRAYS, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
         if metadata["sha256"] != hash_folder(folder, arrays):
-            raise ValueError
+            raise ValueError("another hash")  # before any file is parsed
+        given, items = read_json(folder / OPTIONS, STAGE), read_items(folder, STAGE)
         options = KINDS[given["options"]["model"]].model_validate(given["options"])
         counts = items["count"].to_numpy()
         model = make_model(options, given["max_history"], counts, arrays, device)

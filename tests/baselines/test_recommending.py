@@ -55,9 +55,6 @@ def test_forbidden_items_are_left_out_and_no_list_runs_short(baseline_run, succe
         assert [(each.id, each.score) for each in ranked[row]] == [
             (f"raw{item}", scores[row][item]) for item in left
         ]
-    history = raw([3, 4])
-    again = limited.within(raw([4, 5, 6])).recommend_many([history], exclude_seen=True)
-    assert {each.id for each in again[0]} == {f"raw{item}" for item in {5, 6} & {*allowed}}
 
 
 def test_one_history_and_small_batches(baseline_run, successor_data):
@@ -72,6 +69,15 @@ def test_one_history_and_small_batches(baseline_run, successor_data):
                 [each.score for each in other], abs=1e-6
             )
     assert recommender.recommend_many([]) == []
+
+
+def test_a_limit_within_another(baseline_run):
+    limited = Recommender(baseline_run / "model").within(raw([3, 4, 5, 29])).within(raw([4, 5, 6]))
+    assert {each.id for each in limited.recommend(["raw3"])} == {"raw4", "raw5"}
+    first, second = limited.recommend_many([raw([4, 5]), raw([3, 4])], exclude_seen=True)
+    assert first == [] and [each.id for each in second] == ["raw5"]
+    with pytest.raises(InputError, match="within: allows no item of the catalogue"):
+        limited.within(["raw6"])
 
 
 def test_titles_and_conditions(run_of):
