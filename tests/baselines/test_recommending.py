@@ -121,6 +121,15 @@ def test_options_of_a_search_are_refused(run_of):
         parse("recommend --history", [*arguments, "--num-beams", "9"]).run()
 
 
+def test_the_server_gets_only_options_that_are_given(run_of, monkeypatch):
+    given = []
+    monkeypatch.setattr("rere.serve.server.serve", lambda *arguments: given.append(arguments[1]))
+    folder = str(run_of("item_knn") / "model")
+    parse("serve", ["--model", folder]).run()
+    parse("serve", ["--model", folder, "--num-beams", "9"]).run()
+    assert given == [None, BeamSearch(num_beams=9)]
+
+
 def test_a_damaged_folder_is_a_baseline_still(run_of):
     folder = run_of("item_knn") / "model"
     (folder / "baseline.json").unlink()
