@@ -61,7 +61,7 @@ def test_rankings_equal_plain_formulas(name, histories, counts, forbidden, lengt
         assert (values[row, len(expected) :] == -np.inf).all()
 
 
-def test_batches_do_not_change_a_network(short_sasrec):
+def test_a_network_ranks_the_allowed_items(short_sasrec):
     histories = lists([[1, 2, 3], [4], [5, 6]])
     scores = short_sasrec.score_items(histories).numpy()
     ranked, values = rank_top(short_sasrec, histories, 99, [0, 7], [{3}, set(), {1, 2}])
