@@ -1,12 +1,13 @@
-"""Recommend with a trained model, which is held in memory and asked many times.
+"""Recommend with the model of a run, which is held in memory and asked many times.
 
     from rere import Recommender
 
     recommender = Recommender("results/runs/ml-100k/tiny/rere/seed0/model")
     recommender.recommend(["Toy Story (1995)", "Heat (1995)"], top=10, exclude_seen=True)
 
-A history has ids or titles of items, oldest first. `exclude_seen` and `within` are exact: the
-search runs over the prefix tree of the allowed items, as if the catalogue had no others.
+A history has ids or titles of items, oldest first. `exclude_seen` and `within` are exact: a
+language model searches the prefix tree of the allowed items, as if the catalogue had no others. A
+baseline ranks the allowed items.
 """
 
 import copy
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple, Self
 import polars as pl
 import torch
 
+from rere.baselines.model_folder import is_baseline
+from rere.baselines.ranker import BaselineRanker
 from rere.config.evaluation import BeamSearch
 from rere.errors import InputError
 from rere.evaluation.title_ranker import TitleRanker
@@ -37,7 +40,7 @@ SHOWN = 3
 
 
 class Recommendation(NamedTuple):
-    """An item and its score, the log-probability of its title."""
+    """An item and its score: a baseline's own, of others the log-probability of the title."""
 
     id: str
     title: str
@@ -45,12 +48,15 @@ class Recommendation(NamedTuple):
 
 
 class Recommender:
-    """A trained model and its catalogue. Threads may share it; one waits for the other.
+    """A model and its catalogue. Threads may share it; one waits for the other.
 
-    `model` is the folder model/ of a run. `device` is one of torch's, or `auto`: a GPU if there is
-    one. `items` is a data frame of polars or pandas with a column `id` and others, to which
-    `within` may refer. Raises InputError for a folder without a model or its catalogue.
+    `model` is the folder model/ of a run. `options` set the search of a language model. `device` is
+    one of torch's, or `auto`: a GPU if there is one. `items` is a data frame of polars or pandas
+    with a column `id` and others, to which `within` may refer. Raises InputError for a folder
+    without a model or its catalogue, and for `options` with a baseline.
     """
+
+    ranker: TitleRanker | BaselineRanker
 
     def __init__(
         self,
@@ -62,11 +68,22 @@ class Recommender:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder = Path(model)
-        options = options or BeamSearch()
-        self.ranker, catalogue = TitleRanker.load(self.folder, options, torch.device(device))
-        self.ids, self.titles = list(catalogue.ids), list(catalogue.titles)
+        if is_baseline(self.folder):
+            if options is not None:
+                given = ", ".join(sorted(options.model_fields_set)) or "options"
+                raise InputError(
+                    f"{given}: for the search of a language model; {self.folder} has a baseline, "
+                    "so leave it out"
+                )
+            self.ranker, fitted = BaselineRanker.load(self.folder, torch.device(device))
+            self.ids, self.titles = (fitted.items[name].to_list() for name in ("raw_id", "title"))
+            self.max_history = fitted.model.max_history
+        else:
+            options = options or BeamSearch()
+            self.ranker, catalogue = TitleRanker.load(self.folder, options, torch.device(device))
+            self.ids, self.titles = list(catalogue.ids), list(catalogue.titles)
+            self.max_history = catalogue.max_history
         self.num_items = len(self.ids)  # that may be recommended; others only occur in histories
-        self.max_history = catalogue.max_history
         self.columns = items
         self.says_cut = True
         self.lock = Lock()  # a model is used by one thread at a time
@@ -125,8 +142,8 @@ class Recommender:
         """The lists of `recommend` for many histories, in their order.
 
         `histories` is an iterable, or a data frame with a column `history`. `batch_size` is the
-        number of histories per search; None takes as many as fit in memory. Another batch size may
-        move scores by rounding, about 1e-6.
+        number of histories per pass; None takes as many as fit in memory, of baselines 512. Another
+        batch size may move scores by rounding, about 1e-6.
         """
         if not isinstance(top, int) or top < 1:
             raise InputError(f"top: must be a whole number of at least 1, not {top!r}")
@@ -134,14 +151,13 @@ class Recommender:
             limited = self.within(within)
             return limited.recommend_many(histories, top, exclude_seen, batch_size=batch_size)
         found = [self.find_items(history) for history in read_histories(histories)]
-        latest = [[items[0] for items in history][-self.max_history :] for history in found]
+        longest = self.max_history or max(map(len, found), default=0)
+        latest = [[items[0] for items in history][-longest:] for history in found]
         excluded = [
             {i for items in history for i in items} if exclude_seen else () for history in found
         ]
-        if self.says_cut and any(len(history) > self.max_history for history in found):
-            log.warning(
-                "histories are cut to their latest %d items, as in training", self.max_history
-            )
+        if self.says_cut and any(len(history) > longest for history in found):
+            log.warning("histories are cut to their latest %d items, as in training", longest)
             self.says_cut = False
         ranked: list[list[Recommendation]] = [[] for _ in found]
         with self.lock:
@@ -187,7 +203,8 @@ class Recommender:
         """A recommender of new items, which the model need not have seen in training.
 
         `titles` is a list, whose titles serve as ids, or a data frame with columns `id` and
-        `title`. Histories may name the new items and those known before.
+        `title`. Histories may name the new items and those known before. Raises InputError for a
+        baseline.
         """
         frame = titles if not isinstance(titles, list) else {"id": titles, "title": titles}
         new = as_frame(frame)

@@ -184,10 +184,17 @@ class Recommend(Options):
         recommend(self, self.model, self.data, self.seed, self.output)
 
 
+def given_search(command: config.evaluation.BeamSearch) -> config.evaluation.BeamSearch | None:
+    """The options of the search that a command was given; None if none, as a baseline needs."""
+    fields = config.evaluation.BeamSearch.model_fields.keys() & command.model_fields_set
+    given = command.model_dump(include=fields)
+    return config.evaluation.BeamSearch(**given) if given else None
+
+
 class Lists(config.evaluation.BeamSearch):
     """What the commands for histories share."""
 
-    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
+    model: DirectoryPath = Field(description="model/ folder of a run.")
     top: int = Field(10, ge=1, le=MAX_BEAMS, description="Items per list.")
     exclude_seen: bool = Field(False, description="Leave out the items of the history.")
     within: FilePath | None = Field(
@@ -199,9 +206,7 @@ class Lists(config.evaluation.BeamSearch):
         """Yield the list of each history; an item has id, title and score."""
         from rere.recommender import Recommender, read_ids
 
-        chosen = self.model_dump(include=set(config.evaluation.BeamSearch.model_fields))
-        options = config.evaluation.BeamSearch(**chosen)
-        recommender = Recommender(self.model, options, self.device)
+        recommender = Recommender(self.model, given_search(self), self.device)
         if self.within is not None:
             recommender = recommender.within(read_ids(self.within))
         for ranked in recommender.recommend_many(histories, self.top, self.exclude_seen):
@@ -241,7 +246,7 @@ class RecommendHistories(Lists):
 class Serve(config.evaluation.BeamSearch):
     """Answer requests over HTTP with a model, and show a page at /."""
 
-    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
+    model: DirectoryPath = Field(description="model/ folder of a run.")
     device: str = Field("auto", description="Device of torch. auto: a GPU if there is one.")
     host: str = Field("127.0.0.1", description="Address to listen at. 0.0.0.0: all of the machine.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen at. 0: a free one.")
@@ -254,10 +259,9 @@ class Serve(config.evaluation.BeamSearch):
     def run(self) -> None:
         from rere.serve.server import serve
 
-        chosen = self.model_dump(include=set(config.evaluation.BeamSearch.model_fields))
         serve(
             self.model,
-            config.evaluation.BeamSearch(**chosen),
+            given_search(self),
             self.device,
             self.host,
             self.port,

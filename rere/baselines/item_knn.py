@@ -7,34 +7,70 @@ its history and target, where the papers use a user's whole profile. Training ro
 that are close in time share more of them.
 """
 
+from collections.abc import Mapping
+from typing import Self
+
 import numpy as np
 import polars as pl
 from scipy import sparse
 
-ROWS_PER_BATCH = 512
+from rere.baselines.ranking import CountedModel
 
 
-def item_knn(
-    neighbours: int, items: pl.DataFrame, train: pl.DataFrame, rows: pl.DataFrame, length: int
-) -> tuple[list[list[int]], list[list[float]]]:
-    """The `length` items with the highest sums of similarities to the history of each of `rows`.
+class ItemKnnModel(CountedModel):
+    """Each distinct item of a history adds its similarities to the scores of its neighbours.
 
-    Each distinct item of a history adds its similarity to its `neighbours` most similar items, not
-    to itself. Ties, mostly between items with a sum of 0, go to the more popular item, then to the
-    lower item_id. `items` and the splits are those of `rere.data.dataset`. Returns ranked items and
-    their scores, one list per row, best first.
+    `similarities` is (items, items): a row has those of an item to its neighbours, without itself.
+    Ties are mostly between items with a score of 0.
     """
-    similarities = keep_nearest(cosines(baskets(train, len(items), target=True)), neighbours)
-    popular = np.argsort(-items["count"].to_numpy(), kind="stable")  # ties to the lower item_id
-    histories = baskets(rows, len(items))
-    ranked, scores = [], []
-    for start in range(0, len(rows), ROWS_PER_BATCH):
-        sums = (histories[start : start + ROWS_PER_BATCH] @ similarities).toarray()  # (rows, items)
-        # Columns are in order of popularity, so a stable sort breaks ties by popularity.
-        order = popular[np.argsort(-sums[:, popular], axis=1, kind="stable")[:, :length]]
-        ranked += order.tolist()
-        scores += np.take_along_axis(sums, order, axis=1).tolist()
-    return ranked, scores
+
+    def __init__(self, counts: np.ndarray, similarities: sparse.csr_array) -> None:
+        super().__init__(counts)
+        self.similarities = similarities
+
+    @classmethod
+    def fit(cls, neighbours: int, items: pl.DataFrame, train: pl.DataFrame) -> Self:
+        """The model with the `neighbours` most similar items of each, in the rows of `train`.
+
+        `items` and the split are those of `rere.data.dataset`.
+        """
+        similarities = cosines(baskets(train, len(items), target=True))
+        return cls(items["count"].to_numpy(), keep_nearest(similarities, neighbours))
+
+    @classmethod
+    def load(cls, counts: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Self:
+        """The model with these `arrays`; raises KeyError or ValueError if they are of no model."""
+        num_items = len(counts)
+        value, column, edge = (arrays[name] for name in ("value", "column", "edge"))
+        if not (
+            [value.dtype, column.dtype, edge.dtype] == [np.float64, np.int32, np.int64]
+            and len(arrays) == 3
+            and edge.shape == (num_items + 1,)
+            and value.shape == column.shape == (edge[-1],)
+            and edge[0] == 0
+            and (edge[1:] >= edge[:-1]).all()
+            and ((column >= 0) & (column < num_items)).all()
+            and (np.isfinite(value) & (value > 0)).all()
+        ):
+            raise ValueError("not the similarities of these items")
+        row = np.repeat(np.arange(num_items), np.diff(edge))
+        if not (np.diff(row * num_items + column) > 0).all():
+            raise ValueError("an item is twice among the neighbours of another")
+        shape = (num_items, num_items)
+        return cls(counts, sparse.csr_array((value, column, edge), shape=shape))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The similarities in compressed sparse rows: neighbours in the order of item_id."""
+        matrix = self.similarities
+        return {
+            "value": matrix.data,
+            "column": matrix.indices.astype(np.int32),
+            "edge": matrix.indptr.astype(np.int64),
+        }
+
+    def score_items(self, histories: pl.Series) -> np.ndarray:
+        members = baskets(histories.alias("history").to_frame(), len(self.counts))
+        return (members @ self.similarities).toarray()
 
 
 def baskets(rows: pl.DataFrame, num_items: int, target: bool = False) -> sparse.csr_array:

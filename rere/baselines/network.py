@@ -7,9 +7,12 @@ score is the dot product of a state with the item's input embedding. All network
 one training loop, the losses and the ranking.
 """
 
+import numpy as np
+import polars as pl
 import torch
 from torch import nn
 
+from rere.baselines.ranking import ROWS_PER_BATCH
 from rere.config.baselines import Sequential
 
 
@@ -29,6 +32,40 @@ class Network(nn.Module):
     def scores(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of the next item: (..., D) -> (..., N)."""
         return states @ self.items.weight[: self.padding].T
+
+    @torch.no_grad()
+    def last_states(self, histories: pl.Series) -> torch.Tensor:
+        """The state after each history, (rows, D) on the model's device.
+
+        The model reads the latest `max_history` items.
+        """
+        self.eval()
+        batches = pad_left(histories, self.max_history, self.padding).split(ROWS_PER_BATCH)
+        return torch.cat([self(batch.to(self.items.weight.device))[:, -1] for batch in batches])
+
+    @torch.no_grad()
+    def score_items(self, histories: pl.Series) -> torch.Tensor:
+        """Logits of all items after each history, (rows, N) on the model's device."""
+        return self.scores(self.last_states(histories))
+
+    def top(self, scores: torch.Tensor, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best items of each row of scores (rows, N), int64, and their logits, float32."""
+        best = scores.topk(min(length, scores.shape[1]))
+        return best.indices.cpu().numpy(), best.values.cpu().numpy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights by name."""
+        weights = self.state_dict()
+        return {name: np.ascontiguousarray(each.cpu().numpy()) for name, each in weights.items()}
+
+
+def pad_left(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
+    """The latest `width` items of each history, padded on the left: (rows, width) int32."""
+    latest = histories.list.tail(width)
+    lengths = latest.list.len().to_numpy()
+    array = np.full((len(latest), width), padding, dtype=np.int32)
+    array[np.arange(width) >= width - lengths[:, None]] = latest.explode().drop_nulls().to_numpy()
+    return torch.from_numpy(array)
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Training and ranking of the sequential networks, with one training loop and two losses.
+"""Training of the sequential networks, with one training loop and two losses.
 
 `softmax` is the cross-entropy over the whole catalogue. It makes stronger baselines than `bce`,
 SASRec's own loss, the binary cross-entropy with one sampled negative per target (Klenitskiy &
@@ -11,7 +11,7 @@ its target, from the items before it.
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import numpy as np
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from rere.baselines.caser import CaserModel
 from rere.baselines.gru4rec import Gru4recModel
-from rere.baselines.network import Network
+from rere.baselines.network import Network, pad_left
+from rere.baselines.ranking import rank_top
 from rere.baselines.sasrec import SasrecModel
 from rere.config.baselines import Sequential
 from rere.data.factors import Factors
@@ -30,7 +31,6 @@ from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
 from rere.progress import progress
 
 SELECTION = "NDCG@10"
-ROWS_PER_BATCH = 512
 NETWORKS = {"gru4rec": Gru4recModel, "caser": CaserModel, "sasrec": SasrecModel}
 
 
@@ -84,6 +84,26 @@ def fit(
             if epoch - best_epoch >= options.patience:
                 break
     model.load_state_dict(best_weights)
+    return model
+
+
+def load(
+    options: Sequential,
+    num_items: int,
+    max_history: int,
+    arrays: Mapping[str, np.ndarray],
+    device: torch.device | str,
+) -> Network:
+    """A model with the weights in `arrays`; raises ValueError or TypeError if they are of none."""
+    with torch.device("meta"):  # shapes without memory, and no random numbers
+        model = NETWORKS[options.model](options, num_items, max_history)
+    expected = {name: weight.shape for name, weight in model.state_dict().items()}
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if {name: weight.shape for name, weight in weights.items()} != expected or not all(
+        weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values()
+    ):
+        raise ValueError("not the weights of such a model")
+    model.to_empty(device=device).load_state_dict(weights)
     return model
 
 
@@ -159,45 +179,11 @@ def validate(model: Network, valid: pl.DataFrame) -> float:
     return float(metrics_from_ranks(ranks)[:, METRICS.index(SELECTION)].mean())
 
 
-@torch.inference_mode()
-def rank_top(model: Network, histories: pl.Series, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `length` best items after each history, best first, and their logits.
-
-    The model reads the latest `max_history` items. Returns arrays (rows, min(length, items)) of
-    int64 and float32.
-    """
-    best = []
-    for states in last_states(model, histories).split(ROWS_PER_BATCH):
-        scores = model.scores(states)  # (B, N)
-        best.append(scores.topk(min(length, scores.shape[1])))
-    items = torch.cat([batch.indices for batch in best])
-    scores = torch.cat([batch.values for batch in best])
-    return items.cpu().numpy(), scores.cpu().numpy()
-
-
-@torch.inference_mode()
-def last_states(model: Network, histories: pl.Series) -> torch.Tensor:
-    """The state after each history, (rows, D) on the model's device."""
-    model.eval()
-    device = next(model.parameters()).device
-    batches = pad_left(histories, model.max_history, model.padding).split(ROWS_PER_BATCH)
-    return torch.cat([model(batch.to(device))[:, -1] for batch in batches])
-
-
 def make_factors(model: Network, rows: pl.DataFrame) -> Factors:
     """The factors of `model.scores` for the histories of `rows`, in the order of row_id."""
     rows = rows.sort("row_id")
     return Factors(
         row_id=torch.from_numpy(rows["row_id"].to_numpy(writable=True)),
-        state=last_states(model, rows["history"]),
+        state=model.last_states(rows["history"]),
         item=model.items.weight[: model.padding].detach(),
     ).to("cpu")
-
-
-def pad_left(histories: pl.Series, width: int, padding: int) -> torch.Tensor:
-    """The latest `width` items of each history, padded on the left: (rows, width) int32."""
-    latest = histories.list.tail(width)
-    lengths = latest.list.len().to_numpy()
-    array = np.full((len(latest), width), padding, dtype=np.int32)
-    array[np.arange(width) >= width - lengths[:, None]] = latest.explode().drop_nulls().to_numpy()
-    return torch.from_numpy(array)

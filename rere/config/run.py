@@ -19,6 +19,9 @@ MODEL_FILES = (
 TRAINED_FILES = (*MODEL_FILES, "catalogue.safetensors")
 """The files of a trained one."""
 
+BASELINE_FILES = ("baseline.json", "baseline.safetensors", "items.parquet")
+"""The files of the model of a baseline."""
+
 
 class Run(BaseModel):
     """One method, trained and evaluated with one seed: a folder below results/runs."""

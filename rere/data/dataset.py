@@ -77,11 +77,14 @@ class ProcessedData(NamedTuple):
     num_unlisted: int | None = None  # events of items not in the file of titles, if known
 
 
-def read_items(data: Path) -> pl.DataFrame:
-    """Return a data set's catalogue in order of item_id; raise InputError if malformed."""
+def read_items(data: Path, stage: str = PREPROCESS) -> pl.DataFrame:
+    """Return a data set's catalogue in order of item_id; raise InputError if malformed.
+
+    `stage` writes it, as a message says.
+    """
     path = data / "items.parquet"
-    items = read_parquet(path, ITEMS_SCHEMA, PREPROCESS)
-    check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS | RAW_ID_FAULTS, PREPROCESS_AGAIN)
+    items = read_parquet(path, ITEMS_SCHEMA, stage)
+    check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS | RAW_ID_FAULTS, f"make it again: {stage}")
     return items
 
 

@@ -1,4 +1,4 @@
-"""Serve a trained model over HTTP, until a signal stops it."""
+"""Serve a model over HTTP, until a signal stops it."""
 
 import socket
 import sys
@@ -10,7 +10,7 @@ from rere.errors import InputError
 
 def serve(
     model: Path,
-    options: BeamSearch,
+    options: BeamSearch | None,
     device: str,
     host: str,
     port: int,

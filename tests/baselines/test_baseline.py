@@ -29,12 +29,16 @@ def run(options, data: Path, output: Path, seed: int = 0, evaluation: Evaluation
     return read_predictions(output)
 
 
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_popularity_ranks_every_row(successor_data, tmp_path):
     predictions = run(Popularity(), successor_data, tmp_path / "run" / "predictions.parquet")
     assert predictions["row_id"].to_list() == list(range(90))
     assert predictions["items"].to_list() == [list(range(29, 9, -1))] * 90
     assert predictions["scores"][0].to_list() == list(range(29, 9, -1))
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
+    assert files(tmp_path / "run") == ["model", "predictions.parquet"]
 
 
 def test_repeat_last_ranks_a_sample_of_rows(successor_data, tmp_path):
@@ -53,7 +57,7 @@ def test_item_knn_counts_training_rows(successor_data, tmp_path):
     # score 2/3, 2/3, 2/3 + 1/3 and 2/3 + 1/3; ties go to the item with more training targets.
     assert predictions["items"][0].to_list()[:4] == [29, 2, 1, 0]
     assert predictions["scores"][0].to_list()[:4] == pytest.approx([1, 1, 2 / 3, 2 / 3])
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.parquet"]
+    assert files(tmp_path / "run") == ["model", "predictions.parquet"]
 
 
 @pytest.mark.parametrize("options", TRAINED)
@@ -86,6 +90,26 @@ def test_a_broken_test_split_stops_before_training(successor_data, tmp_path, opt
     with pytest.raises(InputError, match=r"test\.parquet: not a readable parquet file"):
         run(options, successor_data, tmp_path / "run" / "predictions.parquet")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [Popularity(), ItemKnn(), SASREC])
+def test_a_failure_leaves_nothing(successor_data, tmp_path, monkeypatch, options):
+    def fail(*_):
+        raise InputError("no predictions")
+
+    monkeypatch.setattr("rere.baselines.baseline.write_predictions", fail)
+    with pytest.raises(InputError, match="no predictions"):
+        run(options, successor_data, tmp_path / "run" / "predictions.parquet")
+    assert files(tmp_path / "run") == []
+
+
+def test_a_model_of_another_method_is_kept(successor_data, tmp_path):
+    other = tmp_path / "model" / "model.safetensors"
+    other.parent.mkdir()
+    other.touch()
+    with pytest.raises(InputError, match=r"model\.safetensors: would be lost; remove it or choose"):
+        run(Popularity(), successor_data, tmp_path / "predictions.parquet")
+    assert other.exists() and not (tmp_path / "predictions.parquet").exists()
 
 
 @pytest.mark.parametrize("options", [*TRAINED, ItemKnn()])

@@ -1,4 +1,4 @@
-"""Training and ranking of the networks, on patterns with one correct answer."""
+"""Training of the networks, and ranking, on patterns with one correct answer."""
 
 import io
 import json
@@ -11,17 +11,10 @@ import torch
 from untrained_networks import NUM_ITEMS, PADDING
 
 from rere.baselines import sequential
-from rere.baselines.network import Network
+from rere.baselines.network import Network, pad_left
+from rere.baselines.ranking import rank_top
 from rere.baselines.sasrec import SasrecModel
-from rere.baselines.sequential import (
-    bce_loss,
-    fit,
-    next_items,
-    pad_left,
-    rank_top,
-    softmax_loss,
-    validate,
-)
+from rere.baselines.sequential import bce_loss, fit, next_items, softmax_loss, validate
 from rere.config.baselines import Caser, Gru4rec, Sasrec, Sequential
 from rere.errors import InputError
 

@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 from data_frames import items_frame
 
-from rere.baselines.trivial import popularity, repeat_last
+from rere.baselines.ranking import CountedModel, rank_top
+from rere.baselines.trivial import PopularityModel, RepeatLastModel
 
 COUNTS = [2, 5, 5, 0, 1]
 """Training targets of items 0 to 4. By popularity: 1, 2 (tied, lower id first), 0, 4, 3."""
@@ -12,18 +13,28 @@ COUNTS = [2, 5, 5, 0, 1]
 ITEMS = items_frame([f"Item {item}" for item in range(len(COUNTS))], COUNTS)
 
 
-def rows(*histories: list[int]) -> pl.DataFrame:
-    return pl.DataFrame({"history": histories}, schema={"history": pl.List(pl.Int32)})
+def rank(model: CountedModel, histories: list[list[int]], length: int):
+    """Ranked items and their scores, one list per history."""
+    ranked, scores = rank_top(model, pl.Series(histories, dtype=pl.List(pl.Int32)), length)
+    return ranked.tolist(), scores.tolist()
+
+
+def popularity(histories: list[list[int]], length: int):
+    return rank(PopularityModel(ITEMS["count"].to_numpy()), histories, length)
+
+
+def repeat_last(histories: list[list[int]], length: int):
+    return rank(RepeatLastModel(ITEMS["count"].to_numpy()), histories, length)
 
 
 def test_popularity_breaks_ties_by_item_id_and_scores_by_count():
-    ranked, scores = popularity(ITEMS, rows([0], [1, 2]), 10)
+    ranked, scores = popularity([[0], [1, 2]], 10)
     assert ranked == [[1, 2, 0, 4, 3]] * 2
     assert scores == [[5.0, 5.0, 2.0, 1.0, 0.0]] * 2
 
 
 def test_popularity_limits_the_list():
-    assert popularity(ITEMS, rows([0]), 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
+    assert popularity([[0]], 3) == ([[1, 2, 0]], [[5.0, 5.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -39,11 +50,11 @@ def test_popularity_limits_the_list():
     ],
 )
 def test_repeat_last_ranks_the_history_latest_first(history, ranked, scores):
-    assert repeat_last(ITEMS, rows(history), 10) == ([ranked], [scores])
+    assert repeat_last([history], 10) == ([ranked], [scores])
 
 
 def test_repeat_last_limits_the_combined_list():
     # d = 3: 5 + 3, 5 + 2, and the third history item falls off a list of two.
-    assert repeat_last(ITEMS, rows([4, 0, 3]), 2) == ([[3, 0]], [[8.0, 7.0]])
+    assert repeat_last([[4, 0, 3]], 2) == ([[3, 0]], [[8.0, 7.0]])
     # The two most popular items are the history and appear once.
-    assert repeat_last(ITEMS, rows([1, 2]), 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])
+    assert repeat_last([[1, 2]], 3) == ([[2, 1, 0]], [[7.0, 6.0, 2.0]])

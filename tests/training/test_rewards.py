@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rere import config
 from rere.baselines import sequential
+from rere.baselines.ranking import rank_top
 from rere.baselines.sasrec import SasrecModel
 from rere.config.rl import reward_weights
 from rere.data.factors import Factors
@@ -225,7 +226,7 @@ def random_sasrec() -> tuple[SasrecModel, pl.DataFrame, Factors]:
 
 def test_factors_give_the_models_logits():
     model, rows, factors = random_sasrec()
-    items, logits = sequential.rank_top(model, rows["history"], 6)
+    items, logits = rank_top(model, rows["history"], 6)
     reward = make_reward("collaborative", factors=factors)
     made = reward(groups(items.tolist(), [0, 0, 0], rows["row_id"].to_list()))
     assert made.tolist() == pytest.approx(logits, abs=1e-5)

@@ -8,6 +8,7 @@ REQUIRED INPUTS:
 OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    model/                  options, weights or similarities, catalogue: what recommending takes
     run.json                versions, commit, options, hashes, seconds, memory
     factors.safetensors, factors.test.safetensors
                             (sequential models) for the collaborative reward and d3
@@ -23,6 +24,10 @@ rule baseline:
         test="results/data/{dataset}/test.parquet",
     output:
         predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        model=expand(
+            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}/model/{file}",
+            file=BASELINE_FILES,
+        ),
         run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
     log:
         "logs/baseline/{dataset}/{method}/seed{seed}.log",
@@ -55,6 +60,10 @@ use rule baseline as sequential with:
     # Train a sequential model and rank the test rows
     output:
         predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        model=expand(
+            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}/model/{file}",
+            file=BASELINE_FILES,
+        ),
         run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
         factors="results/runs/{dataset}/none/{method}/seed{seed}/factors.safetensors",
         of_test="results/runs/{dataset}/none/{method}/seed{seed}/factors.test.safetensors",

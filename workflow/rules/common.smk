@@ -13,7 +13,7 @@ from snakemake.io import IOFile
 
 from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
-from rere.config.run import MODEL_FILES, NO_BACKBONE, TRAINED_FILES
+from rere.config.run import BASELINE_FILES, MODEL_FILES, NO_BACKBONE, TRAINED_FILES
 from rere.config.rl import reward_weights
 from rere.errors import InputError, printable
 from rere.inputs import find_missing, identity, model_files, raw_files

@@ -1,0 +1,76 @@
+"""Rank items after histories with a fitted baseline."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+import torch
+
+from rere.baselines.model_folder import FittedBaseline, load_baseline
+from rere.baselines.ranking import ROWS_PER_BATCH, Model, rank_top
+from rere.errors import InputError, out_of_memory
+
+
+@dataclass(frozen=True)
+class BaselineRanker:
+    """A baseline and the items that may be ranked; its methods are those of `TitleRanker`."""
+
+    name: str
+    model: Model
+    is_allowed: np.ndarray  # (items,) bool
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> tuple[Self, FittedBaseline]:
+        """The ranker of all items, and what is in the folder; raises InputError as that does."""
+        with out_of_memory(f"{folder} does not fit; take another device"):
+            fitted = load_baseline(folder, device)
+        everything = np.ones(len(fitted.items), dtype=bool)
+        return cls(fitted.options.model, fitted.model, everything), fitted
+
+    def only(self, items: Sequence[int]) -> Self:
+        """A ranker of these items of the catalogue and no others."""
+        is_allowed = np.zeros_like(self.is_allowed)
+        is_allowed[items] = True
+        return replace(self, is_allowed=is_allowed)
+
+    def with_titles(self, titles: Sequence[str]) -> Self:
+        """Raises InputError: a baseline knows nothing of new items, such as their counts."""
+        raise InputError(
+            f"with_items: {self.name} ranks only the items of its data set; "
+            "add the new ones there and make the model again"
+        )
+
+    def number_of(self, item: int) -> int | None:
+        """The item itself; None if it is not allowed."""
+        return item if self.is_allowed[item] else None
+
+    def rank(
+        self,
+        histories: Sequence[Sequence[int]],
+        excluded: Sequence[Collection[int]],
+        top: int,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, tuple[list[int], list[float]]]]:
+        """Yield each row's number and its `top` items, without those that the row excludes.
+
+        Scores are the baseline's own. A row that excludes all items has none.
+        """
+        if not histories:
+            return
+        batch_size = batch_size or ROWS_PER_BATCH
+        with out_of_memory(f"lower batch_size (now {batch_size} rows per pass)"):
+            ranked, scores = rank_top(
+                self.model,
+                pl.Series(histories, dtype=pl.List(pl.Int32)),
+                top,
+                np.flatnonzero(~self.is_allowed),
+                excluded,
+                batch_size,
+            )
+        num_allowed = int(self.is_allowed.sum())
+        for row, without in enumerate(excluded):
+            left = num_allowed - sum(self.number_of(item) is not None for item in without)
+            yield row, (ranked[row, :left].tolist(), scores[row, :left].tolist())
