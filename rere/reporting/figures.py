@@ -71,8 +71,10 @@ def draw_bars(summary: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
             # Backbones of a data set share a scale; a fifth of the width is left for numbers.
             largest = summary.filter(dataset=facet["dataset"][0])[f"{metric}_high"].max()
             axes.set_xlim(0, 1.2 * largest or 1)
-        row[0].set_yticks(row[0].get_yticks(), [options.label(name) for name in facet["method"]])
-        row[0].set_title(title, loc="left", fontweight="bold")
+        # A dollar sign would begin a formula.
+        labels = [options.label(name).replace("$", r"\$") for name in facet["method"]]
+        row[0].set_yticks(row[0].get_yticks(), labels)
+        row[0].set_title(title.replace("$", r"\$"), loc="left", fontweight="bold")
     sns.despine(figure, left=True)
     return figure
 

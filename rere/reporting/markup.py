@@ -30,7 +30,7 @@ def markdown(summary: pl.DataFrame, options: Comparison, note: str) -> str:
     for title, facet in split_facets(summary, options):
         rows = format_rows(facet, options, MARKDOWN, "**{}**", "<ins>{}</ins>")
         bounds = zip(facet[f"{last}_low"], facet[f"{last}_high"], strict=True)
-        intervals = [f"{decimals(low)}\N{EN DASH}{decimals(high)}" for low, high in bounds]
+        intervals = [f"{decimals(low)}-{decimals(high)}" for low, high in bounds]
         cells = [[*r, i] for r, i in itertools.zip_longest(rows, intervals, fillvalue="")]
         table = tabulate(cells, header, "pipe", disable_numparse=True)
         sections.append(f"### {title}\n\n{table}\n")

@@ -2,7 +2,7 @@
 
 LOG_KEYS = {
     "baseline": {
-        "epoch": "epochs so far; sequential baselines have one line per epoch",
+        "epoch": "epochs so far",
         "loss": "mean of the epoch",
         "valid_NDCG@10": "validation NDCG@10, which selects the epoch",
     },
