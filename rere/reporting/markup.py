@@ -44,11 +44,12 @@ def latex(summary: pl.DataFrame, options: Comparison, note: str, name: str) -> s
     """
     rows = []
     for title, facet in split_facets(summary, options):
-        rows.append([rf"\addlinespace\rlap{{\emph{{{title.translate(LATEX)}}}}}"])
+        cell = rf"\addlinespace\rlap{{\emph{{{title.translate(LATEX)}}}}}"
+        rows.append([cell, *[""] * len(options.metrics)])
         rows += format_rows(facet, options, LATEX, r"\textbf{{{}}}", r"\underline{{{}}}")
         if rows[-1][0] == IMPROVEMENT:
             rows[-1][0] = rf"\midrule {IMPROVEMENT}"
-    frame = pd.DataFrame(rows, columns=["Method", *options.metrics]).fillna("")
+    frame = pd.DataFrame(rows, columns=["Method", *options.metrics])
     text = frame.style.hide().to_latex(
         column_format=f"@{{}}{'l' * frame.shape[1]}@{{}}",
         hrules=True,
@@ -85,7 +86,6 @@ def format_rows(
     improvements is last.
     """
     rows = [[options.label(name).translate(escapes)] for name in facet["method"]]
-    improved = [IMPROVEMENT]
     for metric in options.metrics:
         means = [decimals(value) for value in facet[metric]]
         largest = sorted({text for text in means if float(text)}, reverse=True)
@@ -95,8 +95,10 @@ def format_rows(
             spread = "" if sd is None else f" ± {decimals(sd)}"
             mark = next((mark for limit, mark in MARKS.items() if p is not None and p < limit), "")
             row.append(formats.get(mean, "{}").format(mean) + f"{spread}{mark}".translate(escapes))
-        improved.append(improvement(facet, metric, options.highlight).translate(escapes))
-    return [*rows, improved] if options.highlight in facet["method"].to_list() else rows
+    if options.highlight in facet["method"].to_list():
+        changes = [improvement(facet, metric, options.highlight) for metric in options.metrics]
+        rows.append([IMPROVEMENT, *(change.translate(escapes) for change in changes)])
+    return rows
 
 
 def improvement(facet: pl.DataFrame, metric: str, method: str | None) -> str:
@@ -131,7 +133,7 @@ def describe(summary: pl.DataFrame, users: dict[str, int], options: Comparison) 
         "is the best of a column, underlined the second."
     )
     if options.reference is not None and TESTED in options.metrics:
-        limits = ((mark, f"{limit:g}".removeprefix("0")) for limit, mark in MARKS.items())
+        limits = ((mark, f"{limit:g}".removeprefix("0")) for limit, mark in reversed(MARKS.items()))
         marks = ", ".join(f"{mark} p < {limit}" for mark, limit in limits)
         reference = options.label(options.reference)
         sentences.append(
