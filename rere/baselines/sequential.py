@@ -24,9 +24,10 @@ from rere.baselines.gru4rec import Gru4recModel
 from rere.baselines.network import Network
 from rere.baselines.sasrec import SasrecModel
 from rere.config.baselines import Sequential
+from rere.config.evaluation import METRICS
 from rere.data.factors import Factors
 from rere.errors import InputError
-from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
+from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.progress import progress
 
 SELECTION = "NDCG@10"

@@ -74,7 +74,9 @@ def draw_bars(summary: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
         # A dollar sign would begin a formula.
         labels = [options.label(name).replace("$", r"\$") for name in facet["method"]]
         row[0].set_yticks(row[0].get_yticks(), labels)
-        row[0].set_title(title.replace("$", r"\$"), loc="left", fontweight="bold")
+        # Above the name of the metric, if a panel is too narrow for both.
+        above = "\n" if len(options.metrics) > 2 else ""
+        row[0].set_title(title.replace("$", r"\$") + above, loc="left", fontweight="bold")
     sns.despine(figure, left=True)
     return figure
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from rere.config.evaluation import METRICS
 from rere.config.study import Comparison
 from rere.errors import InputError, hint
-from rere.evaluation.metrics import ITEM_METRICS, METRICS
+from rere.evaluation.metrics import ITEM_METRICS
 from rere.evaluation.significance import (
     bootstrap_interval,
     holm,

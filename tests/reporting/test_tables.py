@@ -279,7 +279,7 @@ def test_the_figure_shows_the_chosen_metrics_and_labels(main_table):
     labels = {"sft": "US$ & $x_1$", "tiny": "Qwen2"}
     drawn = draw_bars(facet, Shown(metrics=["HR@1", "HR@5", "NDCG@5"], labels=labels))
     assert [panel.get_title("right") for panel in drawn.axes] == ["HR@1", "HR@5", "NDCG@5"]
-    assert drawn.axes[0].get_title("left") == "toys_, Qwen2"
+    assert drawn.axes[0].get_title("left") == "toys_, Qwen2\n"
     names = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert names == [r"US\$ & \$x_1\$", "rere_0.1"]
     drawn.draw_without_rendering()
