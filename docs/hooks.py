@@ -5,8 +5,9 @@ A page's line
     <!-- options: rl.RlOptions - training.Training -->
 
 becomes a table of the options of `rere.config.rl.RlOptions`, without those that `Training`
-has with the same default and description. `<!-- commands -->` becomes the help of every stage, and
-`<!-- renamed -->` the old names of options with their new ones.
+has with the same default and description. `<!-- commands -->` becomes the help of every stage,
+`<!-- renamed -->` the old names of options with their new ones, `<!-- columns -->` the columns of a
+table's .csv, and `<!-- log keys -->` the keys of log.jsonl.
 """
 
 import argparse
@@ -25,10 +26,13 @@ from pydantic_core import PydanticUndefined
 
 from rere import cli
 from rere.config.options import RENAMED
+from rere.reporting.tables import COLUMNS
 from rere.stages import STAGES
+from rere.training.log_keys import LOG_KEYS
 
 OPTIONS = re.compile(r"^<!-- options: ([\w.]+)(?: - ([\w.]+))? -->$", re.MULTILINE)
 COMMANDS, RENAMED_NAMES = "<!-- commands -->", "<!-- renamed -->"
+COLUMN_NAMES, KEYS = "<!-- columns -->", "<!-- log keys -->"
 TYPES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`"}
 BOUNDS = {Ge: ("from", "ge"), Gt: ("above", "gt"), Le: ("to", "le"), Lt: ("below", "lt")}
 
@@ -37,6 +41,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the comments above by what they name."""
     markdown = OPTIONS.sub(lambda found: options_table(*map(load_model, found.groups())), markdown)
     markdown = markdown.replace(RENAMED_NAMES, renamed_table())
+    markdown = markdown.replace(COLUMN_NAMES, two_columns("column", COLUMNS))
+    markdown = markdown.replace(KEYS, log_tables())
     return markdown.replace(COMMANDS, commands()) if COMMANDS in markdown else markdown
 
 
@@ -110,6 +116,18 @@ def renamed_table() -> str:
     """A Markdown table of old names, or of a key with its old value, and new ones."""
     rows = [f"| `{old}` | `{new}` |" for old, new in RENAMED.items()]
     return "\n".join(["| old | new |", "|---|---|", *rows])
+
+
+def two_columns(what: str, meanings: dict[str, str]) -> str:
+    """A Markdown table of names, several separated by commas, and their meaning."""
+    rows = [f"| `{names.replace(', ', '`, `')}` | {text} |" for names, text in meanings.items()]
+    return "\n".join([f"| {what} | meaning |", "|---|---|", *rows])
+
+
+def log_tables() -> str:
+    """A Markdown table of keys for each stage, or stages with keys in common."""
+    tables = [f"{stages}:\n\n{two_columns('key', keys)}" for stages, keys in LOG_KEYS.items()]
+    return "\n\n".join(tables)
 
 
 def commands() -> str:

@@ -177,11 +177,10 @@ def nargs(field: FieldInfo) -> str | None:
     """How many words argparse reads for an option; a bare `--flag` is True."""
     if field.annotation is bool:
         return "?"
-    if not any(
-        get_origin(each) is list for each in (field.annotation, *get_args(field.annotation))
-    ):
+    annotations = (field.annotation, *get_args(field.annotation))
+    if not any(get_origin(each) in (list, dict) for each in annotations):
         return None
-    return "*" if field.default == [] else "+"
+    return "*" if field.default in ([], {}) else "+"
 
 
 def placeholder(annotation: Any) -> str:

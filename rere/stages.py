@@ -285,21 +285,20 @@ class Metrics(config.run.Run):
         metrics(self.predictions, self.data, run, self.output)
 
 
-class Table(Options):
+class Table(config.study.Comparison):
     """Gather runs into a table: .csv, .runs.csv, .md and .tex."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
     data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
-    reference: str | None = Field(None, description="Method that the others are tested against.")
     output: Path = Field(description="The .csv to write; the others are written beside it.")
 
     def run(self) -> None:
         from rere.reporting.tables import table
 
-        table(self.runs, self.data, self.output, self.reference)
+        table(self.runs, self.data, self.output, self)
 
 
-class Figure(Options):
+class Figure(config.study.Shown):
     """Draw a table's methods as bars with intervals."""
 
     table: Path = Field(description="The table's .csv.")
@@ -308,7 +307,7 @@ class Figure(Options):
     def run(self) -> None:
         from rere.reporting.figures import figure
 
-        figure(self.table, self.output)
+        figure(self.table, self.output, self)
 
 
 class Curves(Options):

@@ -130,8 +130,14 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
             for value in getattr(table, axis):
                 if value not in getattr(study, axis):
                     yield f"tables.{name}.{axis}: {unknown(value, getattr(study, axis))}"
-        if table.reference is not None and table.reference not in table.methods:
-            yield f"tables.{name}.reference: {unknown(table.reference, table.methods)}"
+        for key in ("reference", "highlight"):
+            value = getattr(table, key)
+            if value is not None and value not in table.methods:
+                yield f"tables.{name}.{key}: {unknown(value, table.methods)}"
+        names = [*table.methods, *table.datasets, *table.backbones]
+        for value in table.labels:
+            if value not in names:
+                yield f"tables.{name}.labels: {unknown(value, names)}"
     for name, benchmark in study.benchmarks.items():
         where = f"benchmarks.{name}"
         if benchmark.dataset not in study.datasets:

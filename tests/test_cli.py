@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from rere import Recommender
 from rere.cli import first_paragraph, is_fixed, parse
+from rere.config.evaluation import METRICS
 from rere.config.options import NAME, flag, flags
 from rere.stages import STAGES
 
@@ -149,6 +150,7 @@ SHARED = {
     "train_part": st.just([0.25, 1.0]),
     "kl": st.sampled_from(["k2", "k3"]),
     "encoding": st.sampled_from(["utf-8", "latin-1"]),
+    "metrics": st.lists(st.sampled_from(METRICS), min_size=1, unique=True),
 }
 
 
@@ -165,6 +167,9 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
     if get_origin(annotation) is list:
         least = found[MinLen].min_length if MinLen in found else 0
         return st.lists(values(name, get_args(annotation)[0], ()), min_size=least, max_size=3)
+    if name == "labels":
+        text = st.from_regex(r"[A-Za-z0-9][ -~]{0,9}", fullmatch=True)
+        return st.dictionaries(st.from_regex(NAME, fullmatch=True), text, max_size=3)
     if type(None) in get_args(annotation):
         inner = values(name, get_args(annotation)[0], limits)
         return st.none() | inner.filter(lambda value: value != "None")

@@ -17,9 +17,11 @@ from pydantic import BaseModel
 
 from rere.config.options import RENAMED, flag
 from rere.config.study import Study
+from rere.reporting.tables import COLUMNS
 from rere.stages import STAGES
 from rere.study import load_study
 from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
+from rere.training.log_keys import LOG_KEYS
 from rere.training.rewards import Groups, make_reward
 
 ROOT = Path(__file__).parent.parent
@@ -227,7 +229,7 @@ def option_models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from option_models(inner)
 
 
-def test_every_option_and_every_stage_is_on_its_page(built_site):
+def test_every_option_stage_column_and_log_key_is_on_its_page(built_site):
     configuration = (built_site / "configuration.html").read_text()
     for model in set(option_models(Study)):
         for key in model.model_fields:
@@ -236,5 +238,8 @@ def test_every_option_and_every_stage_is_on_its_page(built_site):
     assert {name for heading in headings for name in heading.split(", ")} == {
         f"rere {stage}" for stage in STAGES
     }
+    files = (built_site / "files.html").read_text()
+    for names in (COLUMNS, *LOG_KEYS.values()):
+        assert all(f"<code>{name}</code>" in files for each in names for name in each.split(", "))
     renamed = (built_site / "renamed.html").read_text()
     assert all(f"<code>{old}</code>" in renamed for old in RENAMED)

@@ -25,9 +25,10 @@ from rere.baselines.network import Network, pad_left
 from rere.baselines.ranking import rank_top
 from rere.baselines.sasrec import SasrecModel
 from rere.config.baselines import Sequential
+from rere.config.evaluation import METRICS
 from rere.data.factors import Factors
 from rere.errors import InputError
-from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
+from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.progress import progress
 
 SELECTION = "NDCG@10"

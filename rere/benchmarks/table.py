@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 import torch
 import transformers
+from tabulate import tabulate
 
 from rere.files import replacing_all
-from rere.reporting.markup import markdown_table
 
 
 def compare(
@@ -27,11 +27,13 @@ def write_table(table: pl.DataFrame, output: Path, names: int, note: str) -> Non
 
     The first `names` columns are text.
     """
-    rows = [table.columns, *([format_cell(cell) for cell in row] for row in table.rows())]
+    rows = [[format_cell(cell) for cell in row] for row in table.rows()]
+    sides = ["left"] * names + ["right"] * (table.width - names)
+    text = tabulate(rows, table.columns, "pipe", colalign=sides, disable_numparse=True)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     texts = {
         ".csv": table.write_csv(float_precision=6),
-        ".md": f"{markdown_table(rows, names)}\n\n{note} {versions}, {platform.platform()}.\n",
+        ".md": f"{text}\n\n{note} {versions}, {platform.platform()}.\n",
     }
     with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
         for file, text in zip(files, texts.values(), strict=True):

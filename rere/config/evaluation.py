@@ -8,6 +8,7 @@ from rere.config.options import MAX_BEAMS, Options, Scoring
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
+METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
 
 
 class Evaluation(Options):

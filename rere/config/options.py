@@ -90,7 +90,7 @@ def flags(options: BaseModel, skip: tuple[str, ...] = ()) -> list[str]:
     """
     given: list[str] = []
     for name, value in options.model_dump(exclude=set(skip)).items():
-        if isinstance(value, list):
+        if isinstance(value, list | dict):
             given += [flag(name), *words(value)]
         else:
             given.append(f"{flag(name)}={value}")
@@ -104,4 +104,6 @@ def flag(name: str) -> str:
 
 def words(value: Any) -> list[str]:
     """Return an option's value as command-line arguments."""
+    if isinstance(value, dict):
+        return [f"{key}={each}" for key, each in value.items()]
     return [str(each) for each in (value if isinstance(value, list) else [value])]

@@ -3,20 +3,33 @@
 import itertools
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline
 from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
-from rere.config.evaluation import Recommend
+from rere.config.evaluation import METRICS, Recommend
 from rere.config.options import Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
+from rere.errors import unknown
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+
+
+def known_metric(name: str) -> str:
+    """Return the name of a metric; raises ValueError if it is none of METRICS."""
+    if name not in METRICS:
+        raise ValueError(unknown(name, METRICS))
+    return name
+
+
+Metric = Annotated[
+    str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
+]
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -87,7 +100,66 @@ class Method(Options):
         return options
 
 
-class Table(Options):
+class Shown(Options):
+    """What the files to read of a table show."""
+
+    metrics: list[Metric] = Field(
+        ["HR@10", "NDCG@10"],
+        min_length=1,
+        description="Columns of .md and .tex, panels of the figure: HR@K and NDCG@K for K of 1, 3, "
+        "5, 10 and 20.",
+    )
+    labels: dict[str, str] = Field(
+        {},
+        description="Names that .md, .tex and figure show instead of those of methods, data sets "
+        "and backbones. On a command line: name=label.",
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def read_labels(cls, labels: Any) -> Any:
+        """Labels as a mapping; a command line has them as a list."""
+        if not isinstance(labels, list):
+            return labels
+        return dict(str(each).partition("=")[::2] for each in labels)
+
+    @field_validator("labels")
+    @classmethod
+    def check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name, label in labels.items():
+            if not label or not label.isprintable():
+                raise ValueError(f"{name} has no label of printable characters; write name=label")
+        return labels
+
+    def label(self, name: str) -> str:
+        """Return the label of a name, or the name."""
+        return self.labels.get(name, name)
+
+    @field_validator("metrics", "datasets", "backbones", "methods", "seeds", check_fields=False)
+    @classmethod
+    def check_repeats(cls, values: list[Any]) -> list[Any]:
+        seen: set[Any] = set()
+        for value in values:
+            if value in seen:
+                raise ValueError(f"{value} comes twice")
+            seen.add(value)
+        return values
+
+
+class Comparison(Shown):
+    """What a table shows beside the runs' metrics."""
+
+    reference: str | None = Field(
+        None, description="Method that paired tests compare the others with. None: no tests."
+    )
+    highlight: str | None = Field(
+        None,
+        description="Method whose relative improvement over the best other one is the last row of "
+        ".md and .tex. None: no such row.",
+    )
+
+
+class Table(Comparison):
     """A table of the study: the runs of all combinations of the lists."""
 
     datasets: list[str] = Field(min_length=1, description="Names of data sets.")
@@ -98,19 +170,6 @@ class Table(Options):
         min_length=1, description="Names of methods; that of a grid stands for all of its methods."
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs.")
-    reference: str | None = Field(
-        None, description="Method that paired tests compare the others with. None: no tests."
-    )
-
-    @field_validator("datasets", "backbones", "methods", "seeds")
-    @classmethod
-    def check_repeats(cls, values: list[Any]) -> list[Any]:
-        seen: set[Any] = set()
-        for value in values:
-            if value in seen:
-                raise ValueError(f"{value} comes twice")
-            seen.add(value)
-        return values
 
 
 class Study(Options):

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from rere.config.evaluation import CUTOFFS
+from rere.config.evaluation import CUTOFFS, METRICS
 from rere.config.run import Run
 from rere.data.dataset import read_items, read_split, sample_rows
 from rere.errors import InputError
@@ -25,7 +25,6 @@ from rere.evaluation.predictions import PREDICT_AGAIN, read_predictions
 from rere.evaluation.significance import bootstrap_interval
 from rere.files import write_json
 
-METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
 ITEM_METRICS = [f"{name}_item" for name in METRICS]
 MAX_CUTOFF = max(CUTOFFS)
 ABSENT = -1

@@ -1,4 +1,4 @@
-"""A table as bars: HR@10 and NDCG@10 of each method, with 95 % intervals over users."""
+"""A table as bars: metrics of each method, with 95 % intervals over users."""
 
 from pathlib import Path
 
@@ -9,29 +9,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from rere.config.run import NO_BACKBONE
+from rere.config.study import Shown
 from rere.errors import InputError, first_line
 from rere.files import replacing_all
+from rere.reporting.markup import split_facets
 
-METRICS = ("HR@10", "NDCG@10")
+DEFAULTS = Shown()
 STYLE = Path(__file__).with_name("rere.mplstyle")
 
 
-def figure(table: Path, outputs: list[Path]) -> None:
+def figure(table: Path, outputs: list[Path], options: Shown = DEFAULTS) -> None:
     """Draw a table's .csv, one row of panels per (dataset, backbone), to each of `outputs`.
 
     Methods without a backbone appear beside every backbone of their data set. Raises InputError for
     a file that `rere table` cannot have written.
     """
-    summary = read_table(table)
+    summary = read_table(table, options.metrics)
     with rc_context(fname=STYLE):
-        save_figure(draw_bars(summary), outputs)
+        save_figure(draw_bars(summary, options), outputs)
 
 
-def read_table(path: Path) -> pl.DataFrame:
+def read_table(path: Path, metrics: list[str]) -> pl.DataFrame:
     """The columns of a table's .csv that a figure shows."""
     schema = dict.fromkeys(("dataset", "backbone", "method"), pl.String)
     schema |= dict.fromkeys(
-        (f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")), pl.Float64
+        (f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")), pl.Float64
     )
     try:
         with path.open("rb") as file:
@@ -54,35 +56,29 @@ def save_figure(figure: Figure, outputs: list[Path]) -> None:
             figure.savefig(file, metadata=metadata)
 
 
-def draw_bars(summary: pl.DataFrame) -> Figure:
+def draw_bars(summary: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
     """One row of panels for each (dataset, backbone), as high as its methods need."""
-    facets = split_facets(summary)
-    heights = [0.24 * len(facet) + 0.5 for facet in facets.values()]
+    facets = split_facets(summary, options)
+    heights = [0.24 * len(facet) + 0.5 for _, facet in facets]
     figure = Figure(figsize=(None, sum(heights)))
     grid = figure.subplots(
-        len(facets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
+        len(facets), len(options.metrics), squeeze=False, sharey="row", height_ratios=heights
     )
-    for (title, facet), row in zip(facets.items(), grid, strict=True):
-        for metric, axes in zip(METRICS, row, strict=True):
+    for (title, facet), row in zip(facets, grid, strict=True):
+        for metric, axes in zip(options.metrics, row, strict=True):
             draw_panel(axes, facet, metric)
             axes.set_title(metric, loc="right")
             # Backbones of a data set share a scale; a fifth of the width is left for numbers.
             largest = summary.filter(dataset=facet["dataset"][0])[f"{metric}_high"].max()
             axes.set_xlim(0, 1.2 * largest or 1)
-        row[0].set_title(title, loc="left", fontweight="bold")
+        # A dollar sign would begin a formula.
+        labels = [options.label(name).replace("$", r"\$") for name in facet["method"]]
+        row[0].set_yticks(row[0].get_yticks(), labels)
+        # Above the name of the metric, if a panel is too narrow for both.
+        above = "\n" if len(options.metrics) > 2 else ""
+        row[0].set_title(title.replace("$", r"\$") + above, loc="left", fontweight="bold")
     sns.despine(figure, left=True)
     return figure
-
-
-def split_facets(summary: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The rows of each (dataset, backbone), with the data set's rows without a backbone."""
-    facets = {}
-    for (dataset,), rows in summary.partition_by("dataset", as_dict=True).items():
-        backbones = rows["backbone"].unique(maintain_order=True).to_list()
-        for name in [name for name in backbones if name != NO_BACKBONE] or [NO_BACKBONE]:
-            title = dataset if name == NO_BACKBONE else f"{dataset}, {name}"
-            facets[title] = rows.filter(pl.col("backbone").is_in([name, NO_BACKBONE]))
-    return facets
 
 
 def draw_panel(axes: Axes, facet: pl.DataFrame, metric: str) -> None:

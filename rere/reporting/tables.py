@@ -1,11 +1,7 @@
 """A table of a study, from the predictions of its runs to CSV, Markdown and LaTeX.
 
-{table}.csv         one row per (dataset, backbone, method), in the order of the runs:
-                    seeds, rows, and for HR@K and NDCG@K the mean over seeds (title level),
-                    `_item` (item level), `_sd` (sample standard deviation over seeds),
-                    `_low` and `_high` (95 % bootstrap interval over users), `NDCG@10_p`
-{table}.runs.csv    one row per run: its metrics; seconds, memory and best_step of run.json; for
-                    sequential baselines the validation NDCG@10 of the epoch that was kept
+{table}.csv         one row per (dataset, backbone, method), in the order of the runs
+{table}.runs.csv    one row per run
 {table}.md, .tex    fewer columns of the .csv, to read and to paste
 """
 
@@ -15,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from rere.errors import InputError
-from rere.evaluation.metrics import ITEM_METRICS, METRICS
+from rere.config.evaluation import METRICS
+from rere.config.study import Comparison
+from rere.errors import InputError, hint
+from rere.evaluation.metrics import ITEM_METRICS
 from rere.evaluation.significance import (
     bootstrap_interval,
     holm,
@@ -24,10 +22,33 @@ from rere.evaluation.significance import (
     two_way_clustered_test,
 )
 from rere.files import replacing_all
-from rere.reporting.markup import latex, markdown
-from rere.reporting.runs import ScoredRun, check_comparable, read_run
+from rere.reporting.markup import TESTED, describe, latex, markdown
+from rere.reporting.runs import VALIDATION, ScoredRun, check_comparable, read_run
 
-TESTED = "NDCG@10"
+DEFAULTS = Comparison()
+COLUMNS = {
+    "dataset, backbone, method": "of the run; `backbone` is `none` without a language model",
+    "seeds": "`.csv`: number of runs, each with a seed of its own",
+    "seed": "`.runs.csv`: seed of the run",
+    "rows": "test rows",
+    "HR@K, NDCG@K": "title level, the paper's: a hit is a recommended title equal to the target's, "
+    "and a title counts once; in `.csv` the mean over seeds",
+    "HR@K_item, NDCG@K_item": "item level: the very item",
+    "HR@K_norepeat, NDCG@K_norepeat": "`.runs.csv`: title level, without rows whose target repeats "
+    "the history's last item",
+    "HR@K_sd, NDCG@K_sd": "`.csv`: sample standard deviation over seeds; empty with one seed",
+    "HR@K_low, NDCG@K_low": "lower end of the 95 % bootstrap interval over users",
+    "HR@K_high, NDCG@K_high": "upper end",
+    f"{TESTED}_p": "`.csv`: paired test against the table's `reference`: over users and seeds, "
+    "with one seed over users alone; Holm-adjusted within the data set",
+    "coverage@20": "`.runs.csv`: share of the catalogue that is in any row's top 20",
+    "popularity@20": "`.runs.csv`: mean popularity percentile of the top 20; random lists have .5",
+    "seconds, peak_memory_mb": "`.runs.csv`: cost of the training run",
+    "best_step": "`.runs.csv`: of a trained language model, the step of the best validation, whose "
+    "weights are kept; 0: the initial model, also noted below the table in `.md`",
+    VALIDATION: "`.runs.csv`: of sequential baselines, that of the epoch that was kept",
+}
+"""The columns of {table}.csv and {table}.runs.csv; those for which no file is named are in both."""
 
 
 class MethodRuns(NamedTuple):
@@ -43,36 +64,48 @@ class MethodRuns(NamedTuple):
         return [each.run.seed for each in self.runs]
 
 
-def table(runs: list[Path], data: list[Path], output: Path, reference: str | None) -> None:
+def table(runs: list[Path], data: list[Path], output: Path, options: Comparison = DEFAULTS) -> None:
     """Write the table of the run folders `runs` to `output`, a .csv, and the other files beside it.
 
-    `data` are the folders of the data sets, named after them. With `reference`, every other
-    method is tested against that method. Raises InputError if a run is malformed or given twice,
-    if its metrics.json is not of its predictions, or if two runs of a data set have different test
-    rows.
+    `data` are the folders of the data sets, named after them. Raises InputError if a run is
+    malformed or given twice, if its metrics.json is not of its predictions, if two runs of a data
+    set have different test rows, or if `options` name what no run has.
     """
     folders = {folder.name: folder for folder in data}
     scored = [read_run(folder, folders) for folder in runs]
     check_comparable(scored)
     methods = group_by_method(scored)
-    if reference is not None and all(method.key[2] != reference for method in methods):
-        raise InputError(f"{output}: no run of the reference {reference}; add it to the table")
-    p_values = adjusted_p_values(methods, reference)
+    check_names(output, methods, options)
+    p_values = adjusted_p_values(methods, options.reference)
     summary = pl.DataFrame(
         [summarise(method, p_values.get(method.key)) for method in methods],
         schema_overrides=dict.fromkeys([f"{TESTED}_p", *suffixed("_sd")], pl.Float64),
     )
     users = {method.key[0]: len(np.unique(method.users)) for method in methods}
+    note = describe(summary, users, options)
     each = pl.DataFrame([run.metrics for run in scored], infer_schema_length=None)
     texts = {
         ".csv": summary.write_csv(float_precision=6),
         ".runs.csv": each.write_csv(float_precision=6),
-        ".md": markdown(summary, users) + note_unimproved(scored),
-        ".tex": latex(summary, users),
+        ".md": markdown(summary, options, note) + note_unimproved(scored),
+        ".tex": latex(summary, options, note, output.stem),
     }
     with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
+
+
+def check_names(output: Path, methods: list[MethodRuns], options: Comparison) -> None:
+    """Raise InputError if no run has a name among the options."""
+    names = list(dict.fromkeys(method.key[2] for method in methods))
+    for key in ("reference", "highlight"):
+        name = getattr(options, key)
+        if name is not None and name not in names:
+            raise InputError(f"{output}: no run of the {key} {name}; {hint(name, names)}")
+    names += [name for method in methods for name in method.key[:2]]
+    for name in options.labels:
+        if name not in names:
+            raise InputError(f"{output}: labels: no run of {name}; {hint(name, names)}")
 
 
 def note_unimproved(scored: list[ScoredRun]) -> str:

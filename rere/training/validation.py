@@ -2,9 +2,10 @@
 
 import torch
 
+from rere.config.evaluation import METRICS
 from rere.config.options import Scoring
 from rere.engine.search.beam import beam_search
-from rere.evaluation.metrics import METRICS, metrics_from_ranks, target_ranks
+from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.prefix_tree import PrefixTree
 from rere.training.trainer import Trainer
 

@@ -16,6 +16,7 @@ from rere.config.evaluation import Evaluation
 from rere.data.factors import FACTORS, TEST_FACTORS, Factors
 from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
+from rere.training.log_keys import LOG_KEYS
 
 NUM_ITEMS = 30
 SIZE = {"hidden_size": 8, "batch_size": 64, "epochs": 3}
@@ -68,7 +69,9 @@ def test_training_does_not_depend_on_the_test_split(successor_data, tmp_path, op
     test.with_columns(target=pl.lit(0, pl.Int32)).write_parquet(successor_data / "test.parquet")
     after = run(options, successor_data, tmp_path / "b" / "predictions.parquet")
     assert (tmp_path / "b" / "log.jsonl").read_bytes() == log
-    assert [json.loads(line)["epoch"] for line in log.splitlines()] == [1, 2, 3]
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(line.keys() == LOG_KEYS["baseline"].keys() for line in lines)
     assert after.drop("target").equals(before.drop("target"))
 
 

@@ -11,6 +11,7 @@ from study_configs import ABSENT, CONFIG, SHIPPED, changed, config_error
 
 from rere.config.evaluation import Recommend
 from rere.config.options import flags
+from rere.config.study import Comparison
 from rere.study import load_study
 
 FULL_MAIN = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
@@ -95,6 +96,14 @@ def test_wrong_options_of_a_data_set_are_named(changes, message):
     options = {"source": "amazon-2018", "category": "Toys_and_Games"} | changes
     options = {key: value for key, value in options.items() if value != ABSENT}
     assert config_error(changed(datasets__x=options)).startswith(message)
+
+
+def test_flags_of_a_table_name_metrics_and_labels():
+    options = Comparison(metrics=["HR@1"], labels={"sft": "SFT only"}, highlight="rere")
+    given = flags(options)
+    assert given == [
+        *("--metrics", "HR@1", "--labels", "sft=SFT only", "--reference=None", "--highlight=rere")
+    ]
 
 
 def test_flags_have_every_option():
@@ -236,6 +245,23 @@ def test_flags_have_every_option():
         ({"tables__main__seeds": 0}, "tables.main.seeds: input should be a valid list, not 0"),
         ({"tables__main__seeds": [0, 1, 0]}, "tables.main.seeds: 0 comes twice"),
         ({"tables__main__methods": ["sft", "sft"]}, "tables.main.methods: sft comes twice"),
+        ({"tables__main__metrics": ["HR@5", "HR@5"]}, "tables.main.metrics: HR@5 comes twice"),
+        (
+            {"tables__main__metrics": ["HR@5", "NDGC@10"]},
+            "tables.main.metrics: there is no NDGC@10; did you mean NDCG@10?",
+        ),
+        (
+            {"tables__main__labels": {"rer": "ReRe"}},
+            "tables.main.labels: there is no rer; did you mean rere?",
+        ),
+        (
+            {"tables__main__labels": {"rere": "Re\nRe"}},
+            "tables.main.labels: rere has no label of printable characters; write name=label",
+        ),
+        (
+            {"tables__main__highlight": "rer"},
+            "tables.main.highlight: there is no rer; did you mean rere?",
+        ),
         # A section.
         ({"methods": None}, "methods: input should be a mapping, not nothing"),
         ({"methods": ["sft"]}, "methods: input should be a mapping, not a list"),

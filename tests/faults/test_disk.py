@@ -204,7 +204,7 @@ def test_a_table_has_all_its_files_or_none(suffix, old, tmp_path, monkeypatch):
     run, data = write_run(tmp_path)
     output = tmp_path / "tables" / "t.csv"
     if old:
-        table([run], [data], output, None)
+        table([run], [data], output)
         output.write_text("old")
     original = Path.write_text
 
@@ -216,7 +216,7 @@ def test_a_table_has_all_its_files_or_none(suffix, old, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", write_text)
         with pytest.raises(InputError, match=f"t.csv: {DISK_FULL}"):
-            table([run], [data], output, None)
+            table([run], [data], output)
     assert names(output.parent) == (["t.csv", "t.md", "t.runs.csv", "t.tex"] if old else [])
     assert not old or output.read_text() == "old"
 

@@ -39,7 +39,7 @@ def write_run(root: Path, run: Run = REPEAT, folder: str | None = None) -> Path:
 
 def make_table(root: Path, *runs: Path) -> dict[str, Any]:
     """The first row of the table of runs."""
-    table([*runs], [root / "data" / "toy"], root / "main.csv", None)
+    table([*runs], [root / "data" / "toy"], root / "main.csv")
     return pl.read_csv(root / "main.runs.csv").row(0, named=True)
 
 

@@ -243,7 +243,7 @@ def test_the_table_names_runs_whose_start_won(tmp_path):
         metrics(folders[-1] / "predictions.parquet", data, run, folders[-1] / "metrics.json")
         costs = {"seconds": 1.0, "peak_memory_mb": 1.0, "best_step": best}
         write_json(folders[-1] / "run.json", costs)
-    table(folders, [data], tmp_path / "main.csv", None)
+    table(folders, [data], tmp_path / "main.csv")
     assert pl.read_csv(tmp_path / "main.runs.csv")["best_step"].to_list() == [0, 40]
     notes = [line for line in (tmp_path / "main.md").read_text().splitlines() if "seed0" in line]
     assert notes == [

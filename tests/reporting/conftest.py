@@ -15,6 +15,7 @@ from reported_runs import (
 )
 
 from rere.config.run import Run
+from rere.config.study import Comparison
 from rere.files import write_json
 from rere.reporting.tables import table
 
@@ -29,7 +30,7 @@ def tabled_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Pa
     epochs = [f'{{"epoch": 1, "loss": 2.0, "valid_NDCG@10": {score}}}\n' for score in (0.25, 0.125)]
     (runs[0] / "log.jsonl").write_text("".join(epochs))
     (runs[2] / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    table(runs, data, root / "tables" / "main.csv", "sft")
+    table(runs, data, root / "tables" / "main.csv", Comparison(reference="sft"))
     return root, data, runs
 
 

@@ -7,13 +7,17 @@ import polars as pl
 import pytest
 from reported_runs import BACKBONES, DATASETS, ROWS, SKILL, make_run, planned_runs
 
+from rere.config.evaluation import CUTOFFS
 from rere.config.run import NO_BACKBONE, Run
+from rere.config.study import Comparison, Shown
 from rere.errors import InputError
 from rere.evaluation.metrics import METRICS
 from rere.evaluation.significance import holm, paired_permutation_test, two_way_clustered_test
-from rere.reporting.figures import draw_bars, figure, split_facets
-from rere.reporting.markup import escape_latex
-from rere.reporting.tables import table
+from rere.reporting.figures import draw_bars, figure
+from rere.reporting.markup import split_facets
+from rere.reporting.tables import COLUMNS, table
+
+SFT = Comparison(reference="sft")
 
 # --------------------------------------------------------------------------------------- tables
 
@@ -25,6 +29,13 @@ def test_columns_of_the_table(main_table):
     assert main_table.columns == [*names, *expected, "NDCG@10_p"]
 
 
+def test_the_columns_are_documented(tabled_runs, main_table):
+    names = [name for names in COLUMNS for name in names.split(", ")]
+    every_k = [name.replace("@K", f"@{k}") for name in names for k in CUTOFFS]
+    runs = pl.read_csv(tabled_runs[0] / "tables" / "main.runs.csv")
+    assert set(every_k) == {*main_table.columns, *runs.columns}
+
+
 def test_rows_of_the_table_are_in_the_order_of_the_runs(tabled_runs, main_table, tmp_path):
     expected = list(
         dict.fromkeys((run.dataset, run.backbone, run.method) for run in planned_runs())
@@ -34,7 +45,7 @@ def test_rows_of_the_table_are_in_the_order_of_the_runs(tabled_runs, main_table,
     assert set(main_table["seeds"]) == {3}
     assert set(main_table["rows"]) == {ROWS}
     _, data, runs = tabled_runs
-    table(runs[::-1], data, tmp_path / "main.csv", "sft")
+    table(runs[::-1], data, tmp_path / "main.csv", SFT)
     backwards = pl.read_csv(tmp_path / "main.csv")
     assert backwards.select("dataset", "backbone", "method").rows() == expected[::-1]
     assert backwards.reverse().equals(main_table)
@@ -99,7 +110,7 @@ def test_unpaired_seeds_are_tested_over_users_only(tabled_runs, tmp_path):
 
     for seeds, others in [((1,), (1,)), ((0, 1), (1, 2))]:
         chosen = of("sft", *seeds), of("rere_0.1", *others)
-        table([*chosen[0], *chosen[1]], [root / "data" / "toys_"], tmp_path / "t.csv", "sft")
+        table([*chosen[0], *chosen[1]], [root / "data" / "toys_"], tmp_path / "t.csv", SFT)
         sft, rere = (
             np.mean([ndcg_10(run, test, root / "data" / "toys_") for run in runs], axis=0)
             for runs in chosen
@@ -120,7 +131,7 @@ def test_a_single_run_is_paired_with_every_seed(tabled_runs, tmp_path, seeds, ot
         ]
         for method, chosen in (("sft", seeds), ("rere_0.1", others))
     )
-    table([*sft, *rere], [data], tmp_path / "t.csv", "sft")
+    table([*sft, *rere], [data], tmp_path / "t.csv", SFT)
     values = [np.array([ndcg_10(run, test, data) for run in runs]) for runs in (sft, rere)]
     expected = two_way_clustered_test(values[1] - values[0], test["user_id"].to_numpy()).p_value
     assert pl.read_csv(tmp_path / "t.csv")["NDCG@10_p"][1] == pytest.approx(expected, abs=1e-6)
@@ -128,7 +139,7 @@ def test_a_single_run_is_paired_with_every_seed(tabled_runs, tmp_path, seeds, ot
 
 def test_a_reference_without_a_backbone_is_compared_with_every_method(tabled_runs, tmp_path):
     _, data, runs = tabled_runs
-    table(runs, data, tmp_path / "main.csv", "popularity")
+    table(runs, data, tmp_path / "main.csv", Comparison(reference="popularity"))
     tested = pl.read_csv(tmp_path / "main.csv").filter(pl.col("NDCG@10_p").is_not_null())
     assert set(tested["method"]) == {"sft", "rere_0.1"}
     assert len(tested) == 8
@@ -136,13 +147,13 @@ def test_a_reference_without_a_backbone_is_compared_with_every_method(tabled_run
 
 def test_one_seed_has_no_spread_and_no_reference_means_no_p_value(tabled_runs, tmp_path):
     _, data, runs = tabled_runs
-    table([run for run in runs if run.name == "seed0"], data, tmp_path / "one.csv", None)
+    table([run for run in runs if run.name == "seed0"], data, tmp_path / "one.csv")
     one = pl.read_csv(tmp_path / "one.csv")
     assert set(one["seeds"]) == {1}
     for name in [*(f"{metric}_sd" for metric in METRICS), "NDCG@10_p"]:
         assert one[name].null_count() == len(one)
     assert "1 seed per method" in (tmp_path / "one.md").read_text()
-    table(runs[:4], data, tmp_path / "mixed.csv", None)
+    table(runs[:4], data, tmp_path / "mixed.csv")
     assert "1 to 3 seeds per method" in (tmp_path / "mixed.md").read_text()
 
 
@@ -158,49 +169,49 @@ def test_the_table_of_runs_has_costs_and_validation(tabled_runs):
     assert {"HR@1_norepeat", "coverage@20", "popularity@20"} <= set(each.columns)
 
 
-def test_markdown_has_a_table_and_a_note_per_data_set(tabled_runs, main_table):
+def test_markdown_has_a_table_per_data_set_and_backbone(tabled_runs, main_table):
     text = (tabled_runs[0] / "tables" / "main.md").read_text()
-    assert [line[4:] for line in text.splitlines() if line.startswith("### ")] == list(DATASETS)
-    assert text.count("95 % percentile bootstrap over users") == 2
+    titles = [line[4:] for line in text.splitlines() if line.startswith("### ")]
+    assert titles == [f"{data}, {name}" for data in DATASETS for name in BACKBONES]
+    assert text.count("percentile bootstrap over users") == 1
     users = pl.read_parquet(tabled_runs[1][0] / "test.parquet")["user_id"].n_unique()
-    assert f"{ROWS} test rows of {users} users, 3 seeds per method" in text
-    best = main_table.filter(dataset="ml-100k")["HR@10"].max()
-    first = text.split("### toys_")[0]
-    assert f"**{best:.4f}**" in first
+    assert f"ml-100k: {ROWS} test rows of {users} users, 3 seeds per method." in text
+    facet = main_table.filter(pl.col("backbone").is_in([NO_BACKBONE, "tiny"]), dataset="ml-100k")
+    first = text.split("### ")[1]
+    best = facet.sort("HR@10")[-1]
+    assert f"**{best['HR@10'][0]:.4f}** ± {best['HR@10_sd'][0]:.4f}".replace("0.", ".") in first
     lines = [line for line in first.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 5
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [*SKILL]
     assert len({line.count("|") for line in lines}) == 1
-    for column in range(3, 9):
-        assert any("**" in line.split("|")[column] for line in lines[2:])
 
 
-def test_latex_is_escaped_and_has_equally_many_columns_in_each_row(tabled_runs):
-    text = (tabled_runs[0] / "tables" / "main.tex").read_text()
-    body = [line for line in text.splitlines() if not line.startswith("%")]
-    assert body[0] == r"\begin{tabular}{llrrrrrrr}"
-    assert body[-1] == r"\end{tabular}"
-    rows = [line for line in body if " & " in line]
-    assert len(rows) == 1 + 10
-    assert all(line.count(" & ") == 8 and line.endswith(r" \\") for line in rows)
-    assert r"rere\_0.1 & large\_1.5b &" in text
-    assert r"toys\_" in text
-    assert escape_latex(r"50% of $a_{b}^c \~") == (
-        r"50\% of \$a\_\{b\}\textasciicircum{}c \textbackslash{}\textasciitilde{}"
+def test_the_files_show_the_chosen_metrics_and_labels(tabled_runs, tmp_path):
+    root, data, runs = tabled_runs
+    options = Comparison(
+        reference="sft", highlight="rere_0.1", metrics=["HR@5"], labels={"rere_0.1": "ReRe"}
     )
+    table(runs, data, tmp_path / "main.csv", options)
+    text = (tmp_path / "main.md").read_text()
+    assert "| Method      | HR@5 " in text
+    assert "| ReRe        | **" in text
+    assert text.count("Improvement") == 4 + 1  # tables and note
+    assert "Holm" not in text
+    for name in ("main.csv", "main.runs.csv"):
+        assert (tmp_path / name).read_bytes() == (root / "tables" / name).read_bytes()
 
 
 def test_a_table_has_the_same_bytes_each_time(tabled_runs, tmp_path):
     root, data, runs = tabled_runs
-    table(runs, data, tmp_path / "main.csv", "sft")
+    table(runs, data, tmp_path / "main.csv", SFT)
     files = ["main.csv", "main.runs.csv", "main.md", "main.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for name in files:
         assert (tmp_path / name).read_bytes() == (root / "tables" / name).read_bytes()
 
 
-def refused(root, folders, data, match, reference=None):
+def refused(root, folders, data, match, **options):
     with pytest.raises(InputError, match=match) as error:
-        table(folders, data, root / "main.csv", reference)
+        table(folders, data, root / "main.csv", Comparison(**options))
     assert "\n" not in str(error.value)
     assert not list(root.glob("main*"))
 
@@ -219,7 +230,9 @@ def test_unusable_runs_are_refused(planned_pair):
     (folder / "log.jsonl").unlink()
     refused(root, [folder, folder], [data], "are the same run")
     refused(root, [folder], [root / "data" / "other"], "is a run on toys_")
-    refused(root, [folder], [data], "no run of the reference rere", "rere")
+    refused(root, [folder], [data], "no run of the reference sftt; did you mean", reference="sftt")
+    refused(root, [folder], [data], "no run of the highlight rere; there are sft", highlight="rere")
+    refused(root, [folder], [data], "labels: no run of tini; did you mean", labels={"tini": "T"})
     (folder / "predictions.parquet").unlink()
     refused(root, [folder], [data], "predictions.parquet: no such file")
     (folder / "metrics.json").write_text("{")
@@ -230,16 +243,16 @@ def test_unusable_runs_are_refused(planned_pair):
 
 
 def test_every_facet_has_the_methods_without_a_backbone(main_table):
-    facets = split_facets(main_table)
-    assert list(facets) == [
-        f"{data}, {name}" for data in ("ml-100k", "toys_") for name in BACKBONES
+    facets = split_facets(main_table, Shown(labels={"toys_": "Toys"}))
+    assert [title for title, _ in facets] == [
+        f"{data}, {name}" for data in ("ml-100k", "Toys") for name in BACKBONES
     ]
-    for facet, backbone in zip(facets.values(), BACKBONES * 2, strict=True):
+    for (_, facet), backbone in zip(facets, BACKBONES * 2, strict=True):
         assert facet["method"].to_list() == list(SKILL)
         assert facet["backbone"].to_list() == [NO_BACKBONE, backbone, backbone]
-    alone = split_facets(main_table.filter(backbone=NO_BACKBONE))
-    assert list(alone) == ["ml-100k", "toys_"]
-    assert [facet["method"].to_list() for facet in alone.values()] == [["popularity"]] * 2
+    alone = split_facets(main_table.filter(backbone=NO_BACKBONE), Shown())
+    assert [title for title, _ in alone] == ["ml-100k", "toys_"]
+    assert [facet["method"].to_list() for _, facet in alone] == [["popularity"]] * 2
 
 
 def test_panels_have_a_bar_an_interval_and_a_number_per_method(main_table):
@@ -259,6 +272,17 @@ def test_panels_have_a_bar_an_interval_and_a_number_per_method(main_table):
         ]
         assert [segment.tolist() for segment in intervals.get_segments()] == ends
         assert [text.get_text() for text in panel.texts] == [f"{v:.3f}" for v in facet[metric]]
+
+
+def test_the_figure_shows_the_chosen_metrics_and_labels(main_table):
+    facet = main_table.filter(dataset="toys_", backbone="tiny")
+    labels = {"sft": "US$ & $x_1$", "tiny": "Qwen2"}
+    drawn = draw_bars(facet, Shown(metrics=["HR@1", "HR@5", "NDCG@5"], labels=labels))
+    assert [panel.get_title("right") for panel in drawn.axes] == ["HR@1", "HR@5", "NDCG@5"]
+    assert drawn.axes[0].get_title("left") == "toys_, Qwen2\n"
+    names = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert names == [r"US\$ & \$x_1\$", "rere_0.1"]
+    drawn.draw_without_rendering()
 
 
 def test_the_figure_is_written_in_each_format_with_the_same_bytes_each_time(tabled_runs, tmp_path):

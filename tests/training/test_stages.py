@@ -1,5 +1,7 @@
 """What SFT, preference optimisation and RL share: seeds, passes, files, memory and errors."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -21,6 +23,7 @@ from rere.backbones import load_model
 from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.training import models
+from rere.training.log_keys import LOG_KEYS
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
 
@@ -34,6 +37,18 @@ def test_output_files(stage, trained):
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
     assert (folder / "model" / "model.safetensors").is_file()
+
+
+@every_stage
+def test_the_keys_of_the_log_are_documented(stage, trained):
+    shared = LOG_KEYS["sft, preference, rl"]
+    documented = {key for keys in (*shared, *LOG_KEYS[stage]) for key in keys.split(", ")}
+    lines = (trained(stage) / "log.jsonl").read_text().splitlines()
+    written = {
+        re.sub("^reward_.*", "reward_{name}", key) for text in lines for key in json.loads(text)
+    }
+    unwritten = {"peak_device_memory_mb", *({"extra_prompts"} if stage == "rl" else ())}
+    assert written - {"peak_device_memory_mb"} == documented - unwritten
 
 
 @every_stage

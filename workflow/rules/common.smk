@@ -15,6 +15,7 @@ from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
 from rere.config.run import BASELINE_FILES, MODEL_FILES, NO_BACKBONE, TRAINED_FILES
 from rere.config.rl import reward_weights
+from rere.config.study import Comparison, Shown
 from rere.errors import InputError, printable
 from rere.inputs import find_missing, identity, model_files, raw_files
 from rere.study import load_study
@@ -174,13 +175,17 @@ def backbone_flags(wildcards):
 
 
 def table_flags(wildcards):
-    """The table's run folders, its data folders, and its reference method."""
+    """The table's run folders, its data folders, and what its files show."""
     table = study.tables[wildcards.table]
     options = ["--runs", *[run.folder for run in study.runs(wildcards.table)]]
     options += ["--data", *[f"results/data/{dataset}" for dataset in table.datasets]]
-    if table.reference is not None:
-        options += ["--reference", table.reference]
-    return options
+    return [*options, *flags(Comparison(**table.model_dump(include=set(Comparison.model_fields))))]
+
+
+def figure_flags(wildcards):
+    """What the table's figure shows."""
+    table = study.tables[wildcards.table]
+    return flags(Shown(**table.model_dump(include=set(Shown.model_fields))))
 
 
 def benchmarks(*measures):

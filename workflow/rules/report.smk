@@ -60,7 +60,7 @@ rule figure:
     """Draw a table's methods as bars with intervals"""
     input:
         table="results/tables/{table}.csv",
-        src=code_files("reporting/figures.py", "reporting/rere.mplstyle"),
+        src=code_files("reporting/figures.py", "reporting/markup.py", "reporting/rere.mplstyle"),
     output:
         pdf="results/figures/{table}.pdf",
         png=report(
@@ -73,6 +73,7 @@ rule figure:
     conda:
         "../../envs/rere.yaml"
     params:
+        flags=figure_flags,
         contents=contents,
     shell:
         r"""
@@ -81,7 +82,8 @@ rule figure:
 
         python -m rere figure \
             --table {input.table:q} \
-            --output {output.pdf:q} {output.png:q}
+            --output {output.pdf:q} {output.png:q} \
+            {params.flags:q}
         """
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rere.evaluation.metrics import ABSENT, METRICS, metrics_from_ranks, target_ranks
+from rere.config.evaluation import METRICS
+from rere.evaluation.metrics import ABSENT, metrics_from_ranks, target_ranks
 
 TIE = 1e-4
 """Scores closer than this are tied: float32 sums are no more exact."""
