@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -25,10 +26,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rere.config.backbones import Pretrained, Tiny
-from rere.config.run import MODEL_FILES
+from rere.config.run import CARD, MODEL_FILES
 from rere.data.dataset import read_items, read_split
 from rere.errors import InputError, first_line
 from rere.files import replacing
+from rere.model_card import Base, backbone_card, read_base
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
@@ -40,7 +42,7 @@ disable_progress_bar()
 
 
 def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
-    """Write the weights (safetensors) and tokenizer of a backbone to the folder `output`.
+    """Write the weights (safetensors), tokenizer and card of a backbone to the folder `output`.
 
     `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone. Raises
     InputError if model or tokenizer would not be stored as MODEL_FILES, which the graph names.
@@ -54,8 +56,6 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
     else:
         source = (options.model, options.revision, options.gguf_file)
         tokenizer, model = load_tokenizer(*source), load_model(*source)
-    # Drop the checkpoint's defaults for `generate`, such as sampling and penalties.
-    model.generation_config = GenerationConfig()
     with replacing(output) as folder:
         save_model(model, tokenizer, folder)
         if wrong := {path.name for path in folder.iterdir()} ^ set(MODEL_FILES):
@@ -64,12 +64,50 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
                 f"{type(model).__name__} are stored with other files than usual "
                 f"({', '.join(sorted(wrong))}); take a model with a tokenizer.json"
             )
+        (folder / CARD).write_text(describe(options, corpus), encoding="utf-8")
+
+
+def describe(options: Tiny | Pretrained, corpus: Path | None) -> str:
+    """The card of a backbone, with what is known of the published model."""
+    if isinstance(options, Tiny):
+        assert corpus is not None
+        text = f"A Qwen2 with random weights, and a tokenizer of {corpus.resolve().name}."
+        return backbone_card(text, Base(is_random=True))
+    folder = Path(options.model)
+    if folder.is_dir():
+        return backbone_card(f"A copy of {folder.resolve().name}.", read_base(folder))
+    try:
+        path = hf_hub_download(options.model, CARD, revision=options.revision)
+        licence = read_base(Path(path).parent).license
+    except OSError:  # no card, or no network now
+        licence = {}
+    return backbone_card(f"A copy of {options.model}.", Base(options.model, licence))
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model and its tokenizer to `folder`, as MODEL_FILES."""
+    """Write a model and its tokenizer to `folder`, as MODEL_FILES, for use with a cache."""
+    model.config.use_cache = True  # training sets it to False
+    model.generation_config = special_tokens(model.generation_config, tokenizer)
     model.save_pretrained(folder, max_shard_size=WHOLE)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def special_tokens(
+    defaults: GenerationConfig, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """What `generate` needs of a checkpoint's defaults, without sampling, penalties and the like.
+
+    It stops at the tokenizer's EOS, which ends every response, even if the checkpoint names others.
+    """
+    eos = defaults.eos_token_id
+    if tokenizer.eos_token_id not in (None, *(eos if isinstance(eos, list) else [eos])):
+        eos = tokenizer.eos_token_id
+    bos, pad = defaults.bos_token_id, defaults.pad_token_id
+    return GenerationConfig(
+        eos_token_id=eos,
+        bos_token_id=tokenizer.bos_token_id if bos is None else bos,
+        pad_token_id=tokenizer.pad_token_id if pad is None else pad,
+    )
 
 
 def load_tokenizer(

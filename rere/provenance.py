@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rere.config.options import Options
+from rere.config.run import CARD
 from rere.files import SNAKEMAKE, sha256, write_json
 
 PACKAGES = ("numpy", "polars", "torch", "transformers")
@@ -65,10 +66,10 @@ def provenance(
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the file itself, or the files of a folder sorted by name."""
+    """Return the file itself, or the files of a folder sorted by name, without a model card."""
     if not path.is_dir():
         return [path]
-    return sorted(p for p in path.iterdir() if p.is_file() and p.name != SNAKEMAKE)
+    return sorted(p for p in path.iterdir() if p.is_file() and p.name not in (SNAKEMAKE, CARD))
 
 
 def peak_memory() -> dict[str, float]:

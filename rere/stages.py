@@ -394,6 +394,22 @@ class BenchmarkRolloutsFigure(Options):
         draw_rollouts(self.table, self.output)
 
 
+class Push(Options):
+    """Upload a trained model to the Hugging Face hub, with its test metrics in its card."""
+
+    model: DirectoryPath = Field(description="model/ folder of a trained method's run.")
+    repo: str = Field(description="Repository, owner/name; made if it is missing.")
+    private: bool = Field(False, description="Make the repository a private one.")
+    revision: str | None = Field(
+        None, description="Branch to upload to; made if it is missing. None: main."
+    )
+
+    def run(self) -> None:
+        from rere.push import push
+
+        print(push(self.model, self.repo, self.private, self.revision))
+
+
 class Schema(Options):
     """Print the JSON schema of a study's config, for editors."""
 
@@ -439,6 +455,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "recommend --histories": RecommendHistories,
     "serve": Serve,
     "metrics": Metrics,
+    "push": Push,
     "table": Table,
     "figure": Figure,
     "curves": Curves,

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 # Before torch is imported: several test processes share the machine, and more threads than
@@ -24,6 +25,8 @@ from rere.data.fetch import fetch
 from rere.errors import InputError
 
 if TYPE_CHECKING:
+    from fake_hub import Hub
+
     from rere import Recommender
 
 # ----------------------------------------------------------------------------------------- data
@@ -135,6 +138,47 @@ def published_model(tmp_path: Path) -> Path:
     model.generation_config = GenerationConfig(do_sample=True, top_k=3, repetition_penalty=2.0)
     model.save_pretrained(folder)
     tokenizer("qwen2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
+    """A local server in place of the Hugging Face hub, whose token is set."""
+    from fake_hub import TOKEN, Hub
+    from huggingface_hub import constants
+
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def shared_run(tmp_path: Path) -> Path:
+    """The folder of a run with its metrics, whose model/ has no real weights."""
+    from prefix_trees import SMALL_CATALOGUE, save_catalogue
+
+    from rere.catalogue import CATALOGUE
+    from rere.config.evaluation import CUTOFFS
+    from rere.config.run import CARD, MODEL_FILES, Run
+    from rere.files import SNAKEMAKE, write_json
+    from rere.model_card import REPO, TEST_METRICS
+
+    run = Run(dataset="small", backbone="tiny", method="sft", seed=0)
+    folder = tmp_path / run.folder
+    (folder / "model").mkdir(parents=True)
+    for name in (*MODEL_FILES, SNAKEMAKE):
+        (folder / "model" / name).write_text(f"content of {name}")
+    save_catalogue(*SMALL_CATALOGUE, folder / "model" / CATALOGUE)
+    card = f'---\ntags: [rere]\n---\n\n{TEST_METRICS}\n\nfrom_pretrained("{REPO}")\n'
+    (folder / "model" / CARD).write_text(card)
+    names = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
+    values = dict.fromkeys(names, 0.5) | {f"{name}_low": 0.25 for name in names}
+    values |= {f"{name}_high": 0.75 for name in names}
+    write_json(folder / "metrics.json", {**run.model_dump(), "rows": 1234, **values})
     return folder
 
 

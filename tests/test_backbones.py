@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_gguf
 
+from rere import backbones
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
 from rere.config.backbones import Pretrained
 from rere.data.dataset import read_split
 from rere.errors import InputError
+from rere.model_card import Base, read_base
 from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
 
 
@@ -26,8 +29,8 @@ def assert_weights_equal(actual: Path, expected: Path) -> None:
 # ----------------------------------------------------------------------------------------- tiny
 
 
-def test_tiny_has_only_safetensors_and_json(tiny_backbone):
-    assert {path.suffix for path in tiny_backbone.iterdir()} <= {".safetensors", ".json", ".jinja"}
+def test_tiny_has_only_safetensors_and_json_and_a_card(tiny_backbone):
+    assert {path.suffix for path in tiny_backbone.iterdir()} == {".safetensors", ".json", ".md"}
     assert (tiny_backbone / "model.safetensors").is_file()
 
 
@@ -103,16 +106,73 @@ def test_a_copy_has_the_same_weights_in_float32(tmp_path, published_model):
     )
 
 
-def test_a_copy_has_no_generation_defaults(tmp_path, published_model):
+def generation_defaults(tmp_path: Path, published_model: Path) -> dict:
+    """The settings for `generate` of a copy, without the version."""
     backbone(Pretrained(model=str(published_model)), None, tmp_path / "copy")
     defaults = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
-    assert not defaults.keys() & {
-        "do_sample",
-        "top_k",
-        "top_p",
-        "temperature",
-        "repetition_penalty",
+    return {
+        k: v for k, v in defaults.items() if k not in ("transformers_version", "_from_model_config")
     }
+
+
+def test_of_generation_defaults_a_copy_has_the_special_tokens_only(tmp_path, published_model):
+    path, eos = published_model / "generation_config.json", tokenizer("qwen2").eos_token_id
+    ids = {"eos_token_id": [5, eos], "bos_token_id": 6, "pad_token_id": 7}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **ids}))
+    assert generation_defaults(tmp_path, published_model) == ids
+
+
+def test_the_tokenizers_special_tokens_are_those_of_generation(tmp_path, published_model):
+    """Where the checkpoint names none, or an end that no response has."""
+    path, tokens = published_model / "generation_config.json", tokenizer("qwen2")
+    path.write_text(json.dumps({"eos_token_id": 5}))
+    assert tokens.eos_token_id != 5
+    assert generation_defaults(tmp_path, published_model) == {
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+
+
+def test_a_copy_uses_a_cache(tmp_path, published_model):
+    path = published_model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_cache": False}))
+    backbone(Pretrained(model=str(published_model)), None, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["use_cache"] is True
+
+
+# ---------------------------------------------------------------------------------------- cards
+
+CARD_OF_BASE = "---\nlicense: apache-2.0\nbase_model: owner/before\n---\n\n# Base\n"
+
+
+def test_the_card_of_a_tiny_model_says_that_it_has_no_base(tiny_backbone):
+    assert read_base(tiny_backbone) == Base(is_random=True)
+
+
+def test_the_card_of_a_folders_copy_has_its_licence(tmp_path, published_model):
+    (published_model / "README.md").write_text(CARD_OF_BASE)
+    backbone(Pretrained(model=str(published_model)), None, tmp_path / "copy")
+    assert read_base(tmp_path / "copy") == Base(license={"license": "apache-2.0"})
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_the_card_of_a_published_model_has_its_id_and_licence(
+    tmp_path, published_model, monkeypatch, has_card
+):
+    (tmp_path / "README.md").write_text(CARD_OF_BASE)
+
+    def download(model: str, name: str, revision: str | None) -> str:
+        assert (model, revision) == ("owner/name", "v1")
+        if not has_card:
+            raise LocalEntryNotFoundError("no network")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(backbones, "hf_hub_download", download)
+    monkeypatch.setattr(backbones, "load_model", lambda *_: load_model(published_model))
+    monkeypatch.setattr(backbones, "load_tokenizer", lambda *_: load_tokenizer(published_model))
+    backbone(Pretrained(model="owner/name", revision="v1"), None, tmp_path / "copy")
+    licence = {"license": "apache-2.0"} if has_card else {}
+    assert read_base(tmp_path / "copy") == Base("owner/name", licence)
 
 
 def test_a_gguf_file_is_stored_dequantised(tmp_path):

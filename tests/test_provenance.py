@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from rere.config.data import Fetch
+from rere.config.run import CARD
 from rere.errors import InputError
 from rere.files import SNAKEMAKE, read_json, sha256
 from rere.provenance import provenance
@@ -13,7 +14,7 @@ from rere.provenance import provenance
 def test_run_json_has_command_options_inputs_and_costs(tmp_path, monkeypatch):
     folder, file, output = tmp_path / "model", tmp_path / "file", tmp_path / "run" / "run.json"
     folder.mkdir()
-    for path in (folder / "b", folder / "a", folder / SNAKEMAKE, file):
+    for path in (folder / "b", folder / "a", folder / SNAKEMAKE, folder / CARD, file):
         path.write_bytes(b"abc")
     monkeypatch.setattr(sys, "argv", ["rere", "fetch"])
     with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]):

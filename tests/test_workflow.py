@@ -274,7 +274,12 @@ def test_results_has_the_expected_files(small_study):
     results = small_study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
     assert expected <= found
-    allowed = {".snakemake_timestamp", "generation_config.json", "tokenizer_config.json"}
+    allowed = {
+        "README.md",
+        ".snakemake_timestamp",
+        "generation_config.json",
+        "tokenizer_config.json",
+    }
     assert {Path(path).name for path in found - expected} <= allowed
 
 

@@ -19,6 +19,9 @@ MODEL_FILES = (
 TRAINED_FILES = (*MODEL_FILES, "catalogue.safetensors")
 """The files of a trained one."""
 
+CARD = "README.md"
+"""The model card beside them, which nothing is made from: no input or output of a rule."""
+
 BASELINE_FILES = ("baseline.json", "baseline.safetensors", "items.parquet")
 """The files of the model of a baseline."""
 

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rere.backbones import load_model, load_tokenizer, save_model
 from rere.catalogue import CATALOGUE, Catalogue
+from rere.config.run import CARD
 from rere.config.training import Training
 from rere.engine.model.decoder import supports_shared_prompt
 from rere.errors import InputError
@@ -55,13 +56,16 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def save_trained(model: Model, encoder: PromptEncoder, catalogue: Catalogue, output: Path) -> None:
-    """Write all that recommending needs to `output`: weights, tokenizer and catalogue.
+def save_trained(
+    model: Model, encoder: PromptEncoder, catalogue: Catalogue, card: str, output: Path
+) -> None:
+    """Write all that recommending needs to `output`: weights, tokenizer, catalogue; and a card.
 
-    Adapters are merged into the weights. The files are safetensors and JSON only.
+    Adapters are merged into the weights. But for the card, the files are safetensors and JSON.
     """
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     with replacing(output) as folder:
         save_model(model, encoder.tokenizer, folder)
         catalogue.save(folder / CATALOGUE)
+        (folder / CARD).write_text(card, encoding="utf-8")

@@ -80,7 +80,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
         )
         with checkpoints.signals:
             trainer.train(resume_from_checkpoint=checkpoints.latest)
-            setup.save(output / "model")
+            setup.save(output / "model", trainer)
 
 
 class PreferenceTrainer(Trainer):

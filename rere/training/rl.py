@@ -80,7 +80,7 @@ def rl(
         )
         with checkpoints.signals:
             trainer.train(resume_from_checkpoint=checkpoints.latest)
-            setup.save(output / "model")
+            setup.save(output / "model", trainer)
 
 
 @dataclass

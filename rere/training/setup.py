@@ -11,9 +11,12 @@ from rere.catalogue import Catalogue
 from rere.config.training import Training
 from rere.data.dataset import SPLITS, read_items, read_split
 from rere.errors import InputError
+from rere.model_card import Base, TrainedRun, read_base, trained_card
 from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
+from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
 from rere.training.models import Model, load_trainable, save_trained
+from rere.training.trainer import Trainer
 
 Row = dict[str, Any]
 """A row of a split: row_id, history and target."""
@@ -30,6 +33,8 @@ class TrainingSetup:
     train: list[Row]
     valid: list[Row]  # a fixed sample, shortest history first
     seed: int
+    dataset: str
+    base: Base
 
     def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
         """The token ids of the rows' prompts."""
@@ -47,9 +52,24 @@ class TrainingSetup:
             "target": torch.tensor([row["target"] for row in rows]),
         }
 
-    def save(self, output: Path) -> None:
-        """Write the trained model with its tokenizer and catalogue."""
-        save_trained(self.model, self.encoder, self.catalogue, output)
+    def save(self, output: Path, trainer: Trainer) -> None:
+        """Write the trained model with its tokenizer, catalogue and card."""
+        options, state = trainer.options, trainer.state
+        left_out = RESULT_NEUTRAL | MEMORY_OPTIONS | {"seed"}  # paths above all, perhaps private
+        run = TrainedRun(
+            dataset=self.dataset,
+            num_rows=len(self.train),
+            stage=trainer.step_log.label,
+            summary=" ".join((options.__doc__ or "").split()),
+            options=options.model_dump(mode="json", exclude=left_out),
+            seed=self.seed,
+            metric=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
+            best_value=state.best_metric,
+            best_step=state.best_global_step,
+            base=self.base,
+        )
+        card = trained_card(run, self.encoder, self.catalogue.max_history)
+        save_trained(self.model, self.encoder, self.catalogue, card, output)
 
 
 def load_setup(
@@ -83,6 +103,8 @@ def load_setup(
         train[start:end],
         sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
         seed,
+        data.resolve().name,
+        read_base(init),
     )
 
 

@@ -64,7 +64,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         )
         with checkpoints.signals:
             trainer.train(resume_from_checkpoint=checkpoints.latest)
-            setup.save(output / "model")
+            setup.save(output / "model", trainer)
 
 
 class EpochSeededSampler(LengthGroupedSampler):

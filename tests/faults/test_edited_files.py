@@ -19,7 +19,7 @@ from rere.config.data import (
     SplitsDataset,
     YelpDataset,
 )
-from rere.config.run import MODEL_FILES, TRAINED_FILES
+from rere.config.run import CARD, MODEL_FILES, TRAINED_FILES
 from rere.errors import InputError
 from rere.inputs import identity, model_files, raw_files
 
@@ -122,7 +122,7 @@ def test_a_stored_model_has_the_files_that_rules_name(tmp_path, kind):
     (published / "chat_template.jinja").write_text("{{ messages }}")
     assert len(list(published.glob("model-*.safetensors"))) > 1
     backbone(Pretrained(model=str(published)), None, tmp_path / "stored")
-    assert {path.name for path in (tmp_path / "stored").iterdir()} == set(MODEL_FILES)
+    assert {path.name for path in (tmp_path / "stored").iterdir()} == {*MODEL_FILES, CARD}
     stored = load_tokenizer(tmp_path / "stored")
     assert stored.chat_template == "{{ messages }}"
     assert stored("Heat (1995)").input_ids == load_tokenizer(published)("Heat (1995)").input_ids
@@ -131,7 +131,7 @@ def test_a_stored_model_has_the_files_that_rules_name(tmp_path, kind):
 def test_a_tiny_model_has_the_files_that_rules_name(tmp_path):
     options = Tiny(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2)
     backbone(options, write_cycle(tmp_path / "data"), tmp_path / "tiny")
-    assert {path.name for path in (tmp_path / "tiny").iterdir()} == set(MODEL_FILES)
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {*MODEL_FILES, CARD}
 
 
 def test_a_model_that_needs_other_files_is_refused(tmp_path, monkeypatch):
@@ -172,6 +172,7 @@ def test_an_edited_or_swapped_file_runs_again_what_reads_it(tmp_path):
     (tmp_path / "raw" / "u.data").touch()
     (tmp_path / "raw" / "README").write_text("new")
     (tmp_path / RUN / "model" / "config.json").touch()
+    (tmp_path / RUN / "model" / CARD).write_text("edited")
     shutil.rmtree(tmp_path / "results" / "backbones")
     assert planned(tmp_path, SMALL, target, **BRIEF) == {}
 

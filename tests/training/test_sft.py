@@ -1,5 +1,6 @@
 """Supervised fine-tuning end to end, on a cycle of items, where each has one successor."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from training_runs import (
     read_steps,
     read_values,
 )
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rere.backbones import load_model, load_tokenizer
+from rere.config.run import CARD
 from rere.data.dataset import read_split
 from rere.engine.search.beam import beam_search
 from rere.errors import InputError
+from rere.model_card import REPO
 from rere.prefix_tree import PrefixTree
-from rere.tokenization import PromptEncoder
+from rere.tokenization import INSTRUCTIONS, PromptEncoder, prompt_text, response_text
 from rere.training.sft import sft
 
 
@@ -66,6 +70,29 @@ GOLDEN = {
         *[0.58740, 0.59048, 0.64933, 0.59497, 0.57968],
     ],
 }
+
+
+def test_transformers_generates_a_title_that_ends(learned_cycle):
+    folder = learned_cycle / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = AutoTokenizer.from_pretrained(folder)
+    inputs = tokens(prompt_text(INSTRUCTIONS[0], CYCLE[:2]), return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=50)[0, inputs.input_ids.shape[1] :]
+    assert output[-1] == tokens.eos_token_id
+    assert tokens.decode(output[:-1]) == response_text(CYCLE[2])
+    assert model.config.use_cache
+
+
+def test_the_code_of_the_card_recommends(learned_cycle, monkeypatch, capsys):
+    folder = learned_cycle / "model"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", str)
+    blocks = re.findall("```python\n(.*?)```", (folder / CARD).read_text(), re.S)
+    for code in blocks:
+        exec(code.replace(REPO, str(folder)), {})
+    first, *others, title, end = capsys.readouterr().out.splitlines()
+    assert first.split()[1:-1] == CYCLE[2].split()
+    assert len(others) == len(CYCLE) - 1
+    assert (title, end) == (f'"{CYCLE[2]}"', "")
 
 
 def test_first_loss_is_that_of_uniform_guesses(learned_cycle):

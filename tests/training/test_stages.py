@@ -20,6 +20,7 @@ from training_runs import (
 
 from rere import tokenization
 from rere.backbones import load_model
+from rere.config.run import CARD
 from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.training import models
@@ -35,7 +36,7 @@ def test_output_files(stage, trained):
     folder = trained(stage)
     assert sorted(path.name for path in folder.iterdir()) == ["log.jsonl", "model", "run.json"]
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt"}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".md"}
     assert (folder / "model" / "model.safetensors").is_file()
 
 
@@ -54,6 +55,21 @@ def test_the_keys_of_the_log_are_documented(stage, trained):
 @every_stage
 def test_model_folder_has_the_catalogue(stage, trained):
     assert_has_catalogue(trained(stage), CYCLE)
+
+
+@every_stage
+def test_the_card_has_the_best_validation_and_no_paths(stage, trained, cycle, fixed_model):
+    folder = trained(stage)
+    card = (folder / "model" / CARD).read_text()
+    key = "eval_loss" if stage == "sft" else "eval_ndcg@10"
+    [value] = read_values(folder, key)[1:]  # one validation beside that of the initial model
+    step = json.loads((folder / "run.json").read_text())["best_step"]
+    assert f"| validation | {key.removeprefix('eval_')} {value:.4f} at step {step}, the" in card
+    assert f"# {cycle.name}, `rere {stage}`\n" in card
+    assert "\nlearning_rate: " in card
+    assert "warmup: 0.03\n" in card
+    for path in (folder, fixed_model, cycle.parent):
+        assert str(path) not in card
 
 
 # ------------------------------------------------------------------------------ seeds and rows

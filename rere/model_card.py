@@ -1,0 +1,215 @@
+"""The model card of a stored model: README.md, in the format of the Hugging Face hub.
+
+Training writes it beside the weights. What is known only later, the test metrics and the name of
+the repository, has a place in it that `complete_card` fills in.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from rere.config.evaluation import CUTOFFS
+from rere.config.run import CARD
+from rere.tokenization import (
+    INSTRUCTIONS,
+    MAX_PROMPT_TOKENS,
+    SEPARATOR,
+    PromptEncoder,
+    prompt_text,
+    response_text,
+)
+
+REPO = "OWNER/NAME"
+"""Stands for the repository."""
+TEST_METRICS = "<!-- test metrics -->"
+"""Stands for the section of the test metrics."""
+
+TAG = "rere"
+RANDOM = "random-weights"
+"""The tag of models that were trained from random weights, so that they have no base model."""
+LICENSE = ("license", "license_name", "license_link")
+
+
+class Base(NamedTuple):
+    """What is known of the published model that training began with."""
+
+    model: str | None = None  # id on the hub
+    license: Mapping[str, str] = {}  # metadata of its card
+    is_random: bool = False  # there is none
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {**({"base_model": self.model} if self.model else {}), **self.license}
+
+
+class TrainedRun(NamedTuple):
+    """How a model was trained."""
+
+    dataset: str
+    num_rows: int
+    stage: str
+    summary: str  # of the stage
+    options: Mapping[str, Any]
+    seed: int
+    metric: str  # that selected the checkpoint
+    best_value: float | None
+    best_step: int | None
+    base: Base
+
+
+def read_base(folder: Path) -> Base:
+    """What the card in the folder of a model says of its base; nothing without a readable card.
+
+    The card of any model has its licence. Its base model is taken from cards of this module only:
+    elsewhere it is the one before, not the model in the folder.
+    """
+    try:
+        metadata = metadata_load(folder / CARD) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return Base()
+    values = {key: metadata[key] for key in LICENSE if isinstance(metadata.get(key), str)}
+    tags, model = metadata.get("tags"), metadata.get("base_model")
+    if not isinstance(tags, list) or TAG not in tags:
+        return Base(license=values)
+    return Base(model if isinstance(model, str) else None, values, RANDOM in tags)
+
+
+def backbone_card(text: str, base: Base) -> str:
+    """The card of a backbone, which `read_base` reads again."""
+    return f"{header(base)}\n\n{text}\n"
+
+
+def header(base: Base, *tags: str) -> str:
+    """The YAML block of a card."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=[TAG, *tags, *([RANDOM] if base.is_random else [])],
+        **base.metadata,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def trained_card(run: TrainedRun, encoder: PromptEncoder, max_history: int) -> str:
+    """The card of a trained model: data, method, options, validation, prompt, use."""
+    history, [answer] = list(encoder.titles[:2]), encoder.titles[:3][-1:]
+    prompt = prompt_text(INSTRUCTIONS[0], history)
+    options = yaml.safe_dump(dict(run.options), sort_keys=False, allow_unicode=True)
+    base, names = run.base, run.base.license
+    base_model = (
+        base.model or ("none: training began with random weights", "unknown")[not base.is_random]
+    )
+    licence = names.get("license_name") or names.get("license")
+    sections = [
+        header(base, "recommendation", run.stage),
+        f"# {run.dataset}, `rere {run.stage}`",
+        f"A language model that recommends the next of {len(encoder.titles):,} items after a "
+        f"user's history. It was trained with `rere`, a study of ReRe (arXiv 2510.12211).",
+        table(
+            {
+                "data set": f"{run.dataset}: {len(encoder.titles):,} items, {run.num_rows:,} "
+                "training rows",
+                "method": f"`rere {run.stage}`. {run.summary}",
+                "base model": base_model,
+                "licence": licence or f"unknown{'' if base.is_random else ': see the base model'}",
+                "seed": str(run.seed),
+                "validation": validation(run),
+            }
+        ),
+        TEST_METRICS,
+        "## Prompt",
+        "A history has titles, oldest first. This is the prompt for two:",
+        fenced(prompt, "text"),
+        f"Titles are separated by `{SEPARATOR!r}`, and the last line ends with `'\\n'`. The "
+        f"response to it, up to the token `{encoder.tokenizer.eos_token}` that ends it, such as:",
+        fenced(repr(response_text(answer)), "text"),
+        f"A history is cut to its latest {max_history} items, and further to a prompt of at most "
+        f"{MAX_PROMPT_TOKENS} tokens. The first line is one of these in training, and the first "
+        "of them in use:",
+        "\n".join(f"* {instruction}" for instruction in INSTRUCTIONS),
+        "## Use",
+        "Lists of the catalogue's items, by constrained beam search:",
+        fenced(
+            "from huggingface_hub import snapshot_download\n"
+            "from rere import Recommender\n\n"
+            f'recommender = Recommender(snapshot_download("{REPO}"))\n'
+            f"for item in recommender.recommend({history!r}, top=10):\n"
+            "    print(item.id, item.title, item.score)",
+            "python",
+        ),
+        "The likeliest text, without `rere`. It may be the title of no item:",
+        fenced(plain_use(prompt, encoder), "python"),
+        "## Options",
+        fenced(options.strip(), "yaml"),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def validation(run: TrainedRun) -> str:
+    """The best validation, whose weights were kept."""
+    if run.best_value is None:
+        return "none"
+    where = f"step {run.best_step}" if run.best_step else "step 0, the initial model"
+    return f"{run.metric} {run.best_value:.4f} at {where}, the best; its weights were kept"
+
+
+def plain_use(prompt: str, encoder: PromptEncoder) -> str:
+    """Code that generates a response to a prompt with transformers alone."""
+    bos = "tokenizer.bos_token_id, " if encoder.bos else ""
+    return (
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{REPO}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{REPO}")\n'
+        f"prompt = {prompt!r}\n"
+        f"ids = torch.tensor([[{bos}*tokenizer(prompt, add_special_tokens=False).input_ids]])\n"
+        "output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64)\n"
+        "print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))"
+    )
+
+
+def table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {row} |" for name, row in rows.items())])
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code, whatever backticks the text has."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def complete_card(card: str, repo: str, metrics: Mapping[str, Any] | None) -> str:
+    """A card with the name of its repository and, if there are any, the test metrics.
+
+    `metrics` is the content of a metrics.json.
+    """
+    card = card.replace(f'"{REPO}"', f'"{repo}"')
+    return card if metrics is None else card.replace(TEST_METRICS, test_section(metrics))
+
+
+def test_section(metrics: Mapping[str, Any]) -> str:
+    """The section of the test metrics, title level, with their intervals."""
+
+    def cell(name: str) -> str:
+        value, low, high = (metrics[f"{name}{suffix}"] for suffix in ("", "_low", "_high"))
+        return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+    rows = [f"| {k} | {cell(f'HR@{k}')} | {cell(f'NDCG@{k}')} |" for k in CUTOFFS]
+    return "\n".join(
+        [
+            "## Test metrics",
+            "",
+            f"Means over {metrics['rows']:,} test rows of {metrics['dataset']}, ranked against the "
+            "whole catalogue, and 95 % bootstrap intervals over users:",
+            "",
+            "| K | HR@K | NDCG@K |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
