@@ -96,58 +96,39 @@ def header(base: Base, *tags: str) -> str:
 
 
 def trained_card(run: TrainedRun, encoder: PromptEncoder, max_history: int) -> str:
-    """The card of a trained model: data, method, options, validation, prompt, use."""
-    history, [answer] = list(encoder.titles[:2]), encoder.titles[:3][-1:]
-    prompt = prompt_text(INSTRUCTIONS[0], history)
+    """The card of a trained model: data, method, base, validation, prompt, use, options."""
     options = yaml.safe_dump(dict(run.options), sort_keys=False, allow_unicode=True)
-    base, names = run.base, run.base.license
-    base_model = (
-        base.model or ("none: training began with random weights", "unknown")[not base.is_random]
-    )
-    licence = names.get("license_name") or names.get("license")
     sections = [
-        header(base, "recommendation", run.stage),
+        header(run.base, "recommendation", run.stage),
         f"# {run.dataset}, `rere {run.stage}`",
         f"A language model that recommends the next of {len(encoder.titles):,} items after a "
-        f"user's history. It was trained with `rere`, a study of ReRe (arXiv 2510.12211).",
-        table(
-            {
-                "data set": f"{run.dataset}: {len(encoder.titles):,} items, {run.num_rows:,} "
-                "training rows",
-                "method": f"`rere {run.stage}`. {run.summary}",
-                "base model": base_model,
-                "licence": licence or f"unknown{'' if base.is_random else ': see the base model'}",
-                "seed": str(run.seed),
-                "validation": validation(run),
-            }
-        ),
+        "user's history. It was trained with `rere`, a study of ReRe (arXiv 2510.12211).",
+        summary(run, len(encoder.titles)),
         TEST_METRICS,
-        "## Prompt",
-        "A history has titles, oldest first. This is the prompt for two:",
-        fenced(prompt, "text"),
-        f"Titles are separated by `{SEPARATOR!r}`, and the last line ends with `'\\n'`. The "
-        f"response to it, up to the token `{encoder.tokenizer.eos_token}` that ends it, such as:",
-        fenced(repr(response_text(answer)), "text"),
-        f"A history is cut to its latest {max_history} items, and further to a prompt of at most "
-        f"{MAX_PROMPT_TOKENS} tokens. The first line is one of these in training, and the first "
-        "of them in use:",
-        "\n".join(f"* {instruction}" for instruction in INSTRUCTIONS),
-        "## Use",
-        "Lists of the catalogue's items, by constrained beam search:",
-        fenced(
-            "from huggingface_hub import snapshot_download\n"
-            "from rere import Recommender\n\n"
-            f'recommender = Recommender(snapshot_download("{REPO}"))\n'
-            f"for item in recommender.recommend({history!r}, top=10):\n"
-            "    print(item.id, item.title, item.score)",
-            "python",
-        ),
-        "The likeliest text, without `rere`. It may be the title of no item:",
-        fenced(plain_use(prompt, encoder), "python"),
+        *prompt_sections(encoder, max_history),
+        *use_sections(encoder),
         "## Options",
         fenced(options.strip(), "yaml"),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def summary(run: TrainedRun, num_items: int) -> str:
+    """The table of what the model was made from, how, and how well it did in validation."""
+    base, names = run.base, run.base.license
+    if base.is_random:
+        model, licence = "none: training began with random weights", "unknown"
+    else:
+        model, licence = base.model or "unknown", "unknown: see the base model"
+    rows = {
+        "data set": f"{run.dataset}: {num_items:,} items, {run.num_rows:,} training rows",
+        "method": f"`rere {run.stage}`. {run.summary}",
+        "base model": model,
+        "licence": names.get("license_name") or names.get("license") or licence,
+        "seed": str(run.seed),
+        "validation": validation(run),
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {row} |" for name, row in rows.items())])
 
 
 def validation(run: TrainedRun) -> str:
@@ -158,23 +139,57 @@ def validation(run: TrainedRun) -> str:
     return f"{run.metric} {run.best_value:.4f} at {where}, the best; its weights were kept"
 
 
-def plain_use(prompt: str, encoder: PromptEncoder) -> str:
-    """Code that generates a response to a prompt with transformers alone."""
+def prompt_sections(encoder: PromptEncoder, max_history: int) -> list[str]:
+    """The prompt and the response, for the first titles of the catalogue."""
+    history, answer = example(encoder)
+    return [
+        "## Prompt",
+        "The prompt for a history of titles, oldest first:",
+        fenced(prompt_text(INSTRUCTIONS[0], history), "text"),
+        f"`{SEPARATOR!r}` separates titles, and the prompt ends with a line break. A response to "
+        f"it, which the token `{encoder.tokenizer.eos_token}` follows:",
+        fenced(repr(response_text(answer)), "text"),
+        f"A history is cut to its latest {max_history} items, and to as many as a prompt of "
+        f"{MAX_PROMPT_TOKENS} tokens holds. Its instruction is one of these in training, and the "
+        "first of them in `Recommender`:",
+        "\n".join(f"* {instruction}" for instruction in INSTRUCTIONS),
+    ]
+
+
+def use_sections(encoder: PromptEncoder) -> list[str]:
+    """Code that recommends, with `rere` and without."""
+    history, _ = example(encoder)
     bos = "tokenizer.bos_token_id, " if encoder.bos else ""
-    return (
-        "import torch\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{REPO}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{REPO}")\n'
-        f"prompt = {prompt!r}\n"
-        f"ids = torch.tensor([[{bos}*tokenizer(prompt, add_special_tokens=False).input_ids]])\n"
-        "output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64)\n"
-        "print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))"
-    )
+    return [
+        "## Use",
+        "Recommend items of the catalogue, by constrained beam search:",
+        fenced(
+            "from huggingface_hub import snapshot_download\n"
+            "from rere import Recommender\n\n"
+            f'recommender = Recommender(snapshot_download("{REPO}"))\n'
+            f"for item in recommender.recommend({history!r}, top=10):\n"
+            "    print(item.id, item.title, item.score)",
+            "python",
+        ),
+        "Generate text with `transformers` alone, which may be the title of no item:",
+        fenced(
+            "import torch\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{REPO}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{REPO}")\n'
+            f"prompt = {prompt_text(INSTRUCTIONS[0], history)!r}\n"
+            f"ids = torch.tensor([[{bos}*tokenizer(prompt, add_special_tokens=False).input_ids]])\n"
+            "mask = torch.ones_like(ids)\n"
+            "output = model.generate(ids, attention_mask=mask, max_new_tokens=64)\n"
+            "print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))",
+            "python",
+        ),
+    ]
 
 
-def table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {row} |" for name, row in rows.items())])
+def example(encoder: PromptEncoder) -> tuple[list[str], str]:
+    """A history and the title after it: the first ones of the catalogue, no user's."""
+    return list(encoder.titles[:2]), encoder.titles[:3][-1]
 
 
 def fenced(text: str, language: str) -> str:
@@ -190,7 +205,7 @@ def complete_card(card: str, repo: str, metrics: Mapping[str, Any] | None) -> st
     `metrics` is the content of a metrics.json.
     """
     card = card.replace(f'"{REPO}"', f'"{repo}"')
-    return card if metrics is None else card.replace(TEST_METRICS, test_section(metrics))
+    return card if metrics is None else card.replace(TEST_METRICS, test_section(metrics), 1)
 
 
 def test_section(metrics: Mapping[str, Any]) -> str:

@@ -104,10 +104,9 @@ def explaining(repo: str) -> Iterator[None]:
     except InputError:
         raise
     except HfHubHTTPError as error:
-        reason = REASONS.get(error.response.status_code)
-        raise InputError(
-            f"{repo}: {reason or error.server_message or first_line(error)}"
-        ) from error
+        reason = error.server_message or first_line(error)
+        reason = REASONS.get(error.response.status_code, reason)
+        raise InputError(f"{repo}: {' '.join(reason.split())}") from error
     except (HTTPError, ConnectionError) as error:
         raise InputError(f"{repo}: cannot reach the hub ({first_line(error)})") from error
     except (ValueError, RuntimeError) as error:  # of the name or the card; of an upload
