@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         repo = self.path.removeprefix("/api/models/")
+        if repo not in self.server.private:
+            return self.answer(404, {"error": "missing"})
         self.answer(200, {"id": repo, "private": self.server.private[repo]})
 
     def create(self, wanted: dict[str, Any]) -> None:
