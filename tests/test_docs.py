@@ -175,6 +175,7 @@ def test_the_snippets_of_recommending_run(model_with_catalogue, tmp_path, monkey
     (tmp_path / "products.csv").write_text("id,price\nraw3,5\nraw4,50\n")
     (tmp_path / "model").symlink_to(model_with_catalogue)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: "model")
     names = {"history": ["Heat"], "ids_in_stock": ["raw3", "raw5"]}
     for snippet in re.findall(r"```python\n(.*?)```", RECOMMENDING, re.DOTALL):
         shortened = snippet.replace("results/runs/ml-100k/tiny/rere/seed0/model", "model")
