@@ -283,9 +283,10 @@ def test_checkpoints_of_another_run_are_removed(
 
 def test_moved_dataset_is_the_same_run(tmp_path, dropout_model, cycle, uninterrupted, interrupt):
     interrupt("sft", tmp_path / "run", 6)
-    shutil.copytree(cycle, tmp_path / "copy")
-    (tmp_path / "copy" / "stats.json").write_text("{}")  # which training does not read
-    sft(RESUMED["sft"], dropout_model, tmp_path / "copy", 0, tmp_path / "run")
+    moved = tmp_path / cycle.name  # the name is in the model card
+    shutil.copytree(cycle, moved)
+    (moved / "stats.json").write_text("{}")  # which training does not read
+    sft(RESUMED["sft"], dropout_model, moved, 0, tmp_path / "run")
     assert provenance(tmp_path / "run")["resumed"] == 1
     assert_same(tmp_path / "run", uninterrupted("sft"))
 
