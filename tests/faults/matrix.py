@@ -293,15 +293,14 @@ def make_study(folder: Path) -> None:
         ending = finish(start(folder, stage, stage.output), folder)
         if ending.status:
             raise SystemExit(f"{stage.command}\n{ending.stderr}")
-        # Later stages write to the same folders.
         copy = shutil.copytree if (folder / stage.output).is_dir() else shutil.copyfile
         expected(folder, stage).parent.mkdir(parents=True, exist_ok=True)
         copy(folder / stage.output, expected(folder, stage))
 
 
 def expected(folder: Path, stage: Stage) -> Path:
-    """Where the output of a stage on unharmed inputs is kept."""
-    return folder / "expected" / stage.output
+    """Where the output of a stage on unharmed inputs is kept, apart from those of the others."""
+    return folder / "expected" / str(STAGES.index(stage)) / Path(stage.output).name
 
 
 def harmed_files(folder: Path, seed: int) -> Iterator[Result]:
@@ -400,7 +399,9 @@ def killed(folder: Path, seed: int, times: int = 4) -> Iterator[Result]:
                     os.kill(process.pid, number)
                 ending = finish(process, folder)
                 problem = None
-                if number != signal.SIGKILL and ending.status not in (0, 128 + number):
+                # Before the command has begun, Python ends by the signal, or with 1 at SIGINT.
+                early = 1 if number == signal.SIGINT and not ending.stderr else -number
+                if ending.status not in (0, 128 + number, early):
                     problem = f"status {ending.status}: {ending.stderr[-80:]}"
                 again = finish(start(folder, stage, f"new/{name}"), folder)
                 problem = problem or judge(again, folder / "new" / name, expected(folder, stage))
