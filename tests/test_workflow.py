@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
+from rere.config.run import BASELINE_FILES
+
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
 ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
@@ -270,6 +272,7 @@ def test_results_has_the_expected_files(small_study):
         trained = [*model, "catalogue.safetensors"]
         leaves_model = backbone == "small" and method not in UNTRAINED
         files += [f"model/{name}" for name in trained] if leaves_model else []
+        files += [f"model/{name}" for name in BASELINE_FILES] if backbone == "none" else []
         expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
     results = small_study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
@@ -341,7 +344,7 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
         path.relative_to(small_study / "benchmarks").with_suffix("")
         for path in small_study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 67
+    assert len(jobs) == 50
 
 
 @slow
@@ -410,6 +413,8 @@ def test_a_second_run_has_nothing_to_do(small_study):
 
 
 REPORTED = {"table": 1, "figure": 1}
+TWICE = {"table": 2, "figure": 2}
+"""The tables `main` and `seeds`."""
 
 
 @slow
@@ -418,29 +423,29 @@ REPORTED = {"table": 1, "figure": 1}
     [
         (
             {"methods": {"rere": {"rl": {"beta": 0.1}}}},
-            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1, **REPORTED},
+            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 2, **TWICE},
         ),
         (
             {"methods": {"sft": {"sft": {"patience": 9}}}},
             {
-                **{"sft": 4, "preference": 4, "rl": 2, "recommend": 10, "decode": 4, "metrics": 14},
-                **{"curves": 1, **REPORTED},
+                **{"sft": 3, "preference": 3, "rl": 2, "recommend": 8, "decode": 2, "metrics": 10},
+                **{"curves": 2, **TWICE},
             },
         ),
         (
             {"methods": {"sasrec": {"baseline": {"dropout": 0.5}}}},
-            {"sequential": 2, "decode": 2, "metrics": 4, **REPORTED},
+            {"sequential": 1, "decode": 1, "metrics": 2, **REPORTED},
         ),
         (
             {"methods": {"d3": {"decode": {"alpha": 0.9}}}},
-            {"decode": 2, "metrics": 2, **REPORTED},
+            {"decode": 1, "metrics": 1, **REPORTED},
         ),
-        ({"evaluation": {"num_beams": 30}}, {"recommend": 10, "metrics": 10, **REPORTED}),
+        ({"evaluation": {"num_beams": 30}}, {"recommend": 8, "metrics": 8, **TWICE}),
         (
             {"evaluation": {"rows": 30}},
             {
-                **{"baseline": 6, "sequential": 6, "recommend": 10, "decode": 4, "metrics": 26},
-                **REPORTED,
+                **{"baseline": 4, "sequential": 3, "recommend": 8, "decode": 2, "metrics": 17},
+                **TWICE,
             },
         ),
         ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
@@ -456,17 +461,17 @@ def test_a_changed_option_runs_the_jobs_that_depend_on_it(small_study, changes, 
 @pytest.mark.parametrize(
     ("method", "jobs"),
     [
-        ({"baseline": {"model": "sasrec", "epochs": 3}}, {"sequential": 2, "metrics": 2}),
-        ({"init": "sft", "preference": {}}, {"preference": 2, "recommend": 2, "metrics": 2}),
-        ({"init": "sft", "decode": {"algorithm": "bigrec"}}, {"decode": 2, "metrics": 2}),
-        ({"init": "sft", "rl": {}}, {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1}),
+        ({"baseline": {"model": "sasrec", "epochs": 3}}, {"sequential": 1, "metrics": 1}),
+        ({"init": "sft", "preference": {}}, {"preference": 1, "recommend": 1, "metrics": 1}),
+        ({"init": "sft", "decode": {"algorithm": "bigrec"}}, {"decode": 1, "metrics": 1}),
+        ({"init": "sft", "rl": {}}, {"rl": 1, "recommend": 1, "metrics": 1, "curves": 1}),
         (
             {"init": "sft", "rl": {}, "grid": {"beta": [0.0, 0.1], "reward": [["rule"]]}},
-            {"rl": 4, "recommend": 4, "metrics": 4, "curves": 1},
+            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1},
         ),
         (
             {"init": "sft", "rl": {"reward": ["collaborative"]}, "collaborative": "sasrec"},
-            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 1},
+            {"rl": 1, "recommend": 1, "metrics": 1, "curves": 1},
         ),
         (
             {"init": "sft", "seed": 1, "rl": {}},
