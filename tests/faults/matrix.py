@@ -399,10 +399,11 @@ def killed(folder: Path, seed: int, times: int = 4) -> Iterator[Result]:
                     os.kill(process.pid, number)
                 ending = finish(process, folder)
                 problem = None
-                # Before the command has begun, Python ends by the signal, or with 1 at SIGINT.
-                early = 1 if number == signal.SIGINT and not ending.stderr else -number
-                if ending.status not in (0, 128 + number, early):
-                    problem = f"status {ending.status}: {ending.stderr[-80:]}"
+                # Before and after the command, Python ends by the signal, or with 1 at SIGINT.
+                said = messages(ending.stderr)
+                outside = 1 if number == signal.SIGINT and not said else -number
+                if ending.status not in (0, 128 + number, outside):
+                    problem = f"status {ending.status}: {' / '.join(said)[-80:]}"
                 again = finish(start(folder, stage, f"new/{name}"), folder)
                 problem = problem or judge(again, folder / "new" / name, expected(folder, stage))
                 hidden = [path.name for path in (folder / "new").rglob(".*") if path.is_dir()]
