@@ -31,6 +31,8 @@ def main() -> None:
             flush_output()
     except BrokenPipeError:  # as in `rere --help | head`
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        fail("rere: interrupted", 128 + signal.SIGINT)
     except OSError as error:
         reason = DISK_FULL if is_disk_full(error) else error.strerror or error
         fail(f"rere: {error.filename or 'standard output'}: {reason}", 1)
@@ -78,9 +80,10 @@ def run_stage(stage: str, command: Any) -> None:
     except KeyboardInterrupt:
         fail(f"rere {stage}: interrupted", 128 + signal.SIGINT)
     except signals.Stopped as stopped:
-        signals.ignore()
-        fail(f"rere {stage}: {stopped}", 128 + stopped.number)
+        end(stage, stopped)
     except Exception as error:
+        if signals.Stopped.raised is not None:  # within matplotlib's code in C
+            end(stage, signals.Stopped.raised)
         if is_disk_full(error):
             output = " ".join(config.options.words(getattr(command, "output", "standard output")))
             fail(f"rere {stage}: {getattr(error, 'filename', None) or output}: {DISK_FULL}", 1)
@@ -88,6 +91,12 @@ def run_stage(stage: str, command: Any) -> None:
             raise
         parts = [f"rere {stage}", error.filename, error.strerror or error]
         fail(": ".join(str(part) for part in parts if part is not None), 1)
+
+
+def end(stage: str, stopped: signals.Stopped) -> NoReturn:
+    """Exit with the signal's line and status."""
+    signals.ignore()
+    fail(f"rere {stage}: {stopped}", 128 + stopped.number)
 
 
 def other_forms(stage: str) -> list[str]:

@@ -15,7 +15,12 @@ among them Snakemake, which passes it on."""
 
 
 class Stopped(BaseException):
-    """A signal ends the stage. The message is one line, `number` is the signal's."""
+    """A signal ends the stage. The message is one line, `number` is the signal's.
+
+    `raised` is the last one that `stop` has raised: libraries may make another error of it.
+    """
+
+    raised: "Stopped | None" = None
 
     def __init__(self, number: int, remedy: str = "") -> None:
         name = signal.Signals(number).name
@@ -52,7 +57,8 @@ def handle(act: Callable[[int], None]) -> dict[int, Any]:
 
 def stop(number: int) -> NoReturn:
     """Raise Stopped, so that scratch files are removed and one line is printed."""
-    raise Stopped(number)
+    Stopped.raised = Stopped(number)
+    raise Stopped.raised
 
 
 def ignore() -> None:

@@ -14,7 +14,7 @@ import pytest
 from snakemake_runs import write_raw
 from tiny_models import write_cycle, write_fixed_model
 
-from rere import signals
+from rere import cli, signals
 from rere.config.options import flags
 from rere.config.training import SftOptions
 from rere.signals import SIGNALS, DeferredSignals, Handler, Stopped, handle, stop
@@ -26,11 +26,12 @@ OPTIONS = SftOptions(batch_size=16, rows_per_pass=16, validations=3)
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restore the handlers of all signals at the end."""
+    """Restore the handlers of all signals at the end, and forget what was raised."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
+        Stopped.raised = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -178,3 +179,31 @@ def test_the_command_says_where_it_resumes(tmp_path):
     assert last.startswith(begin)
     assert Path(last.removeprefix(begin)).is_dir()
     assert "Traceback" not in stderr
+
+
+def test_a_signal_that_a_library_turns_into_another_error_is_named(monkeypatch, capsys):
+    class Draw:
+        def run(self) -> None:
+            try:
+                stop(signal.SIGTERM)
+            except Stopped:
+                raise ValueError("invalid bounding box") from None
+
+    monkeypatch.setattr(Stopped, "raised", None)
+    monkeypatch.setattr(signals, "handle", lambda act: {})
+    monkeypatch.setattr(signals, "ignore", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.run_stage("curves", Draw())
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "rere curves: stopped by SIGTERM\n"
+
+
+def test_ctrl_c_before_the_stage_begins_is_one_line(monkeypatch, capsys):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "rere: interrupted\n"
