@@ -30,8 +30,8 @@ def prune(tree: PrefixTree, items: Tensor) -> PrefixTree:
 
     is_kept = np.zeros(len(fanout), dtype=bool)
     is_kept[leaf] = True
-    for begin, end in reversed(levels(tree)[1:]):
-        is_kept[parent[begin:end][is_kept[begin:end]]] = True
+    for low, high in reversed(levels(tree)[1:]):
+        is_kept[parent[low:high][is_kept[low:high]]] = True
     kept = np.flatnonzero(is_kept)
     new_fanout = np.bincount(parent[kept[1:]], minlength=len(fanout))
 
@@ -110,8 +110,9 @@ class RowTrees:
 
     def to(self, device: torch.device | str) -> "RowTrees":
         """Return the trees with their arrays on `device`."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        values = vars(self)
+        tensors = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **values | tensors)
 
 
 def prune_rows(tree: PrefixTree, excluded: Sequence[Collection[int]]) -> RowTrees:

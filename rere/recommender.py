@@ -253,7 +253,7 @@ def as_frame(columns: Any) -> pl.DataFrame:
     return pl.DataFrame({str(name): list(columns[name]) for name in names}, strict=False)
 
 
-def read_histories(histories: Any) -> Iterable[Sequence[str]]:
+def read_histories(histories: Any) -> Any:
     """The histories in a data frame with a column `history`, or in an iterable."""
     if isinstance(histories, str):
         raise InputError("histories: takes lists of ids or titles, not one text")
