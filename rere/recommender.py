@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 Within = Collection[str] | pl.Expr | Callable[[pl.DataFrame], Any]
 """Which items may be recommended: their ids, or a condition on `Recommender.items`."""
 
-SHOWN = 3
-"""Unknown items that a message names."""
-
-
 class Recommendation(NamedTuple):
     """An item and its score: a baseline's own, of others the log-probability of the title."""
 

@@ -71,6 +71,16 @@ def test_the_list_has_allowed_items_only(model_with_catalogue, scoring, items):
         assert ranked == []
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_limit_within_another(model_with_catalogue, scoring):
+    recommender = Recommender(model_with_catalogue, BeamSearch(scoring=scoring))
+    limited = recommender.within([f"raw{item}" for item in range(5, 25)])
+    within = [f"raw{item}" for item in range(0, 25, 2)]
+    expected = brute_force(scoring, HISTORY, [*range(6, 25, 2)])
+    assert_same(limited.recommend(HISTORY, top=99, within=within), expected)
+    assert_same(limited.within(within).recommend(HISTORY, top=99), expected)
+
+
 def test_fewer_beams_give_the_list_of_a_new_catalogue_at_the_same_width(tmp_path, recommender):
     items = [item for item in range(25) if item % 3]
     folder = write_fixed_model(tmp_path / "model")

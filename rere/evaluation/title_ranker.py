@@ -60,7 +60,8 @@ class TitleRanker:
 
     def only(self, items: Sequence[int]) -> Self:
         """A ranker of these items of the catalogue, in ascending order, and no others."""
-        return replace(self, tree=prune(self.tree, torch.tensor(items)), items=items)
+        numbers = torch.tensor([self.number_of(item) for item in items])
+        return replace(self, tree=prune(self.tree, numbers), items=items)
 
     def with_titles(self, titles: Sequence[str]) -> Self:
         """A ranker of new items; histories may name them or titles that were known before."""

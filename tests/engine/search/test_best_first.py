@@ -1,6 +1,7 @@
 """The proven top K against brute force over all items."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_oracles import (
@@ -16,6 +17,7 @@ from tiny_models import FAMILIES, MASK_IGNORING, precise, tolerance
 
 from rere.engine.search.best_first import best_first_search
 from rere.prefix_tree import PrefixTree
+from rere.pruning import prune
 
 PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
 
@@ -46,6 +48,19 @@ def assert_proved(model, sequences, prompts, number, scoring, **options):
 @pytest.mark.parametrize("family", FAMILIES | MASK_IGNORING)
 def test_all_ranks_are_proved(family, scoring):
     assert_proved(precise(family), random_catalogue(25, seed=3), PROMPTS, 5, scoring, width=3)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_all_ranks_of_a_pruned_tree_are_proved(scoring):
+    model, sequences = precise("qwen2"), random_catalogue(40, seed=3)
+    kept = [item for item in range(40) if item % 3]
+    tree = prune(PrefixTree.build(sequences), torch.tensor(kept))
+    left = [sequences[item] for item in kept]
+    result = best_first_search(model, tree, PROMPTS, 8, scoring, width=3)
+    assert result.num_proved.tolist() == [8] * len(PROMPTS)
+    for row, prompt in zip(to_rankings(result, left, tree), PROMPTS, strict=True):
+        truth = brute_force(model, left, prompt, scoring)
+        assert_same_ranking(row, truth[:8], tolerance(model))
 
 
 @given(CATALOGUES, PROMPT_BATCHES, st.integers(1, 50), st.integers(1, 8), st.sampled_from(SCORINGS))
