@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from rere.config.backbones import Pretrained, Tiny
 from rere.config.run import CARD, MODEL_FILES
 from rere.data.dataset import read_items, read_split
-from rere.errors import InputError, first_line
+from rere.errors import InputError, first_line, out_of_memory
 from rere.files import replacing
 from rere.model_card import Base, backbone_card, read_base
 from rere.tokenization import choose_instruction, prompt_text, response_text
@@ -158,6 +158,21 @@ def load_model(
         loaded.is_quantized = False
         del loaded.hf_quantizer, loaded.config.quantization_config
     return loaded
+
+
+def load_for_inference(
+    folder: Path, dtype: str, device: str | torch.device = "auto"
+) -> PreTrainedModel:
+    """`load_model` of a folder in a dtype of torch on a device; raises InputError if it is full."""
+    with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
+        return load_model(folder).to(choose_device(device), getattr(torch, dtype))
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """A device of torch by its name; `auto` is the GPU if there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 @contextmanager

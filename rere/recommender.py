@@ -22,18 +22,20 @@ from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import polars as pl
-import torch
 
+from rere.backbones import choose_device
 from rere.baselines.model_folder import is_baseline
 from rere.baselines.ranker import BaselineRanker
 from rere.config.evaluation import BeamSearch
 from rere.errors import InputError
+from rere.evaluation.ranking import Ranker
 from rere.evaluation.title_ranker import TitleRanker
 
 log = logging.getLogger(__name__)
 
 Within = Collection[str] | pl.Expr | Callable[[pl.DataFrame], Any]
 """Which items may be recommended: their ids, or a condition on `Recommender.items`."""
+
 
 class Recommendation(NamedTuple):
     """An item and its score: a baseline's own, of others the log-probability of the title."""
@@ -52,7 +54,7 @@ class Recommender:
     without a model or its catalogue, and for `options` with a baseline.
     """
 
-    ranker: TitleRanker | BaselineRanker
+    ranker: Ranker
 
     def __init__(
         self,
@@ -61,8 +63,6 @@ class Recommender:
         device: str = "auto",
         items: Any = None,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder = Path(model)
         if is_baseline(self.folder):
             if options is not None:
@@ -71,12 +71,12 @@ class Recommender:
                     f"{given}: for the search of a language model; {self.folder} has a baseline, "
                     "so leave it out"
                 )
-            self.ranker, fitted = BaselineRanker.load(self.folder, torch.device(device))
+            self.ranker, fitted = BaselineRanker.load(self.folder, choose_device(device))
             self.ids, self.titles = (fitted.items[name].to_list() for name in ("raw_id", "title"))
             self.max_history = fitted.model.max_history
         else:
             options = options or BeamSearch()
-            self.ranker, catalogue = TitleRanker.load(self.folder, options, torch.device(device))
+            self.ranker, catalogue = TitleRanker.load(self.folder, options, choose_device(device))
             self.ids, self.titles = list(catalogue.ids), list(catalogue.titles)
             self.max_history = catalogue.max_history
         self.num_items = len(self.ids)  # that may be recommended; others only occur in histories

@@ -16,7 +16,7 @@ from rere.errors import InputError, out_of_memory
 
 @dataclass(frozen=True)
 class BaselineRanker:
-    """A baseline and the items that may be ranked; its methods are those of `TitleRanker`."""
+    """A baseline and the items that may be ranked; a `rere.evaluation.ranking.Ranker`."""
 
     name: str
     model: Model
@@ -31,7 +31,6 @@ class BaselineRanker:
         return cls(fitted.options.model, fitted.model, everything), fitted
 
     def only(self, items: Sequence[int]) -> Self:
-        """A ranker of these items of the catalogue and no others."""
         is_allowed = np.zeros_like(self.is_allowed)
         is_allowed[items] = True
         return replace(self, is_allowed=is_allowed)
@@ -54,10 +53,7 @@ class BaselineRanker:
         top: int,
         batch_size: int | None = None,
     ) -> Iterator[tuple[int, tuple[list[int], list[float]]]]:
-        """Yield each row's number and its `top` items, without those that the row excludes.
-
-        Scores are the baseline's own. A row that excludes all items has none.
-        """
+        """As `Ranker.rank`; scores are the baseline's own."""
         if not histories:
             return
         batch_size = batch_size or ROWS_PER_BATCH

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import choose_device, load_model, load_tokenizer
 from rere.benchmarks.plain.generate import TokenTree, generate
 from rere.benchmarks.timing import Prompts
 from rere.data.dataset import read_items, read_split
@@ -122,7 +122,7 @@ def load_benchmark_model(
     name: str, folder: Path, data: Path, dtypes: Sequence[str] = ("float32",)
 ) -> BenchmarkModel:
     """Load the model in `folder` and the catalogue of the data set in `data`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     tokenizer = load_tokenizer(folder)
     encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
     models = {

@@ -31,13 +31,8 @@ from rere.engine.model.padding import right_pad
 from rere.engine.search.beam import beam_search
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.engine.search.unconstrained import generate_greedy
-from rere.evaluation.recommend import (
-    Ranking,
-    RankingTask,
-    load_ranking_task,
-    rank_items,
-    write_rankings,
-)
+from rere.evaluation.ranking import Ranking
+from rere.evaluation.recommend import RankingTask, load_ranking_task, rank_items, write_rankings
 from rere.prefix_tree import PrefixTree
 
 TITLES_PER_BATCH = 256
@@ -91,7 +86,7 @@ def make_d3_ranker(
         beams = beam_search(
             task.policy, task.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
         )
-        return rank_items(task.tree, beams)
+        return rank_items(task, beams)
 
     return rank
 

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import torch
 from transformers import PreTrainedModel
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, with_titles
-from rere.config.evaluation import Decoding, Precision, Recommend
+from rere.config.evaluation import Decoding, Recommend
 from rere.data.dataset import read_items, read_split
 from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.errors import out_of_memory
 from rere.evaluation.predictions import write_predictions
+from rere.evaluation.ranking import Ranking, rank_by_length, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
 from rere.tokenization import PromptEncoder
@@ -37,10 +36,6 @@ class RankingTask(NamedTuple):
         return max_batch_size(self.policy, self.tree, longest, num_beams, scoring)
 
 
-Ranking = tuple[list[int], list[float]]
-"""One row's items, best first, and their scores."""
-
-
 def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Path) -> None:
     """Write the predictions of the model in folder `model` for a data set's test split.
 
@@ -58,7 +53,7 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
             options.scoring,
             options.length_penalty,
         )
-        return rank_items(task.tree, beams)
+        return rank_items(task, beams)
 
     batch_size = options.batch_size or task.max_batch_size(options.num_beams, options.scoring)
     write_rankings(output, task, batch_size, options.list_length, rank)
@@ -72,7 +67,7 @@ def load_ranking_task(
     Raises InputError if model, tokenizer or data are missing or malformed, a title has no tokens of
     its own, a prompt is too long, or the model does not fit into memory.
     """
-    policy = load_for_inference(model, options)
+    policy = load_for_inference(model, options.dtype)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     rows = read_split(data, "test", options.rows)
@@ -80,19 +75,18 @@ def load_ranking_task(
     return RankingTask(policy, encoder, tree, rows, prompts)
 
 
-def rank_items(tree: PrefixTree, beams: Beams) -> Iterator[Ranking]:
+def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:
     """Yield each row's ranking: the items of its beams, best beam first.
 
-    A beam whose title belongs to several items yields all of them, ordered by item id. Shadowed
-    items are never ranked: a beam is one title.
+    A beam whose title belongs to several items yields all of them, ordered by item id.
     """
-    shadowed = set(tree.shadowed.tolist())
+    titles, leaf_items = task.encoder.titles, task.tree.leaf_items
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
         pairs = [
             (item, score)
             for leaf, score in zip(leaves, scores, strict=True)
-            for item in (tree.leaf_items[leaf] if leaf >= 0 else ())
-            if item not in shadowed
+            if leaf >= 0
+            for item in with_first_title(leaf_items[leaf], titles)
         ]
         yield [item for item, _ in pairs], [score for _, score in pairs]
 
@@ -105,25 +99,15 @@ def write_rankings(
     rank: Callable[[list[int]], Iterable[Ranking]],
 ) -> None:
     """Write predictions of at most `length` items per row; `rank` ranks a batch of rows."""
-    # Rows of similar length share a batch, which keeps padding small.
-    order = sorted(range(len(task.prompts)), key=lambda row: len(task.prompts[row]))
-    remedy = f"lower batch_size (now {batch_size} rows per pass) or num_beams"
-    items: list[list[int]] = [[] for _ in order]
-    scores: list[list[float]] = [[] for _ in order]
-    with out_of_memory(remedy), progress(len(order), "recommend") as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for row, (ranked, ranked_scores) in zip(batch, rank(batch), strict=True):
-                items[row], scores[row] = ranked[:length], ranked_scores[:length]
-            bar.update(len(batch))
+    rows = range(len(task.prompts))
+    ranked = rank_by_length(task.prompts, rows, batch_size, rank, " or num_beams")
+    rankings: list[Ranking] = [([], []) for _ in rows]
+    with progress(len(rows), "recommend") as bar:
+        for row, (items, scores) in ranked:
+            rankings[row] = items[:length], scores[:length]
+            bar.update()
+    items, scores = ([each[n] for each in rankings] for n in (0, 1))
     write_predictions(output, task.rows, items, scores)
-
-
-def load_for_inference(model: Path, options: Precision) -> PreTrainedModel:
-    """The model in folder `model`, on the GPU if there is one, in the options' dtype."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with out_of_memory(f"{model} does not fit; take dtype: bfloat16 or another device"):
-        return load_model(model).to(device, getattr(torch, options.dtype))
 
 
 def load_or_build_tree(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -> PrefixTree:

@@ -10,18 +10,16 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.errors import InputError, out_of_memory
+from rere.errors import InputError
+from rere.evaluation.ranking import Ranking, rank_by_length, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees, prune, prune_rows
 from rere.tokenization import PromptEncoder
-
-Ranking = tuple[list[int], list[float]]
-"""Item ids, best first, and their scores."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class TitleRanker:
 
         Raises InputError if the catalogue is missing or of another tokenizer.
         """
-        with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
-            model = load_model(folder).to(device, getattr(torch, options.dtype)).eval()
+        model = load_for_inference(folder, options.dtype, device)
         path = folder / CATALOGUE
         catalogue = Catalogue.load(path, model.config.get_text_config().vocab_size)
         encoder = PromptEncoder(load_tokenizer(folder), catalogue.titles)
@@ -59,7 +56,6 @@ class TitleRanker:
         return ranker, catalogue
 
     def only(self, items: Sequence[int]) -> Self:
-        """A ranker of these items of the catalogue, in ascending order, and no others."""
         numbers = torch.tensor([self.number_of(item) for item in items])
         return replace(self, tree=prune(self.tree, numbers), items=items)
 
@@ -77,30 +73,22 @@ class TitleRanker:
         top: int,
         batch_size: int | None = None,
     ) -> Iterator[tuple[int, Ranking]]:
-        """Yield each row's number and its `top` items, without those that the row excludes.
-
-        Scores are log-probabilities of titles. Rows come in batches of similar length. A row that
-        excludes all items has none. Of items whose different titles have the same tokens, only
-        those with the first one's title are ranked.
-        """
+        """As `Ranker.rank`; scores are log-probabilities of titles."""
         prompts = self.encoder.encode_histories(histories)
         width = max(self.options.num_beams, top)
         longest = max(map(len, prompts), default=0)
         batch_size = batch_size or max_batch_size(
             self.model, self.tree, longest, width, self.options.scoring
         )
-        remedy = f"lower batch_size (now {batch_size} rows per pass), num_beams or top"
         without = [self.leaves_without(items) for items in excluded]
         num_leaves = int((self.tree.fanout == 0).sum())
         left = [row for row, leaves in enumerate(without) if len(leaves) < num_leaves]
         yield from ((row, ([], [])) for row in {*range(len(prompts))}.difference(left))
-        left.sort(key=lambda row: len(prompts[row]))
-        for start in range(0, len(left), batch_size):
-            batch = left[start : start + batch_size]
-            with out_of_memory(remedy):
-                leaf, score = self.search(
-                    [prompts[row] for row in batch], [without[row] for row in batch], width
-                )
+
+        def rank(batch: list[int]) -> Iterator[Ranking]:
+            leaf, score = self.search(
+                [prompts[row] for row in batch], [without[row] for row in batch], width
+            )
             for row, leaves, scores in zip(batch, leaf.tolist(), score.tolist(), strict=True):
                 pairs = [
                     (item, value)
@@ -108,7 +96,9 @@ class TitleRanker:
                     if leaf_ >= 0
                     for item in self.items_of(leaf_, excluded[row])
                 ][:top]
-                yield row, ([item for item, _ in pairs], [value for _, value in pairs])
+                yield [item for item, _ in pairs], [value for _, value in pairs]
+
+        yield from rank_by_length(prompts, left, batch_size, rank, ", num_beams or top")
 
     def search(
         self, prompts: Sequence[list[int]], without: Sequence[Collection[int]], width: int
@@ -144,6 +134,4 @@ class TitleRanker:
     def items_of(self, leaf: int, excluded: Collection[int]) -> list[int]:
         """The items that a leaf ranks, in order of item id: those with its first one's title."""
         items = [self.items[number] for number in self.tree.items_of(leaf)]
-        items = [item for item in items if item not in excluded]
-        titles = self.encoder.titles
-        return [item for item in items if titles[item] == titles[items[0]]]
+        return with_first_title([i for i in items if i not in excluded], self.encoder.titles)
