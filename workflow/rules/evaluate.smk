@@ -21,10 +21,7 @@ rule recommend:
         catalogue="results/data/{dataset}/items.parquet",
         users="results/data/{dataset}/users.parquet",
         test="results/data/{dataset}/test.parquet",
-        model=expand(
-            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
-            file=TRAINED_FILES,
-        ),
+        model=trained_model,
     output:
         predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
     log:
