@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import CYCLE, write_data
+from tiny_models import CYCLE, FAMILIES, causal_lm, write_data
 from training_runs import SHORT, assert_has_catalogue, read_log, run_stage
 
 from rere import Recommender
+from rere.adapters import (
+    AdapterBase,
+    hash_weights,
+    load_adapters,
+    merge_adapters,
+    save_adapters,
+)
 from rere.backbones import load_model, load_tokenizer
 from rere.catalogue import CATALOGUE
 from rere.config.evaluation import Recommend
@@ -48,6 +55,29 @@ def test_adapters_with_their_base_are_the_merged_model(stage, trained):
     weights = "model.safetensors"
     small = (adapted / "model" / "adapter_model.safetensors").stat().st_size
     assert small < (merged / "model" / weights).stat().st_size / 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_every_family_come_back(family, tmp_path):
+    """Also two after each other, with different scales, which are stored as one."""
+    base = AdapterBase(model="base", sha256=hash_weights(causal_lm(family, 50)))
+    earlier, model = None, causal_lm(family, 50)
+    for folder, rank, alpha in ((tmp_path / "one", 2, 32.0), (tmp_path / "two", 3, 5.0)):
+        folder.mkdir()
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear"
+        )
+        adapted = get_peft_model(model, config)
+        for name, weight in adapted.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        if earlier is None:
+            assert hash_weights(adapted) == base.sha256
+        save_adapters(adapted, base, earlier, folder, folder)
+        model, earlier = adapted.merge_and_unload(), load_adapters(folder)
+        found = merge_adapters(causal_lm(family, 50), folder).state_dict()
+        for name, weight in model.state_dict().items():
+            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
 
 
 def test_lists_and_scores_are_those_of_the_merged_model(trained, cycle, tmp_path):

@@ -13,7 +13,14 @@ from snakemake.io import IOFile
 
 from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
-from rere.config.run import ADAPTED_FILES, BASELINE_FILES, MODEL_FILES, NO_BACKBONE, Run, TRAINED_FILES
+from rere.config.run import (
+    ADAPTED_FILES,
+    BASELINE_FILES,
+    MODEL_FILES,
+    NO_BACKBONE,
+    Run,
+    TRAINED_FILES,
+)
 from rere.config.rl import reward_weights
 from rere.config.study import Comparison, Shown
 from rere.errors import InputError, printable
@@ -43,7 +50,9 @@ def methods(*stages):
 
 def trained_methods(stage, save):
     """A pattern that matches the methods of a training stage that save models in this form."""
-    options = {name: method.options for name, method in study.methods.items() if method.stage == stage}
+    options = {
+        name: method.options for name, method in study.methods.items() if method.stage == stage
+    }
     return one_of(name for name, each in options.items() if each.save == save)
 
 
