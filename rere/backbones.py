@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from rere.adapters import check_base, find_base, is_adapters, merge_adapters
 from rere.config.backbones import Pretrained, Tiny
 from rere.config.run import CARD, MODEL_FILES
 from rere.data.dataset import read_items, read_split
@@ -130,10 +131,12 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the causal language model of a Hugging Face id or a local folder, in float32.
 
-    Reads only safetensors, or `gguf_file`, whose weights are dequantised. Never runs code that
-    comes with a checkpoint. Raises InputError if there is no such model, or if weights are missing,
-    infinite or NaN.
+    Adapters are merged with their base. Reads only safetensors, or `gguf_file`, whose weights are
+    dequantised. Never runs code that comes with a checkpoint. Raises InputError if there is no such
+    model, or if weights are missing, infinite or NaN.
     """
+    if gguf_file is None and is_adapters(model):
+        return load_adapted(Path(model))
     with refusing(model, "a language model"):
         if gguf_file is not None:
             check_gguf(Path(model, gguf_file))
@@ -173,6 +176,18 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def load_adapted(folder: Path) -> PreTrainedModel:
+    """Load the base of the adapters in `folder` and merge them.
+
+    Raises InputError if either is missing or malformed, or if the base has changed.
+    """
+    place = find_base(folder)
+    base = load_model(place)
+    check_base(folder, place, base)
+    with refusing(folder, "the adapters"):
+        return merge_adapters(base, folder)
 
 
 @contextmanager

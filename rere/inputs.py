@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from rere.adapters import find_base, is_adapters
 from rere.config.backbones import Pretrained
 from rere.config.data import Dataset
 from rere.config.options import Options
@@ -70,10 +72,17 @@ def raw_files(dataset: Dataset) -> list[str]:
 
 
 def model_files(folder: str | None) -> list[str]:
-    """The files of a model in a folder of the user's; none for an id on the hub."""
+    """The files of a model in a folder of the user's; none for an id on the hub.
+
+    Those of adapters and of their base.
+    """
     if folder is None or not os.path.isdir(folder):
         return []
-    return sorted(str(path) for path in Path(folder).iterdir() if path.suffix in MODEL_SUFFIXES)
+    files = sorted(str(path) for path in Path(folder).iterdir() if path.suffix in MODEL_SUFFIXES)
+    if is_adapters(folder):
+        with suppress(InputError):  # loading says what is wrong
+            files += model_files(find_base(Path(folder)))
+    return files
 
 
 def find_missing(study: Study, shares_environment: bool = True) -> Iterator[str]:

@@ -60,6 +60,7 @@ class TrainedRun(NamedTuple):
     best_value: float | None
     best_step: int | None
     base: Base
+    adapters_of: str | None = None  # of a model that is stored without its base's weights
 
 
 def read_base(folder: Path) -> Base:
@@ -124,6 +125,7 @@ def summary(run: TrainedRun, num_items: int) -> str:
         "data set": f"{run.dataset}: {num_items:,} items, {run.num_rows:,} training rows",
         "method": f"`rere {run.stage}`. {run.summary}",
         "base model": model,
+        **({"weights": f"LoRA adapters of {run.adapters_of}"} if run.adapters_of else {}),
         "licence": names.get("license_name") or names.get("license") or licence,
         "seed": str(run.seed),
         "validation": validation(run),

@@ -4,6 +4,7 @@ One commit has the files that training wrote and nothing else. The token is the 
 huggingface_hub finds: HF_TOKEN, or that of `hf auth login`.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from rere.config.run import CARD, TRAINED_FILES
+from rere.adapters import BASE, CONFIG, is_adapters, read_adapter_base
+from rere.config.run import CARD, stored_files
 from rere.errors import InputError, first_line
 from rere.evaluation.metrics import METRICS
 from rere.files import read_json
@@ -34,7 +36,11 @@ def push(model: Path, repo: str, private: bool = False, revision: str | None = N
     if it has any. Raises InputError for another folder than a trained model's, for files that
     training does not write, and if the hub cannot be reached or refuses.
     """
-    operations = [CommitOperationAdd(path.name, str(path)) for path in files_of_model(model)]
+    changed = published_adapters(model) if is_adapters(model) else {}
+    operations = [
+        CommitOperationAdd(path.name, changed.get(path.name, str(path)))
+        for path in files_of_model(model)
+    ]
     if (model / CARD).is_file():
         card = complete_card(read_card(model / CARD), repo, read_metrics(model))
         operations.append(CommitOperationAdd(CARD, card.encode()))
@@ -61,16 +67,36 @@ def files_of_model(folder: Path) -> list[Path]:
 
     Hidden files, such as Snakemake's, are left out.
     """
-    for name in TRAINED_FILES:
+    names = stored_files(is_adapters(folder))
+    for name in names:
         if not (folder / name).is_file():
             raise InputError(
                 f"{folder}: has no {name}; name the folder model/ of a run of `rere sft`, "
                 "`rere preference` or `rere rl`"
             )
     for path in sorted(folder.iterdir()):
-        if path.name not in (*TRAINED_FILES, CARD) and not path.name.startswith("."):
+        if path.name not in (*names, CARD) and not path.name.startswith("."):
             raise InputError(f"{path}: is no file of a model; move it, as it is not uploaded")
-    return [folder / name for name in TRAINED_FILES]
+    return [folder / name for name in names]
+
+
+def published_adapters(folder: Path) -> dict[str, bytes]:
+    """The contents of files of adapters in which the base is its published model, not a folder.
+
+    Raises InputError if the base is not published.
+    """
+    base, config = read_adapter_base(folder), read_json(folder / CONFIG, "training")
+    if base.hub is None:
+        raise InputError(
+            f"{folder}: has adapters of {base.model}, which is not on the hub; train it with "
+            "`save: merged`"
+        )
+    config["base_model_name_or_path"] = base.hub
+    published = base.model_copy(update={"model": base.hub, "relative": None})
+    return {
+        CONFIG: f"{json.dumps(config, indent=2)}\n".encode(),
+        BASE: f"{published.model_dump_json(indent=2)}\n".encode(),
+    }
 
 
 def read_card(path: Path) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA, USERS_SCHEMA
 
 
 def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> pl.DataFrame:
@@ -13,6 +13,11 @@ def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> p
     ids = range(len(titles))
     columns = {"item_id": ids, "title": titles, "count": counts, "raw_id": [f"raw{i}" for i in ids]}
     return pl.DataFrame(columns, schema=ITEMS_SCHEMA)
+
+
+def users_frame(num_users: int) -> pl.DataFrame:
+    ids = range(num_users)
+    return pl.DataFrame({"user_id": ids, "raw_id": [f"user{i}" for i in ids]}, schema=USERS_SCHEMA)
 
 
 def split_frame(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"errors"},
     {"config", "files", "prefix_tree", "progress", "signals", "tokenization", "yaml_files"},
-    {"catalogue", "data", "engine", "model_card", "provenance", "pruning", "study"},
+    {"adapters", "catalogue", "data", "engine", "model_card", "provenance", "pruning", "study"},
     {"backbones", "engine.model", "inputs"},
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},

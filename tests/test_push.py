@@ -1,5 +1,6 @@
 """Uploading a trained model, to a local server that stands for the hub."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import sys
 import pytest
 from huggingface_hub import constants
 
-from rere.config.run import CARD, TRAINED_FILES
+from rere.adapters import AdapterBase
+from rere.catalogue import CATALOGUE
+from rere.config.run import ADAPTED_FILES, CARD, MODEL_FILES, TRAINED_FILES
 from rere.errors import InputError
 from rere.files import read_json, write_json
 from rere.push import push
@@ -51,6 +54,37 @@ def test_a_model_may_have_no_metrics_and_no_card(hub, shared_run):
     (shared_run / "model" / CARD).unlink()
     push(shared_run / "model", "me/other")
     assert hub.files["me/other@main"].keys() == set(TRAINED_FILES)
+
+
+def store_as_adapters(folder, hub):
+    """Replace the model in `folder` by adapters of a copy of the published model `hub`."""
+    for name in MODEL_FILES:
+        (folder / name).unlink()
+    for name in set(ADAPTED_FILES) - {CATALOGUE}:
+        (folder / name).write_text(f"content of {name}")
+    base = AdapterBase(model="results/backbones/tiny", relative="../x", hub=hub, sha256="1")
+    (folder / "base.json").write_text(base.model_dump_json())
+    write_json(folder / "adapter_config.json", {"base_model_name_or_path": base.model, "r": 2})
+
+
+def test_adapters_are_uploaded_with_the_name_of_their_published_base(hub, shared_run):
+    store_as_adapters(shared_run / "model", "you/base")
+    push(shared_run / "model", "me/mine")
+    uploaded = hub.files["me/mine@main"]
+    assert uploaded.keys() == {*ADAPTED_FILES, CARD}
+    config = json.loads(uploaded["adapter_config.json"])
+    assert config == {"base_model_name_or_path": "you/base", "r": 2}
+    base = AdapterBase.model_validate_json(uploaded["base.json"])
+    assert (base.model, base.relative, base.sha256) == ("you/base", None, "1")
+
+
+def test_adapters_of_a_model_that_is_not_published_are_refused(hub, shared_run):
+    store_as_adapters(shared_run / "model", None)
+    refuse(
+        shared_run,
+        "has adapters of results/backbones/tiny, which is not on the hub; train it with "
+        "`save: merged`",
+    )
 
 
 def test_an_own_repository_is_uploaded_to_again(hub, shared_run):

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
-from rere.config.run import BASELINE_FILES
+from rere.config.run import ADAPTED_FILES, BASELINE_FILES, CARD
 
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
@@ -132,6 +132,43 @@ def test_evidence_compares_three_seeds_of_rl_and_of_more_sft(tmp_path):
         **dict.fromkeys(("fetch", "preprocess", "backbone", "table"), 1),
         **{"sft": 4, "rl": 3, "recommend": 7, "metrics": 7},
     }
+
+
+ADAPTERS = {"lora_rank": 2, "save": "adapters"}
+SAVED_AS_ADAPTERS = {"methods": {"sft": {"sft": ADAPTERS}, "rere": {"rl": ADAPTERS}}}
+
+
+def test_a_study_of_adapters_is_planned(tmp_path):
+    write_raw(tmp_path / "raw")
+    targets = [f"{RERE}/metrics.json", RERE.replace("rere", "bigrec") + "/metrics.json"]
+    assert planned(tmp_path, SMALL, *targets, **SAVED_AS_ADAPTERS) == {
+        **dict.fromkeys(("preprocess", "backbone", "sft_adapters", "rl_adapters"), 1),
+        **{"recommend": 1, "decode": 1, "metrics": 2},
+    }
+    # Another method of the study is trained as before.
+    assert "preference" in planned(
+        tmp_path, SMALL, RERE.replace("rere", "s_dpo") + "/log.jsonl", **SAVED_AS_ADAPTERS
+    )
+    target = f"{RERE}/model/model.safetensors"
+    done = snakemake(tmp_path, SMALL, "--dry-run", target, **SAVED_AS_ADAPTERS)
+    assert done.returncode != 0 and "MissingRuleException" in done.stdout
+
+
+@slow
+def test_a_study_of_adapters_runs(tmp_path):
+    write_raw(tmp_path / "raw")
+    target = f"{RERE}/metrics.json"
+    done = snakemake(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
+    assert done.returncode == 0, done.stdout
+    for method in ("sft", "rere"):
+        folder = tmp_path / RERE.replace("rere", method) / "model"
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        assert names == {*ADAPTED_FILES, CARD}
+    assert planned(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS) == {}
+    # The base of the adapters is an input of what loads them.
+    weights = tmp_path / "results" / "backbones" / "small" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert "recommend" in planned(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
 
 
 def test_the_study_of_ready_made_splits_is_planned(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import torch
 import transformers
-from data_frames import items_frame, split_frame
+from data_frames import items_frame, split_frame, users_frame
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
@@ -271,6 +271,7 @@ def write_data(
     targets = [target for _, target in splits.get("train", [])]
     counts = [targets.count(item) for item in range(len(titles))]
     items_frame(titles, counts).write_parquet(folder / "items.parquet")
+    users_frame(max(map(len, splits.values()), default=0)).write_parquet(folder / "users.parquet")
     row_id = 0
     for split, rows in splits.items():
         columns = [history for history, _ in rows], [target for _, target in rows]

@@ -9,7 +9,7 @@ from rere.config.baselines import ItemKnn, Popularity, RepeatLast, Sequential
 from rere.config.evaluation import Evaluation
 from rere.data.dataset import read_items, read_split
 from rere.errors import InputError, out_of_memory
-from rere.evaluation.predictions import write_predictions
+from rere.evaluation.predictions import read_raw_ids, write_predictions
 from rere.files import replacing_all
 
 
@@ -34,6 +34,7 @@ def baseline(
             "preprocess with a smaller core"
         )
     rows = read_split(data, "test", evaluation.rows)  # before training, which takes minutes
+    raw_ids = read_raw_ids(data, rows)
     model: Model
     names = [output.name, "model"]
     if isinstance(options, Sequential):
@@ -60,4 +61,4 @@ def baseline(
             make_factors(model, rows).save(test_factors)
         save_baseline(FittedBaseline(options, model, items), folder)
         ranked, scores = rank_top(model, rows["history"], evaluation.list_length)
-        write_predictions(predictions, rows, ranked.tolist(), scores.tolist())
+        write_predictions(predictions, rows, ranked.tolist(), scores.tolist(), raw_ids)

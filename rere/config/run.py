@@ -19,11 +19,26 @@ MODEL_FILES = (
 TRAINED_FILES = (*MODEL_FILES, "catalogue.safetensors")
 """The files of a trained one."""
 
+ADAPTED_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "catalogue.safetensors",
+)
+"""The files of one that is stored as adapters of another model."""
+
 CARD = "README.md"
 """The model card beside them, which nothing is made from: no input or output of a rule."""
 
 BASELINE_FILES = ("baseline.json", "baseline.safetensors", "items.parquet")
 """The files of the model of a baseline."""
+
+
+def stored_files(is_adapters: bool) -> tuple[str, ...]:
+    """The files of a trained model, stored as adapters or as a whole."""
+    return ADAPTED_FILES if is_adapters else TRAINED_FILES
 
 
 class Run(BaseModel):

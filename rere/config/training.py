@@ -50,11 +50,16 @@ class Training(Options):
     lora_rank: int | None = Field(
         None,
         ge=1,
-        description="Rank of LoRA adapters on all linear layers, merged into the saved model. "
-        "None: all weights are trained.",
+        description="Rank of LoRA adapters on all linear layers. None: all weights are trained.",
     )
     lora_alpha: float = Field(
         32.0, gt=0, description="The output of LoRA adapters is scaled by lora_alpha / lora_rank."
+    )
+    save: Literal["merged", "adapters"] = Field(
+        "merged",
+        description="What model/ holds of a model with LoRA adapters. merged: all weights. "
+        "adapters: only the adapters, which need the initial model where it is. Does not change "
+        "results.",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -78,6 +83,12 @@ class Training(Options):
         if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
             raise ValueError("takes two fractions, 0 <= start < end <= 1")
         return part
+
+    @model_validator(mode="after")
+    def check_save(self) -> Self:
+        if self.save == "adapters" and self.lora_rank is None:
+            raise ValueError("save: adapters needs lora_rank; without adapters leave it out")
+        return self
 
     @model_validator(mode="after")
     def check_rows_per_pass(self) -> Self:

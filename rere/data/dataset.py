@@ -9,7 +9,7 @@ train|valid|test.parquet    row_id i64, user_id i64, history list<i32> (oldest f
 row_id ascends within a split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,12 @@ SPLIT_SCHEMA: Schema = {
 }
 SPLITS = ("train", "valid", "test")
 
+USER_FAULTS: Faults = {
+    "has another user_id; they count from 0 upwards": pl.col("user_id").ne_missing(
+        pl.int_range(pl.len())
+    ),
+    "has no raw_id": pl.col("raw_id").is_null(),
+}
 ITEM_FAULTS: Faults = {
     "has another item_id; they count from 0 upwards": pl.col("item_id").ne_missing(
         pl.int_range(pl.len())
@@ -99,6 +105,20 @@ def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
     return frame if rows is None else sample_rows(frame, rows)
 
 
+def read_raw_users(data: Path, rows: pl.DataFrame) -> pl.Series:
+    """Return the raw ids of a data set's users by user_id.
+
+    Raises InputError if users.parquet is malformed, or lacks a user of `rows`.
+    """
+    path = data / "users.parquet"
+    users = read_parquet(path, USERS_SCHEMA, PREPROCESS)
+    check_rows(path, users, USER_FAULTS, PREPROCESS_AGAIN)
+    missing = rows.filter(pl.col("user_id") >= len(users))
+    if len(missing):
+        raise InputError(f"{path}: lacks user_id {missing['user_id'][0]}; {PREPROCESS_AGAIN}")
+    return users["raw_id"]
+
+
 def sample_rows(split: pl.DataFrame, rows: int) -> pl.DataFrame:
     """Return a sample of `rows` rows of a split in the same order, or all if it has no more.
 
@@ -112,18 +132,22 @@ def sample_rows(split: pl.DataFrame, rows: int) -> pl.DataFrame:
 
 
 def read_parquet(
-    path: Path, schema: Schema, stages: str, values: pl.Expr | None = None
+    path: Path,
+    schema: Schema,
+    stages: str,
+    values: pl.Expr | None = None,
+    unread: Sequence[str] = (),
 ) -> pl.DataFrame:
-    """Return a parquet file's rows, or only `values` of them.
+    """Return a parquet file's rows, or only `values` of them, without its columns `unread`.
 
-    Raises InputError, with the `stages` that write the file, unless its columns are those of
+    Raises InputError, with the `stages` that write the file, unless its other columns are those of
     `schema`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; {stages} writes it")
     remedy = f"make it again: {stages}"
     with readable_parquet(path, remedy):
-        frame = pl.scan_parquet(path, glob=False)
+        frame = pl.scan_parquet(path, glob=False).drop(unread, strict=False)
         found = dict(frame.collect_schema())
         for name in [*schema, *found]:
             if name not in found:

@@ -14,7 +14,7 @@ from rere.data.dataset import read_items, read_split
 from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
-from rere.evaluation.predictions import write_predictions
+from rere.evaluation.predictions import RawIds, read_raw_ids, write_predictions
 from rere.evaluation.ranking import Ranking, rank_by_length, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
@@ -29,6 +29,7 @@ class RankingTask(NamedTuple):
     tree: PrefixTree  # on the policy's device
     rows: pl.DataFrame  # of the test split
     prompts: list[list[int]]  # of the rows
+    raw_ids: RawIds
 
     def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
         """Rows per batch that fit in memory."""
@@ -67,12 +68,13 @@ def load_ranking_task(
     Raises InputError if model, tokenizer or data are missing or malformed, a title has no tokens of
     its own, a prompt is too long, or the model does not fit into memory.
     """
+    rows = read_split(data, "test", options.rows)
+    raw_ids = read_raw_ids(data, rows)
     policy = load_for_inference(model, options.dtype)
     encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
-    rows = read_split(data, "test", options.rows)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
-    return RankingTask(policy, encoder, tree, rows, prompts)
+    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids)
 
 
 def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:
@@ -107,7 +109,7 @@ def write_rankings(
             rankings[row] = items[:length], scores[:length]
             bar.update()
     items, scores = ([each[n] for each in rankings] for n in (0, 1))
-    write_predictions(output, task.rows, items, scores)
+    write_predictions(output, task.rows, items, scores, task.raw_ids)
 
 
 def load_or_build_tree(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -> PrefixTree:

@@ -41,6 +41,7 @@ RESULT_NEUTRAL = {
     "checkpoint_seconds",
     "collapse_steps",
     "report_to",
+    "save",
 }
 """Options that do not change results; a run resumes under other values of them."""
 

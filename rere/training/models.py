@@ -2,23 +2,55 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rere.adapters import (
+    AdapterBase,
+    Adapters,
+    hash_weights,
+    is_adapters,
+    load_adapters,
+    read_adapter_base,
+    save_adapters,
+)
 from rere.backbones import load_model, load_tokenizer, save_model
 from rere.catalogue import CATALOGUE, Catalogue
-from rere.config.run import CARD
+from rere.config.run import ADAPTED_FILES, CARD, TRAINED_FILES, stored_files
 from rere.config.training import Training
 from rere.engine.model.decoder import supports_shared_prompt
 from rere.errors import InputError
 from rere.files import replacing
+from rere.model_card import read_base
 from rere.tokenization import PromptEncoder
 
 Model: TypeAlias = PreTrainedModel | PeftModel
+
+
+class Start(NamedTuple):
+    """What adapters are saved without: the base, and earlier adapters that training began with."""
+
+    base: AdapterBase
+    earlier: Adapters | None
+
+    @property
+    def name(self) -> str:
+        """The base's id on the hub, or its folder; of an absolute path only the last part."""
+        path = Path(self.base.model)
+        return self.base.hub or (path.name if path.is_absolute() else str(path))
+
+
+def find_start(init: Path, model: Model) -> Start:
+    """What the adapters of `model` are saved without, which was loaded from the folder `init`."""
+    if is_adapters(init):
+        return Start(read_adapter_base(init), load_adapters(init))
+    is_trained = (init / CATALOGUE).exists()  # its card has the id of the published base, too
+    hub = None if is_trained else read_base(init).model
+    return Start(AdapterBase(model=str(init), hub=hub, sha256=hash_weights(model)), None)
 
 
 def load_trainable(folder: Path, options: Training) -> tuple[PreTrainedTokenizerBase, Model]:
@@ -57,15 +89,31 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def save_trained(
-    model: Model, encoder: PromptEncoder, catalogue: Catalogue, card: str, output: Path
+    model: Model,
+    encoder: PromptEncoder,
+    catalogue: Catalogue,
+    card: str,
+    output: Path,
+    start: Start | None,
 ) -> None:
     """Write all that recommending needs to `output`: weights, tokenizer, catalogue; and a card.
 
-    Adapters are merged into the weights. But for the card, the files are safetensors and JSON.
+    Adapters are merged into the weights, or with a `start` saved without it. But for the card, the
+    files are safetensors and JSON.
     """
-    if isinstance(model, PeftModel):
+    if start is None and isinstance(model, PeftModel):
         model = model.merge_and_unload()
     with replacing(output) as folder:
-        save_model(model, encoder.tokenizer, folder)
+        if start is None:
+            save_model(model, encoder.tokenizer, folder)
+        else:
+            assert isinstance(model, PeftModel)
+            folder.mkdir()
+            save_adapters(model, start.base, start.earlier, folder, output)
+            encoder.tokenizer.save_pretrained(folder, save_jinja_files=False)
+        if (output / CATALOGUE).exists():  # the model of an earlier run, perhaps of another `save`
+            kept = stored_files(start is not None)
+            for name in {*TRAINED_FILES, *ADAPTED_FILES}.difference(kept):
+                (output / name).unlink(missing_ok=True)
         catalogue.save(folder / CATALOGUE)
         (folder / CARD).write_text(card, encoding="utf-8")

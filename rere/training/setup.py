@@ -15,7 +15,7 @@ from rere.model_card import Base, TrainedRun, read_base, trained_card
 from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
-from rere.training.models import Model, load_trainable, save_trained
+from rere.training.models import Model, Start, find_start, load_trainable, save_trained
 from rere.training.trainer import Trainer
 
 Row = dict[str, Any]
@@ -35,6 +35,7 @@ class TrainingSetup:
     seed: int
     dataset: str
     base: Base
+    start: Start | None  # of adapters that are saved without it
 
     def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
         """The token ids of the rows' prompts."""
@@ -67,9 +68,10 @@ class TrainingSetup:
             best_value=state.best_metric,
             best_step=state.best_global_step,
             base=self.base,
+            adapters_of=self.start and self.start.name,
         )
         card = trained_card(run, self.encoder, self.catalogue.max_history)
-        save_trained(self.model, self.encoder, self.catalogue, card, output)
+        save_trained(self.model, self.encoder, self.catalogue, card, output, self.start)
 
 
 def load_setup(
@@ -105,6 +107,7 @@ def load_setup(
         seed,
         data.resolve().name,
         read_base(init),
+        find_start(init, model) if options.save == "adapters" else None,
     )
 
 

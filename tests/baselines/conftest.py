@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_frames import items_frame, split_frame
+from data_frames import items_frame, split_frame, users_frame
 from untrained_networks import NETWORKS, untrained
 
 from rere.baselines.baseline import baseline
@@ -41,6 +41,7 @@ def successor_data(tmp_path: Path) -> Path:
     folder.mkdir()
     items = items_frame([str(item) for item in range(30)], range(30))
     items.write_parquet(folder / "items.parquet")
+    users_frame(90).write_parquet(folder / "users.parquet")
     histories = [[row % 30, (row + 1) % 30] for row in range(90)]
     frame = split_frame(histories, [(row + 2) % 30 for row in range(90)])
     for name in ("train", "valid", "test"):

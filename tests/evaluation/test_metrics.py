@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from data_frames import items_frame, split_frame
+from data_frames import items_frame, split_frame, users_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import write_data
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
+from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.evaluation.metrics import (
     ITEM_METRICS,
@@ -30,7 +32,9 @@ from rere.evaluation.metrics import (
 )
 from rere.evaluation.predictions import (
     PREDICTIONS_SCHEMA,
+    RawIds,
     read_predictions,
+    read_raw_ids,
     write_predictions,
 )
 
@@ -267,6 +271,49 @@ def test_predictions_come_back_as_written(tmp_path):
     assert dict(frame.schema) == PREDICTIONS_SCHEMA
     assert frame.rows() == [(100, 7, 1, [2, 1], [0.5, 0.5]), (101, 8, 0, [0], [-1.0])]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_raw_ids_are_written_and_need_not_be_read(tmp_path):
+    old, new, again = (tmp_path / f"{name}.parquet" for name in ("old", "new", "again"))
+    lists = [[2, 1], [0]], [[0.5, 0.5], [-1.0]]
+    raw_ids = RawIds(pl.Series([f"u{i}" for i in range(9)]), pl.Series(["a", "b", "c"]))
+    write_predictions(old, TEST, *lists)
+    write_predictions(new, TEST, *lists, raw_ids)
+    frame = pl.read_parquet(new)
+    assert frame.select("raw_user_id", "raw_target", "raw_items").rows() == [
+        ("u7", "b", ["c", "b"]),
+        ("u8", "a", ["a"]),
+    ]
+    assert frame.select(*PREDICTIONS_SCHEMA).equals(pl.read_parquet(old))
+    assert read_predictions(new).equals(read_predictions(old))
+    pl.Series(["c", "z", "a"]).cast(pl.Categorical)  # which polars numbers for the whole process
+    write_predictions(again, TEST, *lists, raw_ids)
+    assert again.read_bytes() == new.read_bytes()
+
+
+def test_raw_items_have_a_dictionary(tmp_path):
+    items = [f"a long id of the raw data {i}" for i in range(20)]
+    test = split_frame([[0]] * 500, [0] * 500)
+    raw_ids = RawIds(users_frame(500)["raw_id"], pl.Series(items))
+    ranked = [[(row + i) % 20 for i in range(10)] for row in range(500)]
+    write_predictions(tmp_path / "p", test, ranked, [[0.0] * 10] * 500, raw_ids)
+    pl.read_parquet(tmp_path / "p").write_parquet(tmp_path / "plain", compression="uncompressed")
+    assert (tmp_path / "plain").read_bytes().count(items[7].encode()) == 1
+
+
+@pytest.mark.parametrize(
+    ("users", "fault"),
+    [
+        (users_frame(3), "lacks user_id 3; make it again: `rere preprocess`"),
+        (users_frame(4)[::-1], "row at position 0 has another user_id"),
+        (users_frame(4).with_columns(raw_id=pl.lit(None, pl.String)), "0 has no raw_id"),
+    ],
+)
+def test_users_without_raw_ids_are_refused(tmp_path, users, fault):
+    data = write_data(tmp_path, ["a", "b"], test=[([0], 1)] * 4)
+    users.write_parquet(data / "users.parquet")
+    with pytest.raises(InputError, match=fault):
+        read_raw_ids(data, read_split(data, "test"))
 
 
 @pytest.mark.parametrize("fault", FAULTY)

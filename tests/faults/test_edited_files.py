@@ -19,7 +19,7 @@ from rere.config.data import (
     SplitsDataset,
     YelpDataset,
 )
-from rere.config.run import CARD, MODEL_FILES, TRAINED_FILES
+from rere.config.run import ADAPTED_FILES, CARD, MODEL_FILES, TRAINED_FILES
 from rere.errors import InputError
 from rere.inputs import identity, model_files, raw_files
 
@@ -110,6 +110,7 @@ def test_the_raw_files_are_those_that_a_reader_reads(tmp_path, dataset, read, un
 
 def test_the_catalogue_is_one_of_the_trained_files():
     assert set(TRAINED_FILES) == {*MODEL_FILES, CATALOGUE}
+    assert CATALOGUE in ADAPTED_FILES
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

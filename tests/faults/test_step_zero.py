@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from tiny_models import CYCLE, write_cycle, write_data, write_fixed_model
-from training_runs import load_weights, read_log, read_values
+from training_runs import read_log, read_values
 from transformers import TrainerControl, TrainerState
 
 from rere.backbones import load_model
@@ -74,7 +74,8 @@ def best_step(folder: Path) -> int:
 
 def is_initial(folder: Path) -> bool:
     before = load_model(folder.parent / "init").state_dict()
-    return all(torch.equal(before[name], value) for name, value in load_weights(folder).items())
+    after = load_model(folder / "model").state_dict()
+    return all(torch.equal(before[name], value) for name, value in after.items())
 
 
 # ------------------------------------------------------------------------- the first validation
@@ -122,10 +123,12 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path, monkeypatch):
 
 
 @every_stage
-@pytest.mark.parametrize("lora_rank", [None, 2])
-def test_the_start_wins_if_no_validation_is_better(stage, lora_rank, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora_rank": 2}, {"lora_rank": 2, "save": "adapters"}], ids=str
+)
+def test_the_start_wins_if_no_validation_is_better(stage, changes, tmp_path, monkeypatch, caplog):
     let_validations_worsen(monkeypatch, stage)
-    folder = train(stage, tmp_path, lora_rank=lora_rank)
+    folder = train(stage, tmp_path, **changes)
     assert is_initial(folder)
     assert best_step(folder) == 0
     assert caplog.messages[-1] == (

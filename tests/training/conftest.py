@@ -1,6 +1,7 @@
 """Data, models and runs that tests of training share. Each is made once."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,18 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def home(tmp_path: Path, fixed_model: Path, cycle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with results/base and results/run, adapters that were trained on it."""
+    folder = tmp_path / "home"
+    shutil.copytree(fixed_model, folder / "results" / "base")
+    monkeypatch.chdir(folder)
+    adapters = {"lora_rank": 4, "learning_rate": 1e-2, "save": "adapters"}
+    options = change(SHORT["sft"], adapters)
+    run_stage(options, Path("results/base"), cycle, 0, Path("results/run"))
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
 
-    predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    predictions.parquet     row_id, user_id, target, items (ranked ids), scores; raw ids
     model/                  options, weights or similarities, catalogue: what recommending takes
     run.json                versions, commit, options, hashes, seconds, memory
     factors.safetensors, factors.test.safetensors
@@ -19,6 +19,7 @@ rule baseline:
     """Rank the test rows by popularity, by the history or by item similarity"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
+        users="results/data/{dataset}/users.parquet",
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
         test="results/data/{dataset}/test.parquet",

@@ -13,7 +13,14 @@ from snakemake.io import IOFile
 
 from rere.config.evaluation import Decoding, Evaluation
 from rere.config.options import flags
-from rere.config.run import BASELINE_FILES, MODEL_FILES, NO_BACKBONE, TRAINED_FILES
+from rere.config.run import (
+    ADAPTED_FILES,
+    BASELINE_FILES,
+    MODEL_FILES,
+    NO_BACKBONE,
+    Run,
+    TRAINED_FILES,
+)
 from rere.config.rl import reward_weights
 from rere.config.study import Comparison, Shown
 from rere.errors import InputError, printable
@@ -39,6 +46,14 @@ def one_of(names):
 def methods(*stages):
     """A pattern that matches the methods of these stages."""
     return one_of(name for name, method in study.methods.items() if method.stage in stages)
+
+
+def trained_methods(stage, save):
+    """A pattern that matches the methods of a training stage that save models in this form."""
+    options = {
+        name: method.options for name, method in study.methods.items() if method.stage == stage
+    }
+    return one_of(name for name, each in options.items() if each.save == save)
 
 
 def baselines(*models):
@@ -102,9 +117,21 @@ def initial_folder(wildcards):
 
 
 def files_of_model(folder):
-    """The files of a stored backbone or trained model."""
-    is_backbone = folder.startswith("results/backbones/")
-    return [f"{folder}/{name}" for name in (MODEL_FILES if is_backbone else TRAINED_FILES)]
+    """The files of a stored backbone or trained model; of adapters those of their base, too."""
+    if folder.startswith("results/backbones/"):
+        return [f"{folder}/{name}" for name in MODEL_FILES]
+    dataset, backbone, method, seed = folder.split("/")[2:6]
+    if study.methods[method].options.save == "merged":
+        return [f"{folder}/{name}" for name in TRAINED_FILES]
+    run = Run(dataset=dataset, backbone=backbone, method=method, seed=seed.removeprefix("seed"))
+    return [*[f"{folder}/{name}" for name in ADAPTED_FILES], *initial_model(run)]
+
+
+def trained_model(wildcards):
+    """The files of the model that a method trains."""
+    at = wildcards
+    run = f"results/runs/{at.dataset}/{at.backbone}/{at.method}/seed{at.seed}"
+    return files_of_model(f"{run}/model")
 
 
 def initial_model(wildcards):

@@ -9,7 +9,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
-    predictions.parquet     row_id, user_id, target, items (ranked ids), scores
+    predictions.parquet     row_id, user_id, target, items (ranked ids), scores; raw ids
     run.json                (decode) versions, commit, options, hashes, seconds, memory
     metrics.json            every metric, with dataset, backbone, method and seed
 """
@@ -19,11 +19,9 @@ rule recommend:
     """Rank the test rows by constrained beam search over the catalogue"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
+        users="results/data/{dataset}/users.parquet",
         test="results/data/{dataset}/test.parquet",
-        model=expand(
-            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
-            file=TRAINED_FILES,
-        ),
+        model=trained_model,
     output:
         predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
     log:
@@ -58,6 +56,7 @@ rule decode:
     """Rank the test rows with the model of another method, by BIGRec or D3"""
     input:
         catalogue="results/data/{dataset}/items.parquet",
+        users="results/data/{dataset}/users.parquet",
         test="results/data/{dataset}/test.parquet",
         model=initial_model,
         factors=factors,

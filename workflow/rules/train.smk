@@ -9,7 +9,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
-    model/          weights, tokenizer, catalogue
+    model/          weights (with `save: adapters` only those of adapters), tokenizer, catalogue
     log.jsonl       one line per step and per validation
     run.json        versions, commit, options, hashes, seconds, memory
 
@@ -39,7 +39,7 @@ rule sft:
     benchmark:
         "benchmarks/sft/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=methods("sft"),
+        method=trained_methods("sft", save="merged"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -83,7 +83,7 @@ rule preference:
     benchmark:
         "benchmarks/preference/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=methods("preference"),
+        method=trained_methods("preference", save="merged"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -130,7 +130,7 @@ rule rl:
     benchmark:
         "benchmarks/rl/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=methods("rl"),
+        method=trained_methods("rl", save="merged"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -152,3 +152,42 @@ rule rl:
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
             {params.flags:q}
         """
+
+
+use rule sft as sft_adapters with:
+    # The same; stores adapters without the weights of the initial model
+    output:
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=ADAPTED_FILES,
+        ),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    wildcard_constraints:
+        method=trained_methods("sft", save="adapters"),
+
+
+use rule preference as preference_adapters with:
+    # The same; stores adapters without the weights of the initial model
+    output:
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=ADAPTED_FILES,
+        ),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    wildcard_constraints:
+        method=trained_methods("preference", save="adapters"),
+
+
+use rule rl as rl_adapters with:
+    # The same; stores adapters without the weights of the initial model
+    output:
+        model=expand(
+            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
+            file=ADAPTED_FILES,
+        ),
+        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+    wildcard_constraints:
+        method=trained_methods("rl", save="adapters"),
