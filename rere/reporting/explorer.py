@@ -145,8 +145,7 @@ def describe_dataset(
             for group in groups
         ],
         "methods": [
-            describe_method(folder, method, items, member, positions, options)
-            for method in methods
+            describe_method(folder, method, items, member, positions, options) for method in methods
         ],
     }
 
