@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,14 @@ class Page:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 60) -> Any:
+        """The value of an expression once it is not false."""
+        end = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < end, f"not within {seconds} seconds: {expression}"
+            time.sleep(0.05)
+        return value
 
     def text(self, selector: str) -> list[str]:
         """The text of each element that a selector finds."""

@@ -1,10 +1,10 @@
-"""Frames of a data set's items and of the rows of a split."""
+"""Frames of a data set's items and users, and of the rows of a split."""
 
 from collections.abc import Sequence
 
 import polars as pl
 
-from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA
+from rere.data.dataset import ITEMS_SCHEMA, SPLIT_SCHEMA, USERS_SCHEMA
 
 
 def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> pl.DataFrame:
@@ -30,3 +30,9 @@ def split_frame(
         "timestamp": [None] * len(targets),
     }
     return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
+
+
+def users_frame(users: int) -> pl.DataFrame:
+    """So many users; the raw id of user 0 is u0."""
+    ids = range(users)
+    return pl.DataFrame({"user_id": ids, "raw_id": [f"u{i}" for i in ids]}, schema=USERS_SCHEMA)

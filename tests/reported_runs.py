@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from data_frames import items_frame, split_frame
+from data_frames import items_frame, split_frame, users_frame
 
 from rere.config.run import NO_BACKBONE, Run
 from rere.data.dataset import read_split
@@ -19,7 +19,7 @@ ROWS, ITEMS = 60, 40
 
 
 def make_data(folder: Path, seed: int) -> Path:
-    """Write a random data set with a test split; return its folder."""
+    """Write a random data set with users, a train and a test split; return its folder."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     items = items_frame([f"t{i % 36}" for i in range(ITEMS)], rng.integers(0, 9, ITEMS))
@@ -28,6 +28,9 @@ def make_data(folder: Path, seed: int) -> Path:
     histories = rng.integers(0, ITEMS, (ROWS, 3)).tolist()
     test = split_frame(histories, rng.integers(0, ITEMS, ROWS), users)
     test.write_parquet(folder / "test.parquet")
+    train = split_frame(rng.integers(0, ITEMS, (9, 2)).tolist(), rng.integers(0, ITEMS, 9))
+    train.write_parquet(folder / "train.parquet")
+    users_frame(30).write_parquet(folder / "users.parquet")
     return folder
 
 
