@@ -299,15 +299,15 @@ class Table(config.study.Comparison):
 
 
 class Explorer(config.study.Comparison):
-    """Write a page to look into a table's runs: lists side by side, hits and misses, groups."""
+    """Write a page to look into a table's runs: lists side by side, hits and misses, subsets."""
 
     runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
     data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
     rows: int | None = Field(
         20_000,
         ge=1,
-        description="Test rows whose lists the page holds: a fixed sample. None: all. Groups are "
-        "of all rows.",
+        description="Test rows whose lists the page holds: a fixed sample. None: all. Subsets "
+        "are of all rows.",
     )
     output: Path = Field(description="The .html to write.")
 

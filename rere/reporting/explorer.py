@@ -1,7 +1,7 @@
 """A page to look into the runs of a table: one .html, which has its data and needs no network.
 
 It shows a test row's history, target and the first TOP items of each method, the rows that one
-method hits and another misses, and the metrics of groups of rows. All metrics are those of
+method hits and another misses, and the metrics of subsets of rows. All metrics are those of
 `rere.evaluation.metrics` at title level: a title counts once, and a list shows it once.
 """
 
@@ -48,11 +48,11 @@ SHOWN = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS if k <= TOP]
 HEAD = 0.2
 """Share of the catalogue that is its head."""
 LENGTHS = ((1, 3), (4, 6), (7, 9), (10, None))
-"""Shortest and longest history of each group of lengths."""
+"""Shortest and longest history of each subset of lengths."""
 PAGE = Path(__file__).with_name("explorer.html")
 
 
-class Group(NamedTuple):
+class Subset(NamedTuple):
     """Test rows with something in common."""
 
     name: str
@@ -70,7 +70,7 @@ def explorer(
     """Write the page of the run folders `runs` to `output`.
 
     `data` are the folders of the data sets, named after them. The page holds `sample_rows` of each
-    test split, or all if `rows` is None; the metrics of groups are of all rows. Raises InputError
+    test split, or all if `rows` is None; the metrics of subsets are of all rows. Raises InputError
     as `table` does.
     """
     methods = group_by_method(read_runs(runs, data))
@@ -89,7 +89,7 @@ def explorer(
             for name in datasets
         ],
     }
-    title = f"{output.name.partition('.')[0]}: explorer"
+    title = f"{output.name.removesuffix('.html').removesuffix('.explorer')}: explorer"
     with replacing(output) as temporary:
         temporary.write_text(render(title, content), encoding="utf-8")
 
@@ -119,12 +119,12 @@ def describe_dataset(
             f"{folder / 'users.parquet'}: lacks user_id {unlisted['user_id'][0]} of test.parquet; "
             f"{PREPROCESS_AGAIN}"
         )
-    groups = make_groups(items, known_items(read_split(folder, "train")))
-    member = test.select(group.has_row.alias(group.name) for group in groups)
+    subsets = make_subsets(items, known_items(read_split(folder, "train")))
+    member = test.select(subset.has_row.alias(subset.name) for subset in subsets)
     shown = sample_rows(test.with_row_index("position"), len(test) if rows is None else rows)
     positions, history = shown["position"].to_numpy(), shown["history"]
     user_ids = shown["user_id"].unique().sort()
-    bits = member.to_numpy().astype(np.int64) << np.arange(len(groups))
+    bits = member.to_numpy().astype(np.int64) << np.arange(len(subsets))
     return {
         "label": options.label(folder.name),
         "rows": len(shown),
@@ -140,10 +140,15 @@ def describe_dataset(
         "lengths": encode(history.list.len().to_numpy()),
         "history": encode(history.explode().to_numpy()),
         "member": encode(bits.sum(axis=1)[positions]),
-        "groups": [
-            {"name": group.name, "meaning": group.meaning, "rows": int(member[group.name].sum())}
-            for group in groups
+        "subsets": [
+            {"name": subset.name, "meaning": subset.meaning, "rows": int(member[subset.name].sum())}
+            for subset in subsets
         ],
+        "backbones": {
+            backbone: options.label(backbone)
+            for _, backbone, _ in (method.key for method in methods)
+            if backbone != NO_BACKBONE
+        },
         "methods": [
             describe_method(folder, method, items, member, positions, options) for method in methods
         ],
@@ -158,7 +163,7 @@ def describe_method(
     positions: np.ndarray,
     options: Comparison,
 ) -> dict[str, Any]:
-    """What the page holds of a method: metrics of groups, and of each run ranks and lists."""
+    """What the page holds of a method: metrics of subsets, and of each run ranks and lists."""
     _, backbone, name = method.key
     runs = []
     for each in method.runs:
@@ -169,14 +174,14 @@ def describe_method(
     return {
         "name": name,
         "label": options.label(name),
-        "backbone": None if backbone == NO_BACKBONE else options.label(backbone),
-        "groups": group_metrics(method, member),
+        "backbone": None if backbone == NO_BACKBONE else backbone,
+        "subsets": subset_metrics(method, member),
         "runs": runs,
     }
 
 
-def make_groups(items: pl.DataFrame, known: pl.Series) -> list[Group]:
-    """The groups of test rows of a data set; `known` are the items that train knows."""
+def make_subsets(items: pl.DataFrame, known: pl.Series) -> list[Subset]:
+    """The subsets of test rows of a data set; `known` are the items that train knows."""
     history, target = pl.col("history"), pl.col("target")
     least = head_count(items["count"])
     head = target.is_in(items.filter(pl.col("count") >= least)["item_id"].implode())
@@ -185,24 +190,24 @@ def make_groups(items: pl.DataFrame, known: pl.Series) -> list[Group]:
     for low, high in LENGTHS:
         name = f"{low} or more" if high is None else f"{low} to {high}"
         has_length = history.list.len().is_between(low, high or 2**32 - 1)
-        lengths.append(Group(f"history {name}", f"The history has {name} items.", has_length))
+        lengths.append(Subset(f"history {name}", f"The history has {name} items.", has_length))
     return [
-        Group("all", "All test rows.", pl.lit(True)),
-        Group(
+        Subset("all", "All test rows.", pl.lit(True)),
+        Subset(
             "head",
             f"The target is in the fifth of the catalogue with the most training targets: at least "
             f"{least}.",
             head,
         ),
-        Group("tail", "The target is any other item.", ~head),
-        Group(
+        Subset("tail", "The target is any other item.", ~head),
+        Subset(
             "cold",
             "The target is never in train, neither as a target nor in a history.",
             ~target.is_in(known.implode()),
         ),
         *lengths,
-        Group("repeat", "The target is in the history.", is_repeat),
-        Group("no repeat", "The target is not in the history.", ~is_repeat),
+        Subset("repeat", "The target is in the history.", is_repeat),
+        Subset("no repeat", "The target is not in the history.", ~is_repeat),
     ]
 
 
@@ -211,10 +216,10 @@ def head_count(counts: pl.Series) -> int:
     return max(counts.sort(descending=True)[math.ceil(HEAD * len(counts)) - 1], 1)
 
 
-def group_metrics(method: MethodRuns, member: pl.DataFrame) -> list[list[float] | None]:
-    """The means over rows and seeds of SHOWN for each group, None for one without rows.
+def subset_metrics(method: MethodRuns, member: pl.DataFrame) -> list[list[float] | None]:
+    """The means over rows and seeds of SHOWN for each subset, None for one without rows.
 
-    `member` (rows, groups) says which rows are in a group.
+    `member` (rows, subsets) says which rows are in a subset.
     """
     values = pl.DataFrame(method.values.mean(axis=0)[:, : len(METRICS)], schema=METRICS)
     values = values.select(SHOWN)

@@ -1,68 +1,33 @@
-"""The explorer: metrics of groups by hand, and the page in a browser."""
+"""The explorer: metrics of subsets by hand, and the page in a browser."""
 
 import json
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from browser import CHROMIUM, Page, browser
+from browser import CHROMIUM, Page
 from data_frames import items_frame, split_frame, users_frame
-from reported_runs import ROWS
+from reported_runs import HOSTILE, ROWS, write_run
 
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.study import Comparison
+from rere.data.dataset import read_split
 from rere.errors import InputError
-from rere.evaluation.metrics import metrics
-from rere.evaluation.predictions import write_predictions
 from rere.reporting.explorer import explorer, head_count
 
 SFT = Comparison(reference="sft")
-HOSTILE = '</script><b id="evil">& <!-- data -->\u2028'
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium")
 
 
-def write_run(root: Path, data: Path, method: str, ranked: list[list[int]], seed: int = 0) -> Path:
-    """Write predictions and metrics of a run; return its folder."""
-    run = Run(dataset=data.name, backbone=NO_BACKBONE, method=method, seed=seed)
-    folder, test = root / run.folder, pl.read_parquet(data / "test.parquet")
-    scores = [[-float(rank) for rank in range(len(row))] for row in ranked]
-    write_predictions(folder / "predictions.parquet", test, ranked, scores)
-    metrics(folder / "predictions.parquet", data, run, folder / "metrics.json")
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> tuple[Path, list[Path]]:
-    """A data set of ten items and four test rows, and the runs of two methods on it.
-
-    Items 8 and 9 share a title, item 0 is the head, and train does not know item 7.
-    """
-    data = tmp_path / "data" / "tiny"
-    data.mkdir(parents=True)
-    titles = ["Heat", HOSTILE, *(f"t{item}" for item in range(2, 8)), "Same", "Same"]
-    counts = [9, 5, 5, 1, 1, 1, 1, 0, 0, 0]
-    items_frame(titles, counts).write_parquet(data / "items.parquet")
-    users_frame(3).write_parquet(data / "users.parquet")
-    train = split_frame([[8], [9, 3], [4]], [0, 1, 2], [0, 0, 1])
-    pl.concat([train, split_frame([[5]], [6], [2], 3)]).write_parquet(data / "train.parquet")
-    test = split_frame([[3], [3, 1, 4, 1], [2] * 7, [*range(1, 7)] * 2], [0, 1, 7, 9], [0, 1, 2, 2])
-    test.write_parquet(data / "test.parquet")
-    a = [
-        [0, 1, 2],
-        [2, 3, 4, 1],
-        [1, 2, 3],
-        [8, 9, 1],
-    ]
-    b = [[1, 0, 2], [2, 3], [8, 9, 7], [0, 1, 2]]
-    runs = [write_run(tmp_path, data, "sft", b), write_run(tmp_path, data, "rere", a)]
-    return data, runs
+def baseline(method: str) -> Run:
+    """A run on the data set of `explored`."""
+    return Run(dataset="tiny", backbone=NO_BACKBONE, method=method, seed=0)
 
 
 def content(page: Path) -> dict[str, Any]:
@@ -71,49 +36,50 @@ def content(page: Path) -> dict[str, Any]:
     return json.loads(re.search(r'id="data">(.*)</script>\n<script>', text, re.DOTALL)[1])
 
 
-def groups_of(dataset: dict[str, Any], method: str, metric: str) -> dict[str, float | None]:
-    """A method's metric of each group."""
+def subsets_of(dataset: dict[str, Any], method: str, metric: str) -> dict[str, float | None]:
+    """A method's metric of each subset."""
     at = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (1, 3, 5, 10)].index(metric)
-    [row] = [each["groups"] for each in dataset["methods"] if each["name"] == method]
-    names = [group["name"] for group in dataset["groups"]]
+    [row] = [each["subsets"] for each in dataset["methods"] if each["name"] == method]
+    names = [subset["name"] for subset in dataset["subsets"]]
     return {name: each and each[at] for name, each in zip(names, row, strict=True)}
 
 
-def test_the_metrics_of_groups(small, tmp_path):
-    data, runs = small
+def test_the_metrics_of_subsets(explored, tmp_path):
+    data, runs = explored
     explorer(runs, [data], tmp_path / "main.explorer.html", SFT)
     [dataset] = content(tmp_path / "main.explorer.html")["datasets"]
     # The head is the fifth with most training targets: two of ten items, and item 2 by a tie.
-    assert {group["name"]: group["rows"] for group in dataset["groups"]} == {
+    assert {subset["name"]: subset["rows"] for subset in dataset["subsets"]} == {
         **{"all": 4, "head": 2, "tail": 2, "cold": 1},
         **{"history 1 to 3": 1, "history 4 to 6": 1, "history 7 to 9": 1, "history 10 or more": 1},
         **{"repeat": 1, "no repeat": 3},
     }
     # Ranks: 1, 4, absent, 1.
-    assert groups_of(dataset, "rere", "HR@3") == {
+    assert subsets_of(dataset, "rere", "HR@3") == {
         **{"all": 2 / 4, "head": 1 / 2, "tail": 1 / 2, "cold": 0},
         **{"history 1 to 3": 1, "history 4 to 6": 0, "history 7 to 9": 0, "history 10 or more": 1},
         **{"repeat": 0, "no repeat": pytest.approx(2 / 3, abs=1e-6)},
     }
     at_4, at_2 = 1 / math.log2(5), 1 / math.log2(3)
-    ndcg = groups_of(dataset, "rere", "NDCG@10")
+    ndcg = subsets_of(dataset, "rere", "NDCG@10")
     assert ndcg["all"] == pytest.approx((1 + at_4 + 0 + 1) / 4, abs=1e-6)
     assert ndcg["head"] == pytest.approx((1 + at_4) / 2, abs=1e-6)
     assert ndcg["repeat"] == pytest.approx(at_4, abs=1e-6)
     # Ranks: 2, absent, 2 (titles 8 and 9 count once), absent.
-    ndcg = groups_of(dataset, "sft", "NDCG@3")
+    ndcg = subsets_of(dataset, "sft", "NDCG@3")
     assert ndcg["all"] == pytest.approx((2 * at_2) / 4, abs=1e-6)
     assert ndcg["cold"] == ndcg["history 7 to 9"] == pytest.approx(at_2, abs=1e-6)
     assert ndcg["repeat"] == 0
 
 
-def test_groups_without_rows_have_no_metrics(small, tmp_path):
-    data, _ = small
+def test_subsets_without_rows_have_no_metrics(explored, tmp_path):
+    data, _ = explored
     split_frame([[3]], [0]).write_parquet(data / "test.parquet")
-    run = write_run(tmp_path, data, "one", [[0, 1]])
+    test = read_split(data, "test")
+    run = write_run(tmp_path, baseline("one"), test, [[0, 1]])
     explorer([run], [data], tmp_path / "main.explorer.html")
     page = content(tmp_path / "main.explorer.html")
-    assert groups_of(page["datasets"][0], "one", "HR@1")["repeat"] is None
+    assert subsets_of(page["datasets"][0], "one", "HR@1")["repeat"] is None
     assert page["pair"] == ["one", "one"]
 
 
@@ -135,12 +101,12 @@ def test_metrics_of_all_rows_are_those_of_the_table(tabled_runs, main_table, tmp
             row = next(rows)
             assert row["method"] == method["name"]
             names = page["metrics"]
-            assert method["groups"][0] == pytest.approx([row[name] for name in names], abs=2e-6)
+            assert method["subsets"][0] == pytest.approx([row[name] for name in names], abs=2e-6)
     assert next(rows, None) is None
 
 
-def test_the_pair_is_highlight_and_reference(small, tmp_path):
-    data, runs = small
+def test_the_pair_is_highlight_and_reference(explored, tmp_path):
+    data, runs = explored
 
     def pair(**options: str) -> list[str]:
         explorer(runs, [data], tmp_path / "main.explorer.html", Comparison(**options))
@@ -152,8 +118,8 @@ def test_the_pair_is_highlight_and_reference(small, tmp_path):
     assert pair(highlight="sft", reference="rere") == ["sft", "rere"]
 
 
-def test_bad_input_is_refused_with_one_line(small, tmp_path):
-    data, runs = small
+def test_bad_input_is_refused_with_one_line(explored, tmp_path):
+    data, runs = explored
     output = tmp_path / "main.explorer.html"
 
     def refused(match: str, options: Comparison = SFT) -> None:
@@ -178,8 +144,8 @@ def test_bad_input_is_refused_with_one_line(small, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_the_page_loads_nothing_and_runs_only_its_own_script(small, tmp_path):
-    data, runs = small
+def test_the_page_loads_nothing_and_runs_only_its_own_script(explored, tmp_path):
+    data, runs = explored
     explorer(runs, [data], tmp_path / "<b>.explorer.html", SFT)
     text = (tmp_path / "<b>.explorer.html").read_text(encoding="utf-8")
     assert "<title>&lt;b&gt;: explorer</title>" in text
@@ -190,12 +156,6 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(small, tmp_path):
 
 
 # ------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 def show(page: Page, path: Path, view: str = "") -> None:
@@ -210,8 +170,8 @@ def rows(page: Page) -> list[str]:
 
 
 @needs_browser
-def test_hits_and_misses_of_two_methods(page, small, tmp_path):
-    data, runs = small
+def test_hits_and_misses_of_two_methods(page, explored, tmp_path):
+    data, runs = explored
     explorer(runs, [data], tmp_path / "main.explorer.html", SFT)
     show(page, tmp_path / "main.explorer.html")
     kinds = ["All: 4", "rere hits, sft misses: 2", "sft hits, rere misses: 1", "Both hit: 1"]
@@ -239,8 +199,8 @@ def test_hits_and_misses_of_two_methods(page, small, tmp_path):
 
 
 @needs_browser
-def test_users_titles_and_groups_are_found(page, small, tmp_path):
-    data, runs = small
+def test_users_titles_and_subsets_are_found(page, explored, tmp_path):
+    data, runs = explored
     explorer(runs, [data], tmp_path / "main.explorer.html", SFT)
     show(page, tmp_path / "main.explorer.html", "#only=all&user=u2")
     assert [row.partition("user")[0] for row in rows(page)] == ["t7", "Same"]
@@ -258,10 +218,12 @@ def test_users_titles_and_groups_are_found(page, small, tmp_path):
     page.set("#where", "history")
     assert [row.partition("user")[0] for row in rows(page)] == [HOSTILE, "Same"]
     page.click("#clear")
-    page.click("#groups th:nth-child(5) button")
+    page.evaluate("document.querySelector('#subsets th:nth-child(5) button').focus()")
+    page.evaluate("document.activeElement.click()")
+    assert page.evaluate("document.activeElement.textContent") == "cold"
     assert [row.partition("user")[0] for row in rows(page)] == ["t7"]
-    assert page.text("#groups td:nth-child(5)") == ["1", ".6309", ".0000"]
-    assert page.text("#groups td:nth-child(5) b") == [".6309"]
+    assert page.text("#subsets td:nth-child(5)") == ["1", ".6309", ".0000"]
+    assert page.text("#subsets td:nth-child(5) b") == [".6309"]
     assert "neither as a target nor in a history" in page.text("#meaning")[0]
     view = page.evaluate("location.hash")
     show(page, tmp_path / "main.explorer.html", view)
@@ -279,8 +241,8 @@ def test_data_sets_backbones_and_seeds_are_chosen(page, tabled_runs, tmp_path):
     assert page.text("#dataset option") == ["ml-100k", "Toys & <Games>"]
     assert page.text("#backbone option") == ["Tiny", "large_1.5b"]
     assert page.text("#seed option") == ["0", "1", "2"]
-    assert page.text("#groups tbody td:first-child") == ["popularity", "sft", "ReRe"]
-    assert page.text("#spread") == ["Means over 3 seeds. Bold: the best of a group."]
+    assert page.text("#subsets tbody td:first-child") == ["popularity", "sft", "ReRe"]
+    assert page.text("#spread") == ["Means over 3 seeds. Bold: the best of a subset."]
     lists = page.text("#lists td")
     page.set("#seed", "1")
     assert page.text("#lists td") != lists
@@ -298,7 +260,7 @@ def test_data_sets_backbones_and_seeds_are_chosen(page, tabled_runs, tmp_path):
 @needs_browser
 def test_10_000_rows_of_13_methods_are_smooth(page, tmp_path):
     rng = np.random.default_rng(0)
-    data, num_rows, num_items = tmp_path / "data" / "big", 10_000, 5_000
+    data, num_rows, num_items = tmp_path / "data" / "tiny", 10_000, 5_000
     data.mkdir(parents=True)
     items = items_frame([f"Title {item}" for item in range(num_items)])
     items.write_parquet(data / "items.parquet")
@@ -309,7 +271,10 @@ def test_10_000_rows_of_13_methods_are_smooth(page, tmp_path):
         test.write_parquet(data / f"{split}.parquet")
     starts = rng.integers(0, num_items, (13, num_rows, 1))
     ranked = ((starts + np.arange(20)) % num_items).tolist()
-    runs = [write_run(tmp_path, data, f"m{i}", lists) for i, lists in enumerate(ranked)]
+    runs = [
+        write_run(tmp_path, baseline(f"m{number}"), test, lists)
+        for number, lists in enumerate(ranked)
+    ]
     explorer(runs, [data], tmp_path / "main.explorer.html")
     assert (tmp_path / "main.explorer.html").stat().st_size < 6_000_000
     show(page, tmp_path / "main.explorer.html", "#only=all")

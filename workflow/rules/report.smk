@@ -63,7 +63,7 @@ rule table:
 
 
 rule explorer:
-    """Write a page to look into a table's runs: lists side by side, hits and misses, groups"""
+    """Write a page to look into a table's runs: lists side by side, hits and misses, subsets"""
     input:
         metrics=lambda wildcards: [
             f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
