@@ -45,8 +45,8 @@ DEFAULTS = Comparison()
 TOP = 10
 """Titles per list."""
 SHOWN = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS if k <= TOP]
-HEAD = 0.2
-"""Share of the catalogue that is its head."""
+HEAD = 5
+"""The head is one in HEAD items of the catalogue."""
 LENGTHS = ((1, 3), (4, 6), (7, 9), (10, None))
 """Shortest and longest history of each subset of lengths."""
 PAGE = Path(__file__).with_name("explorer.html")
@@ -113,7 +113,7 @@ def describe_dataset(
     """What the page holds of a data set and the methods on it."""
     items, users = read_items(folder), read_users(folder)
     test = read_split(folder, "test")
-    test = test.join(methods[0].runs[0].rows.select("row_id"), on="row_id", how="semi")
+    test = test.filter(pl.col("row_id").is_in(methods[0].runs[0].rows["row_id"].implode()))
     if (unlisted := test.filter(pl.col("user_id") >= len(users))).height:
         raise InputError(
             f"{folder / 'users.parquet'}: lacks user_id {unlisted['user_id'][0]} of test.parquet; "
@@ -212,8 +212,8 @@ def make_subsets(items: pl.DataFrame, known: pl.Series) -> list[Subset]:
 
 
 def head_count(counts: pl.Series) -> int:
-    """The fewest training targets of an item of the head: the HEAD with most, and ties; from 1."""
-    return max(counts.sort(descending=True)[math.ceil(HEAD * len(counts)) - 1], 1)
+    """The fewest training targets of an item of the head: the fifth with most, and ties; from 1."""
+    return max(counts.sort(descending=True)[math.ceil(len(counts) / HEAD) - 1], 1)
 
 
 def subset_metrics(method: MethodRuns, member: pl.DataFrame) -> list[list[float] | None]:
