@@ -12,6 +12,9 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/study.rst"
+
+
 include: "workflow/rules/environment.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
@@ -24,9 +27,10 @@ include: "workflow/rules/benchmarks.smk"
 
 
 rule all:
-    """Make every table of the study and its figures"""
+    """Make every table of the study, its figures and its explorer"""
     default_target: True
     input:
         expand("results/tables/{table}.csv", table=study.tables),
+        expand("results/tables/{table}.explorer.html", table=study.tables),
         expand("results/figures/{table}.pdf", table=study.tables),
         expand("results/figures/{table}.curves.pdf", table=filter(rl_runs, study.tables)),

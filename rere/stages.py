@@ -298,6 +298,25 @@ class Table(config.study.Comparison):
         table(self.runs, self.data, self.output, self)
 
 
+class Explorer(config.study.Comparison):
+    """Write a page to look into a table's runs: lists side by side, hits and misses, subsets."""
+
+    runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
+    data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
+    rows: int | None = Field(
+        20_000,
+        ge=1,
+        description="Test rows whose lists the page holds: a fixed sample. None: all. Subsets "
+        "are of all rows.",
+    )
+    output: Path = Field(description="The .html to write.")
+
+    def run(self) -> None:
+        from rere.reporting.explorer import explorer
+
+        explorer(self.runs, self.data, self.output, self, self.rows)
+
+
 class Figure(config.study.Shown):
     """Draw a table's methods as bars with intervals."""
 
@@ -457,6 +476,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "metrics": Metrics,
     "push": Push,
     "table": Table,
+    "explorer": Explorer,
     "figure": Figure,
     "curves": Curves,
     "benchmark speed": BenchmarkSpeed,

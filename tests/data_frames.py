@@ -1,4 +1,4 @@
-"""Frames of a data set's items and of the rows of a split."""
+"""Frames of a data set's items and users, and of the rows of a split."""
 
 from collections.abc import Sequence
 
@@ -35,3 +35,9 @@ def split_frame(
         "timestamp": [None] * len(targets),
     }
     return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
+
+
+def users_frame(users: int) -> pl.DataFrame:
+    """So many users; the raw id of user 0 is u0."""
+    ids = range(users)
+    return pl.DataFrame({"user_id": ids, "raw_id": [f"u{i}" for i in ids]}, schema=USERS_SCHEMA)

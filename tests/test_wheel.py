@@ -25,7 +25,7 @@ def run_installed(target: Path, folder: Path, *command: str | Path) -> str:
 def test_the_wheel_has_every_file_of_the_package(installed_wheel):
     installed = files_of(installed_wheel / "rere")
     assert installed == files_of(ROOT / "rere")
-    assert {"py.typed", "reporting/rere.mplstyle"} <= installed
+    assert {"py.typed", "reporting/rere.mplstyle", "reporting/explorer.html"} <= installed
 
 
 def test_the_installed_package_runs(installed_wheel, tmp_path):

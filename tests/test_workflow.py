@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from browser import CHROMIUM, browser
 from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
 from rere.config.run import ADAPTED_FILES, BASELINE_FILES, CARD
@@ -61,6 +62,7 @@ def test_the_provided_studies_are_planned_without_network(tmp_path, monkeypatch,
         "decode": 2 * seeds,
         "metrics": 13 * seeds,
         "table": 1,
+        "explorer": 1,
         "figure": 1,
         "curves": 1,
     }
@@ -97,7 +99,7 @@ def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
     assert jobs.pop("fetch", 0) == (0 if given else 3)
     assert jobs == {
         **{"preprocess": 3, "baseline": 6, "sequential": 3, "metrics": 9},
-        **{"table": 1, "figure": 1},
+        **{"table": 1, "explorer": 1, "figure": 1},
     }
     # Other data sets of the config can be requested by path.
     others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
@@ -299,7 +301,8 @@ def test_results_has_the_expected_files(small_study):
     expected |= {"data/small/stats.json", "data/small/audit.json"}
     expected |= {*(f"backbones/small/{name}" for name in model)}
     for table in ("main", "seeds"):
-        expected |= {f"tables/{table}.{suffix}" for suffix in ("csv", "runs.csv", "md", "tex")}
+        suffixes = ("csv", "runs.csv", "md", "tex", "explorer.html")
+        expected |= {f"tables/{table}.{suffix}" for suffix in suffixes}
         which = [f"{table}{curves}.{kind}" for curves in ("", ".curves") for kind in FORMATS]
         expected |= {f"figures/{name}" for name in which}
     for backbone, method, seed in RUNS:
@@ -381,7 +384,7 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
         path.relative_to(small_study / "benchmarks").with_suffix("")
         for path in small_study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 50
+    assert len(jobs) == 52
 
 
 @slow
@@ -429,14 +432,39 @@ def test_the_same_seed_gives_the_same_predictions(small_study, tmp_path):
 
 
 @slow
-def test_the_report_has_the_table_and_figures(small_study, tmp_path):
+def test_the_report_opens_on_the_study_and_shows_its_results(small_study, tmp_path):
     report = tmp_path / "report.html"
     done = snakemake(small_study, SMALL, "--report", str(report))
     assert done.returncode == 0, done.stdout
     text = report.read_text()
-    assert "main.csv" in text
-    assert "main.png" in text
-    assert "main.curves.png" in text
+    for name in ("main.csv", "main.png", "main.curves.png", "main.explorer.html", "audit.json"):
+        assert name in text
+    if CHROMIUM is None:
+        return
+    with browser(tmp_path / "browser") as page:
+        page.open(report.as_uri())
+        shown = page.wait("document.querySelector('.prose')?.innerText")
+        assert shown.startswith("Which method recommends best?") and "Table main" in shown
+        row = pl.read_csv(small_study / "results" / "tables" / "main.csv").row(0, named=True)
+        found = page.text(".prose tbody tr:first-child td")[:6]
+        metrics = [f"{row[name]:.4f}" for name in ("HR@10", "NDCG@10")]
+        assert found == ["small", "none", "popularity", "1", *metrics]
+        for category in ("Tables", "Figures", "Explorer", "Data"):
+            link = f"[...document.querySelectorAll('.prose a')].find(a => a.text === '{category}')"
+            page.evaluate(f"{link}.click()")
+            assert page.wait(f"app.state.category === '{category}'")
+        page.evaluate("app.showResultInfo('results/data/small/audit.json')")
+        audit = json.loads((small_study / "results" / "data" / "small" / "audit.json").read_text())
+        page.wait(f"document.querySelectorAll('nav td').length > {2 * len(audit)}")
+        _, *cells = page.text("nav td")
+        names = [name.replace("_", " ") for name in audit]
+        assert [cell.strip() for cell in cells[::2]] == names
+        assert cells[cells.index("test rows") + 1].strip() == str(audit["test_rows"])
+        page.evaluate("app.showCategory('Explorer')")
+        page.wait("!!document.querySelector('nav tbody a')")
+        page.click("nav tbody a")
+        assert page.wait("document.querySelector('iframe')?.src.startsWith('blob:')")
+        assert "Content Security" not in str(page.messages)
 
 
 # ------------------------------------------------------------------------------ what runs again
@@ -449,8 +477,8 @@ def test_a_second_run_has_nothing_to_do(small_study):
     assert "Nothing to be done" in done.stdout
 
 
-REPORTED = {"table": 1, "figure": 1}
-TWICE = {"table": 2, "figure": 2}
+REPORTED = {"table": 1, "explorer": 1, "figure": 1}
+TWICE = {"table": 2, "explorer": 2, "figure": 2}
 """The tables `main` and `seeds`."""
 
 

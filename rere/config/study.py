@@ -107,12 +107,12 @@ class Shown(Options):
         ["HR@10", "NDCG@10"],
         min_length=1,
         description="Columns of .md and .tex, panels of the figure: HR@K and NDCG@K for K of 1, 3, "
-        "5, 10 and 20.",
+        "5, 10 and 20. The explorer opens with the last one.",
     )
     labels: dict[str, str] = Field(
         {},
-        description="Names that .md, .tex and figure show instead of those of methods, data sets "
-        "and backbones. On a command line: name=label.",
+        description="Names that .md, .tex, figure and explorer show instead of those of methods, "
+        "data sets and backbones. On a command line: name=label.",
     )
 
     @field_validator("labels", mode="before")
@@ -155,7 +155,8 @@ class Comparison(Shown):
     highlight: str | None = Field(
         None,
         description="Method whose relative improvement over the best other one is the last row of "
-        ".md and .tex. None: no such row.",
+        ".md and .tex. None: no such row. The explorer opens with its hits that the reference "
+        "misses.",
     )
 
 

@@ -27,11 +27,11 @@ def audit(
     `splits` may have `previous`, the timestamp of each history's last event. Numbers that need it,
     timestamps, or the `core` of the events are None without. `num_unlisted` is the number of events
     of items that the file of titles lacks; None if unknown. A row's `target` is the item to
-    predict. An item is known if it is a target or in a history of `train`.
+    predict. `known_items` of train are those it knows.
     """
     train, valid, test = splits["train"], splits["valid"], splits["test"]
     history, target = pl.col("history"), pl.col("target")
-    known = pl.concat([train["target"], train["history"].explode()]).unique().implode()
+    known = known_items(train).implode()
     shared = items.filter(pl.col("title").is_duplicated())["item_id"].implode()
     later, users = pl.concat([valid, test]), train["user_id"].unique().implode()
     return {
@@ -57,6 +57,11 @@ def audit(
         "train_targets_after_the_first_test_target": num_after_first(train, test),
         **shares_outside_train_core(train, core),
     }
+
+
+def known_items(train: pl.DataFrame) -> pl.Series:
+    """Return the items that are a target or in a history of `train`."""
+    return pl.concat([train["target"], train["history"].explode()]).unique()
 
 
 def share(rows: pl.DataFrame, condition: pl.Expr) -> float:

@@ -52,6 +52,11 @@ ITEM_FAULTS: Faults = {
     ),
     "has no title": ~TITLE.fill_null("").str.contains(VISIBLE_PATTERN),
 }
+USER_FAULTS: Faults = {
+    "has another user_id; they count from 0 upwards": pl.col("user_id").ne_missing(
+        pl.int_range(pl.len())
+    ),
+}
 RAW_ID_FAULTS: Faults = {
     "has no raw_id": (pl.col("raw_id") == "").fill_null(True),
     "has the raw_id of another row": pl.col("raw_id").is_duplicated(),
@@ -92,6 +97,14 @@ def read_items(data: Path, stage: str = PREPROCESS) -> pl.DataFrame:
     items = read_parquet(path, ITEMS_SCHEMA, stage)
     check_rows(path, items, ITEM_FAULTS | COUNT_FAULTS | RAW_ID_FAULTS, f"make it again: {stage}")
     return items
+
+
+def read_users(data: Path) -> pl.DataFrame:
+    """Return a data set's users in order of user_id; raise InputError if malformed."""
+    path = data / "users.parquet"
+    users = read_parquet(path, USERS_SCHEMA, PREPROCESS)
+    check_rows(path, users, USER_FAULTS | RAW_ID_FAULTS, PREPROCESS_AGAIN)
+    return users
 
 
 def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:

@@ -103,8 +103,7 @@ def row_metrics(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """
     titles = title_codes(items)
     ranked, targets = pad_lists(frame["items"]), frame["target"].to_numpy()
-    ranked_titles = drop_duplicates(np.where(ranked == ABSENT, ABSENT, titles[ranked]))
-    title = metrics_from_ranks(target_ranks(ranked_titles, titles[targets]))
+    title = metrics_from_ranks(target_ranks(distinct_titles(ranked, titles), titles[targets]))
     item = metrics_from_ranks(target_ranks(ranked, targets))
     return frame.select("row_id", "user_id", "repeat").hstack(
         pl.DataFrame(np.hstack([title, item]), schema=METRICS + ITEM_METRICS)
@@ -114,6 +113,14 @@ def row_metrics(frame: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
 def title_codes(items: pl.DataFrame) -> np.ndarray:
     """A code for each item's title, the same for equal titles: (items,) int32, from 0."""
     return items["title"].rank("dense").to_numpy().astype(np.int32) - 1
+
+
+def distinct_titles(ranked: np.ndarray, titles: np.ndarray) -> np.ndarray:
+    """The codes of each row's titles, each at its best rank, padded with ABSENT.
+
+    ranked (rows, length) items, best first, and titles (items,), their codes -> (rows, length).
+    """
+    return drop_duplicates(np.where(ranked == ABSENT, ABSENT, titles[ranked]))
 
 
 def is_hit(titles: Any, targets: Any) -> Any:

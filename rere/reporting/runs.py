@@ -40,6 +40,17 @@ class ScoredRun(NamedTuple):
     rows: pl.DataFrame  # of `rere.evaluation.metrics.row_metrics`
 
 
+def read_runs(folders: Sequence[Path], data: Sequence[Path]) -> list[ScoredRun]:
+    """The runs in `folders` on the data sets in the folders `data`, which are named after them.
+
+    Raises InputError if a run is malformed or given twice, if its metrics.json is not of its
+    predictions, or if two runs of a data set have different test rows.
+    """
+    scored = [read_run(folder, {path.name: path for path in data}) for folder in folders]
+    check_comparable(scored)
+    return scored
+
+
 def read_run(folder: Path, data: dict[str, Path]) -> ScoredRun:
     """A run folder's metrics, computed from its predictions.
 

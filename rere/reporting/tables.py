@@ -23,7 +23,7 @@ from rere.evaluation.significance import (
 )
 from rere.files import replacing_all
 from rere.reporting.markup import TESTED, describe, latex, markdown
-from rere.reporting.runs import VALIDATION, ScoredRun, check_comparable, read_run
+from rere.reporting.runs import VALIDATION, ScoredRun, read_runs
 
 DEFAULTS = Comparison()
 COLUMNS = {
@@ -67,13 +67,10 @@ class MethodRuns(NamedTuple):
 def table(runs: list[Path], data: list[Path], output: Path, options: Comparison = DEFAULTS) -> None:
     """Write the table of the run folders `runs` to `output`, a .csv, and the other files beside it.
 
-    `data` are the folders of the data sets, named after them. Raises InputError if a run is
-    malformed or given twice, if its metrics.json is not of its predictions, if two runs of a data
-    set have different test rows, or if `options` name what no run has.
+    `data` are the folders of the data sets, named after them. Raises InputError as `read_runs`
+    does, or if `options` name what no run has.
     """
-    folders = {folder.name: folder for folder in data}
-    scored = [read_run(folder, folders) for folder in runs]
-    check_comparable(scored)
+    scored = read_runs(runs, data)
     methods = group_by_method(scored)
     check_names(output, methods, options)
     p_values = adjusted_p_values(methods, options.reference)

@@ -43,6 +43,7 @@ FORK.set_forkserver_preload(
         "rere.reporting.figures",
         "rere.reporting.curves",
         "rere.reporting.tables",
+        "rere.reporting.explorer",
         "rere.baselines.baseline",
     ]
 )
@@ -168,6 +169,20 @@ STAGES = (
             ),
         ),
         "tables/main.csv",
+    ),
+    Stage(
+        "table",
+        "explorer --runs runs/small/tiny/sft/seed0 --data small --output {output}",
+        (
+            *TEST,
+            "small/users.parquet",
+            "small/train.parquet",
+            *(
+                f"runs/small/tiny/sft/seed0/{name}"
+                for name in ("predictions.parquet", "metrics.json", "run.json")
+            ),
+        ),
+        "tables/main.explorer.html",
     ),
     Stage(
         "figure",

@@ -1,20 +1,25 @@
 """Small runs with their tables and logs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+from browser import Page, browser
+from data_frames import items_frame, split_frame, users_frame
 from reported_runs import (
     DATASETS,
+    HOSTILE,
     SKILL,
     make_data,
     make_run,
     planned_runs,
     training_log,
     write_log,
+    write_run,
 )
 
-from rere.config.run import Run
+from rere.config.run import NO_BACKBONE, Run
 from rere.config.study import Comparison
 from rere.files import write_json
 from rere.reporting.tables import table
@@ -59,3 +64,37 @@ def logged_runs(tmp_path: Path) -> list[Path]:
         )
         for method, seed in folders
     ]
+
+
+@pytest.fixture
+def explored(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A data set of ten items and four test rows, and the runs of two methods on it.
+
+    Items 8 and 9 share a title, item 0 is the head, and train does not know item 7.
+    """
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    titles = ["Heat", HOSTILE, *(f"t{item}" for item in range(2, 8)), "Same", "Same"]
+    counts = [9, 5, 5, 1, 1, 1, 1, 0, 0, 0]
+    items_frame(titles, counts).write_parquet(data / "items.parquet")
+    users_frame(3).write_parquet(data / "users.parquet")
+    train = split_frame([[8], [9, 3], [4]], [0, 1, 2], [0, 0, 1])
+    pl.concat([train, split_frame([[5]], [6], [2], 3)]).write_parquet(data / "train.parquet")
+    test = split_frame([[3], [3, 1, 4, 1], [2] * 7, [*range(1, 7)] * 2], [0, 1, 7, 9], [0, 1, 2, 2])
+    test.write_parquet(data / "test.parquet")
+    rere = [[0, 1, 2], [2, 3, 4, 1], [1, 2, 3], [8, 9, 1]]
+    sft = [[1, 0, 2], [2, 3], [8, 9, 7], [0, 1, 2]]
+    runs = [
+        write_run(
+            tmp_path, Run(dataset="tiny", backbone=NO_BACKBONE, method=name, seed=0), test, lists
+        )
+        for name, lists in (("sft", sft), ("rere", rere))
+    ]
+    return data, runs
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page of a headless browser."""
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened

@@ -17,7 +17,10 @@ rule benchmark_speed:
         ],
     output:
         csv=report(
-            "results/tables/{benchmark}.csv", caption="../report/speed.rst", category="Tables"
+            "results/tables/{benchmark}.csv",
+            caption="../report/speed.rst",
+            category="Tables",
+            labels={"table": "{benchmark}"},
         ),
         markdown="results/tables/{benchmark}.md",
     log:
@@ -93,7 +96,10 @@ rule benchmark_rollouts:
         model=lambda wildcards: files_of_model(study.benchmarks[wildcards.benchmark].folders[0]),
     output:
         csv=report(
-            "results/tables/{benchmark}.csv", caption="../report/rollouts.rst", category="Tables"
+            "results/tables/{benchmark}.csv",
+            caption="../report/rollouts.rst",
+            category="Tables",
+            labels={"table": "{benchmark}"},
         ),
         markdown="results/tables/{benchmark}.md",
     log:
@@ -135,6 +141,7 @@ rule draw_benchmark:
             "results/figures/{benchmark}.png",
             caption="../report/benchmark.rst",
             category="Figures",
+            labels={"figure": "{benchmark}"},
         ),
     log:
         "logs/draw_benchmark/{benchmark}.log",

@@ -44,7 +44,12 @@ rule preprocess:
         "results/data/{dataset}/valid.parquet",
         "results/data/{dataset}/test.parquet",
         "results/data/{dataset}/stats.json",
-        "results/data/{dataset}/audit.json",
+        audit=report(
+            "results/data/{dataset}/audit.json",
+            caption="../report/audit.rst",
+            category="Data",
+            labels={"data set": "{dataset}"},
+        ),
     log:
         "logs/preprocess/{dataset}.log",
     benchmark:

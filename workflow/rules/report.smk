@@ -1,15 +1,16 @@
 """
-Tables and figures.
+Tables, explorers and figures.
 
 REQUIRED INPUTS:
 
     metrics.json and predictions.parquet of every run of the table, items.parquet and
-    test.parquet of its data sets; run.json and log.jsonl of the runs are read if they are there
+    test.parquet of its data sets, for the explorer also users.parquet and train.parquet; run.json and log.jsonl of the runs are read if they are there
     log.jsonl of its RL runs, for their curves
 
 OUTPUTS:
 
     results/tables/{table}.csv, .runs.csv, .md, .tex
+    results/tables/{table}.explorer.html
     results/figures/{table}.pdf, .png
     results/figures/{table}.curves.pdf, .png, for tables with RL methods
 """
@@ -31,7 +32,12 @@ rule table:
         ),
         src=code_files("reporting/tables.py", "reporting/runs.py", "reporting/markup.py"),
     output:
-        csv=report("results/tables/{table}.csv", caption="../report/table.rst", category="Tables"),
+        csv=report(
+            "results/tables/{table}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
         runs="results/tables/{table}.runs.csv",
         markdown="results/tables/{table}.md",
         latex="results/tables/{table}.tex",
@@ -56,6 +62,53 @@ rule table:
         """
 
 
+rule explorer:
+    """Write a page to look into a table's runs: lists side by side, hits and misses, subsets"""
+    input:
+        metrics=lambda wildcards: [
+            f"{run.folder}/metrics.json" for run in study.runs(wildcards.table)
+        ],
+        predictions=lambda wildcards: [
+            f"{run.folder}/predictions.parquet" for run in study.runs(wildcards.table)
+        ],
+        data=lambda wildcards: expand(
+            "results/data/{dataset}/{file}.parquet",
+            dataset=study.tables[wildcards.table].datasets,
+            file=["items", "users", "train", "test"],
+        ),
+        src=code_files(
+            "reporting/explorer.py",
+            "reporting/explorer.html",
+            "reporting/tables.py",
+            "reporting/runs.py",
+        ),
+    output:
+        page=report(
+            "results/tables/{table}.explorer.html",
+            caption="../report/explorer.rst",
+            category="Explorer",
+            labels={"table": "{table}"},
+        ),
+    log:
+        "logs/explorer/{table}.log",
+    benchmark:
+        "benchmarks/explorer/{table}.tsv"
+    conda:
+        "../../envs/rere.yaml"
+    params:
+        flags=table_flags,
+        contents=contents,
+    shell:
+        r"""
+        exec &> >(trap "" INT TERM HUP && tee {log:q})
+        set -x
+
+        python -m rere explorer \
+            --output {output.page:q} \
+            {params.flags:q}
+        """
+
+
 rule figure:
     """Draw a table's methods as bars with intervals"""
     input:
@@ -64,7 +117,10 @@ rule figure:
     output:
         pdf="results/figures/{table}.pdf",
         png=report(
-            "results/figures/{table}.png", caption="../report/figure.rst", category="Figures"
+            "results/figures/{table}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{table}: methods"},
         ),
     log:
         "logs/figure/{table}.log",
@@ -98,6 +154,7 @@ rule curves:
             "results/figures/{table}.curves.png",
             caption="../report/curves.rst",
             category="Figures",
+            labels={"figure": "{table}: training"},
         ),
     log:
         "logs/curves/{table}.log",
