@@ -32,16 +32,29 @@ FOLDERS = (
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """The study that a config mapping, as read from YAML, describes.
+    """The study that a config mapping, as read from YAML, describes, without its removed entries.
 
     Raises InputError with one line for each wrong key or name.
     """
+    config = without_removed(config)
     expanded, grid_of = expand_grids(config)
     study = parse(Study, expanded, config, grid_of)
     checks = find_unusable_names, find_unusable_paths, find_wrong_names
     if lines := [line for check in checks for line in check(study, grid_of)]:
         raise InputError(one_line_each(lines))
     return study
+
+
+def without_removed(config: Any) -> Any:
+    """A config without the entries that are null, as an overlay writes to remove them."""
+    if not isinstance(config, dict):
+        return config
+    sections = [section for folder in FOLDERS for section in folder]
+    return config | {
+        section: {name: entry for name, entry in config[section].items() if entry is not None}
+        for section in sections
+        if isinstance(config.get(section), dict)
+    }
 
 
 def parse(

@@ -3,7 +3,14 @@
 import itertools
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline
@@ -172,8 +179,17 @@ class Table(Comparison):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs.")
 
 
+def allow_null(schema: dict[str, Any]) -> None:
+    """Let each entry of a section be null in the JSON schema, which removes it."""
+    for section in schema["properties"].values():
+        for name, entry in section.get("patternProperties", {}).items():
+            section["patternProperties"][name] = {"anyOf": [entry, {"type": "null"}]}
+
+
 class Study(Options):
     """A study: mappings that define by name, and tables that select by name."""
+
+    model_config = ConfigDict(json_schema_extra=allow_null)
 
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")

@@ -80,6 +80,23 @@ def test_the_papers_data_sets_follow_its_rules():
     assert load_study({**SHIPPED, "datasets": {**SHIPPED["datasets"], **private}})
 
 
+def test_a_null_removes_an_entry():
+    study = load_study(
+        changed(
+            tables__main=None,
+            tables__sweep={**SHIPPED["tables"]["main"], "methods": ["sft"]},
+            methods__rere=None,
+            backbones__wide=None,
+            benchmarks__speed=None,
+            datasets__other=None,
+        )
+    )
+    assert list(study.tables) == ["sweep"]
+    assert "rere" not in study.methods
+    assert (list(study.datasets), list(study.backbones)) == (["ml-100k"], ["tiny"])
+    assert list(study.benchmarks) == ["rollouts"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -265,7 +282,12 @@ def test_flags_have_every_option():
         # A section.
         ({"methods": None}, "methods: input should be a mapping, not nothing"),
         ({"methods": ["sft"]}, "methods: input should be a mapping, not a list"),
-        ({"methods__sft": None}, "methods.sft: input should be a mapping, not nothing"),
+        # A removed entry.
+        (
+            {"methods__sasrec": None},
+            "methods.d3.collaborative: there is no sasrec; did you mean sprec?\n"
+            "tables.main.methods: there is no sasrec; did you mean sprec?",
+        ),
         (
             {"methods__sft__sft": None},
             "methods.sft: sft is empty; write `sft: {}` for its defaults",
@@ -522,6 +544,7 @@ def test_a_table_with_a_grid_and_its_member_is_refused():
 def test_the_schema_accepts_the_shipped_configs(config_schema):
     config_schema.validate(SHIPPED)
     config_schema.validate(FULL)
+    config_schema.validate(changed(tables__main=None, datasets__other=None))
     config_schema.validate(grid({"beta": [0.0, 0.1], "reward": [["rule"], ["ranking"]]}))
 
 
