@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from rere.config.backbones import Backbone
-from rere.config.baselines import Baseline
+from rere.config.baselines import Baseline, Deterministic
 from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
@@ -67,7 +67,8 @@ class Method(Options):
         None,
         ge=0,
         description="The only seed of this method, whatever the seeds of tables and of methods "
-        "that start from it. None: the seeds of the tables.",
+        "that start from it. None: the seeds of the tables; of a baseline without random "
+        "numbers, 0.",
     )
     grid: Grid | None = Field(
         None,
@@ -201,12 +202,20 @@ class Study(Options):
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
 
     def seed_of(self, method: str, seed: int) -> int:
-        """Return the method's own seed, or `seed` if it has none."""
+        """Return the only seed of the method if it has one, else `seed`.
+
+        That is its own seed, or 0 for a baseline that uses no random numbers.
+        """
         fixed = self.methods[method].seed
+        if fixed is None and isinstance(self.methods[method].baseline, Deterministic):
+            return 0
         return seed if fixed is None else fixed
 
     def runs(self, table: str) -> list[Run]:
-        """Return a table's runs in row order; baselines have one per data set and seed."""
+        """Return a table's runs in row order; baselines have no backbone.
+
+        A method with an only seed has one run per data set and backbone.
+        """
         selected = self.tables[table]
         runs = [
             Run(

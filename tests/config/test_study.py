@@ -45,7 +45,17 @@ def test_the_shipped_configs_are_valid():
         "results/runs/ml-100k/tiny/sft_continued/seed0",
         "results/runs/ml-100k/tiny/rere/seed0",
     ]
-    assert len(load_study(FULL).runs("main")) == 3 * len(study.runs("main"))
+    assert len(load_study(FULL).runs("main")) == 3 + 3 * 10
+
+
+def test_a_baseline_without_random_numbers_has_one_run():
+    table = {**SHIPPED["tables"]["main"], "seeds": [1, 2]}
+    study = load_study(changed(tables__main=table, methods__item_knn__seed=5))
+    seeds = {}
+    for run in study.runs("main"):
+        seeds.setdefault(run.method, []).append(run.seed)
+    assert (seeds["popularity"], seeds["repeat_last"], seeds["item_knn"]) == ([0], [0], [5])
+    assert seeds["sasrec"] == seeds["bigrec"] == seeds["rere"] == [1, 2]
 
 
 def test_a_baseline_has_one_run_per_data_set():
