@@ -1,6 +1,7 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -18,7 +19,7 @@ from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import METRICS, Recommend
-from rere.config.options import Name, Options
+from rere.config.options import NAME, VALUES, MethodName, Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
@@ -37,6 +38,8 @@ def known_metric(name: str) -> str:
 Metric = Annotated[
     str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
 ]
+LABELLED_MEMBER = re.compile(f"({NAME.strip('^$')}?{VALUES})=(.*)", re.DOTALL)
+"""`name=label` on a command line, for a name that may be that of a grid's member."""
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -126,10 +129,17 @@ class Shown(Options):
     @field_validator("labels", mode="before")
     @classmethod
     def read_labels(cls, labels: Any) -> Any:
-        """Labels as a mapping; a command line has them as a list."""
+        """Labels as a mapping; a command line has them as a list of name=label.
+
+        The name of a grid's member has equals signs of its own.
+        """
         if not isinstance(labels, list):
             return labels
-        return dict(str(each).partition("=")[::2] for each in labels)
+        matches = [LABELLED_MEMBER.match(str(each)) for each in labels]
+        return dict(
+            (match[1], match[2]) if match else str(each).partition("=")[::2]
+            for each, match in zip(labels, matches, strict=True)
+        )
 
     @field_validator("labels")
     @classmethod
@@ -194,7 +204,7 @@ class Study(Options):
 
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")
-    methods: dict[Name, Method] = Field(description="Methods by name.")
+    methods: dict[MethodName, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(
         Recommend(), description="How test rows are ranked, the same for every method."
     )

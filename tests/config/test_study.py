@@ -423,9 +423,11 @@ def test_a_grid_has_a_method_per_combination():
     members = study.tables["sweep"].methods[1:]
     assert study.tables["sweep"].methods[0] == "sft"
     assert len(set(members)) == 20
-    assert members[:3] == ["sweep-0.0-1e_06", "sweep-0.0-1e_05", "sweep-0.0-0.0001"]
+    assert members[:3] == [
+        f"sweep-beta=0.0-learning_rate={rate}" for rate in ("1e-06", "1e-05", "0.0001")
+    ]
     assert "sweep" not in study.methods
-    member = study.methods["sweep-0.01-0.001"]
+    member = study.methods["sweep-beta=0.01-learning_rate=0.001"]
     assert (member.init, member.stage, member.options.steps) == ("sft", "rl", 7)
     assert (member.options.beta, member.options.learning_rate) == (0.01, 0.001)
     assert len(study.runs("sweep")) == 21
@@ -434,11 +436,22 @@ def test_a_grid_has_a_method_per_combination():
 
 def test_tables_and_methods_may_name_a_member_of_a_grid():
     config = grid({"reward": [["rule"], ["rule", "ranking"]]})
-    config["tables"]["sweep"] |= {"methods": ["sweep-rule_ranking"], "reference": None}
-    config["methods"]["more"] = {"init": "sweep-rule", "sft": {}}
+    config["tables"]["sweep"] |= {"methods": ["sweep-reward=rule+ranking"], "reference": None}
+    config["methods"]["more"] = {"init": "sweep-reward=rule", "sft": {}}
     study = load_study(config)
-    assert [run.method for run in study.runs("sweep")] == ["sweep-rule_ranking"]
-    assert study.methods["sweep-rule_ranking"].options.reward == ["rule", "ranking"]
+    assert [run.method for run in study.runs("sweep")] == ["sweep-reward=rule+ranking"]
+    assert study.methods["sweep-reward=rule+ranking"].options.reward == ["rule", "ranking"]
+
+
+def test_a_member_of_a_grid_may_have_a_label():
+    """On the command line, too, where its name has equals signs of its own."""
+    labels = {"sweep-beta=0.1": "β=0.1", "sweep-reward=rule+ranking": "both", "sft": "SFT=1"}
+    config = grid({"beta": [0.0, 0.1]})
+    config["tables"]["sweep"]["labels"] = {"sweep-beta=0.1": "β=0.1"}
+    assert load_study(config).tables["sweep"].label("sweep-beta=0.1") == "β=0.1"
+    given = flags(Comparison(labels=labels))
+    words = given[given.index("--labels") + 1 :][: len(labels)]
+    assert Comparison.model_validate({"labels": words}).labels == labels
 
 
 def test_a_grid_of_rewards_names_one_baseline():
@@ -480,7 +493,7 @@ def test_the_ablations_have_one_budget():
 def test_a_grid_may_vary_the_model():
     models = {"baseline": {}, "grid": {"model": ["popularity", "repeat_last"]}}
     study = load_study(changed(methods__trivial=models))
-    assert study.methods["trivial-repeat_last"].options.model == "repeat_last"
+    assert study.methods["trivial-model=repeat_last"].options.model == "repeat_last"
 
 
 @pytest.mark.parametrize(
@@ -515,7 +528,7 @@ def test_a_grid_may_vary_the_model():
             grid({"beta": [0.0, 0.1]}, init="stf"),
             "methods.sweep.init: there is no stf; did you mean sft?",
         ),
-        (grid({"beta": [0.1, 0.1]}), "methods.sweep.grid: sweep-0.1 comes twice"),
+        (grid({"beta": [0.1, 0.1]}), "methods.sweep.grid: sweep-beta=0.1 comes twice"),
         (grid({"beta": []}), "methods.sweep.grid.beta: empty; give at least one"),
         (grid({"beta": 0.1}), "methods.sweep.grid.beta: input should be a valid list, not 0.1"),
         (grid({}), "methods.sweep.grid: empty; give at least one"),
@@ -535,17 +548,17 @@ def test_errors_in_a_grid_name_the_key_as_written(config, message):
 
 
 def test_a_grid_with_the_name_of_a_method_is_refused():
-    config, same = grid({"beta": [0.1]}), {"sweep-0.1": {"sft": {}}}
+    config, same = grid({"beta": [0.1]}), {"sweep-beta=0.1": {"sft": {}}}
     for methods in (same | config["methods"], config["methods"] | same):
         assert config_error(config | {"methods": methods}) == (
-            "methods.sweep.grid: sweep-0.1 comes twice"
+            "methods.sweep.grid: sweep-beta=0.1 comes twice"
         )
 
 
 def test_a_table_with_a_grid_and_its_member_is_refused():
     config = grid({"beta": [0.0, 0.1]})
-    config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-0.1"]
-    assert config_error(config) == "tables.sweep.methods: sweep-0.1 comes twice"
+    config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-beta=0.1"]
+    assert config_error(config) == "tables.sweep.methods: sweep-beta=0.1 comes twice"
 
 
 # --------------------------------------------------------------------------------------- schema
