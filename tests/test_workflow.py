@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -412,6 +413,30 @@ def test_a_second_run_has_nothing_to_do(small_study):
     done = snakemake(small_study, SMALL)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
+
+
+@slow
+def test_a_moved_or_copied_checkout_has_nothing_to_do(tmp_path):
+    """A real run of a table of baselines, within a checkout."""
+    first, copied, moved = (tmp_path / name for name in ("first", "copied", "moved"))
+    for name in ("rere", "workflow", "config", "profiles", "envs", "tests/studies"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, first / name, ignore=ignored)
+    shutil.copy(ROOT / "Snakefile", first)
+    write_raw(first / "raw")
+    names = ["config/config.yaml", "tests/studies/small.yaml"]
+    methods = ["popularity", "item_knn"]
+    tables = {"main": {"methods": methods, "reference": "item_knn"}, "seeds": None}
+
+    def run(folder, *arguments):
+        return snakemake(folder, [folder / name for name in names], *arguments, tables=tables)
+
+    done = run(first)
+    assert done.returncode == 0, done.stdout
+    subprocess.run(["cp", "-a", first, copied], check=True)
+    first.rename(moved)
+    for folder in (copied, moved):
+        assert "Nothing to be done" in run(folder, "--dry-run").stdout
 
 
 REPORTED = {"table": 1, "figure": 1}
