@@ -32,16 +32,29 @@ FOLDERS = (
 
 
 def load_study(config: dict[str, Any]) -> Study:
-    """The study that a config mapping, as read from YAML, describes.
+    """The study that a config mapping, as read from YAML, describes, without its removed entries.
 
     Raises InputError with one line for each wrong key or name.
     """
+    config = without_removed(config)
     expanded, grid_of = expand_grids(config)
     study = parse(Study, expanded, config, grid_of)
     checks = find_unusable_names, find_unusable_paths, find_wrong_names
     if lines := [line for check in checks for line in check(study, grid_of)]:
         raise InputError(one_line_each(lines))
     return study
+
+
+def without_removed(config: Any) -> Any:
+    """A config without the entries that are null, as an overlay writes to remove them."""
+    if not isinstance(config, dict):
+        return config
+    sections = [section for folder in FOLDERS for section in folder]
+    return config | {
+        section: {name: entry for name, entry in config[section].items() if entry is not None}
+        for section in sections
+        if isinstance(config.get(section), dict)
+    }
 
 
 def parse(
@@ -204,8 +217,8 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
     """A config with each grid replaced by its members, and the name of each member's grid.
 
     A grid maps options of the method's stage to lists of values. A member's name is that of the
-    grid and its values, in the grid's order: `beta` with `beta: [0.0, 0.1]` gives `beta-0.0`
-    and `beta-0.1`. A table that lists the grid gets all members.
+    grid and its options, in the grid's order: `kl` with `beta: [0.0, 0.1]` gives `kl-beta=0.0`
+    and `kl-beta=0.1`. A table that lists the grid gets all members.
     """
     if not (isinstance(config, dict) and isinstance(config.get("methods"), dict)):
         return config, {}
@@ -217,7 +230,8 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
         stage = next(stage for stage in METHOD_STAGES if stage in method)
         check_grid(f"methods.{name}.grid", method["grid"])
         for values in itertools.product(*method["grid"].values()):
-            member = "-".join([str(name), *map(name_value, values)])
+            named = zip(method["grid"], map(name_value, values), strict=True)
+            member = "-".join([str(name), *(f"{key}={value}" for key, value in named)])
             if member in methods or member in config["methods"]:
                 raise InputError(f"methods.{name}.grid: {member} comes twice")
             options = method[stage] | dict(zip(method["grid"], values, strict=True))
@@ -267,6 +281,7 @@ def replace_grids(table: Any, grid_of: dict[str, str]) -> Any:
 
 
 def name_value(value: Any) -> str:
-    """A value of a grid as part of a method's name."""
-    text = "_".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text)
+    """A value of a grid as part of a method's name; `+` joins those of a list."""
+    if isinstance(value, list):
+        return "+".join(map(name_value, value))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", str(value))

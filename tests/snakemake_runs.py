@@ -35,7 +35,9 @@ def start(
         overlay.write_text(yaml.safe_dump(changes))
         configs = [*configs, overlay]
     command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
-    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "1"]
+    # A copy of the checkout runs its own workflow.
+    snakefile = next(each for each in (folder, ROOT) if (each / "Snakefile").exists()) / "Snakefile"
+    command += ["--snakefile", str(snakefile), "--directory", str(folder), "--cores", "1"]
     command += arguments
     return subprocess.Popen(
         command,

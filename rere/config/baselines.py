@@ -7,19 +7,23 @@ from pydantic import Field, model_validator
 from rere.config.options import MAX_EPOCHS, Options
 
 
-class Popularity(Options):
+class Deterministic(Options):
+    """A baseline that uses no random numbers: one run stands for all seeds."""
+
+
+class Popularity(Deterministic):
     """Rank items by how often they are targets in the training split."""
 
     model: Literal["popularity"] = "popularity"
 
 
-class RepeatLast(Options):
+class RepeatLast(Deterministic):
     """Rank the items of the history, latest first, then the others by popularity."""
 
     model: Literal["repeat_last"] = "repeat_last"
 
 
-class ItemKnn(Options):
+class ItemKnn(Deterministic):
     """Rank items by cosine similarity to those of the history (Sarwar et al., WWW 2001)."""
 
     model: Literal["item_knn"] = "item_knn"

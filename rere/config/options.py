@@ -10,6 +10,10 @@ from rere.errors import hint, shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+VALUES = r"(?:-[a-z_]+=[A-Za-z0-9_.+-]+)*"
+"""The options of a member of a grid, at the end of its name: `-beta=0.1-steps=60`."""
+MethodName = Annotated[str, Field(pattern=NAME.replace("$", f"{VALUES}$"), max_length=200)]
+"""A name, or that of a member of a grid, which also has the options that differ."""
 
 MAX_INTEGER = 2**32 - 1
 """The largest whole number of any option, and so of a seed, as of numpy's."""

@@ -1,17 +1,25 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
+import re
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from rere.config.backbones import Backbone
-from rere.config.baselines import Baseline
+from rere.config.baselines import Baseline, Deterministic
 from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import METRICS, Recommend
-from rere.config.options import Name, Options
+from rere.config.options import NAME, VALUES, MethodName, Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
@@ -30,6 +38,8 @@ def known_metric(name: str) -> str:
 Metric = Annotated[
     str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
 ]
+LABELLED_MEMBER = re.compile(f"({NAME.strip('^$')}?{VALUES})=(.*)", re.DOTALL)
+"""`name=label` on a command line, for a name that may be that of a grid's member."""
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -60,7 +70,8 @@ class Method(Options):
         None,
         ge=0,
         description="The only seed of this method, whatever the seeds of tables and of methods "
-        "that start from it. None: the seeds of the tables.",
+        "that start from it. None: the seeds of the tables; of a baseline without random "
+        "numbers, 0.",
     )
     grid: Grid | None = Field(
         None,
@@ -118,10 +129,17 @@ class Shown(Options):
     @field_validator("labels", mode="before")
     @classmethod
     def read_labels(cls, labels: Any) -> Any:
-        """Labels as a mapping; a command line has them as a list."""
+        """Labels as a mapping; a command line has them as a list of name=label.
+
+        The name of a grid's member has equals signs of its own.
+        """
         if not isinstance(labels, list):
             return labels
-        return dict(str(each).partition("=")[::2] for each in labels)
+        matches = [LABELLED_MEMBER.match(str(each)) for each in labels]
+        return dict(
+            (match[1], match[2]) if match else str(each).partition("=")[::2]
+            for each, match in zip(labels, matches, strict=True)
+        )
 
     @field_validator("labels")
     @classmethod
@@ -173,12 +191,21 @@ class Table(Comparison):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs.")
 
 
+def allow_null(schema: dict[str, Any]) -> None:
+    """Let each entry of a section be null in the JSON schema, which removes it."""
+    for section in schema["properties"].values():
+        for name, entry in section.get("patternProperties", {}).items():
+            section["patternProperties"][name] = {"anyOf": [entry, {"type": "null"}]}
+
+
 class Study(Options):
     """A study: mappings that define by name, and tables that select by name."""
 
+    model_config = ConfigDict(json_schema_extra=allow_null)
+
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")
-    methods: dict[Name, Method] = Field(description="Methods by name.")
+    methods: dict[MethodName, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(
         Recommend(), description="How test rows are ranked, the same for every method."
     )
@@ -186,12 +213,20 @@ class Study(Options):
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
 
     def seed_of(self, method: str, seed: int) -> int:
-        """Return the method's own seed, or `seed` if it has none."""
+        """Return the only seed of the method if it has one, else `seed`.
+
+        That is its own seed, or 0 for a baseline that uses no random numbers.
+        """
         fixed = self.methods[method].seed
+        if fixed is None and isinstance(self.methods[method].baseline, Deterministic):
+            return 0
         return seed if fixed is None else fixed
 
     def runs(self, table: str) -> list[Run]:
-        """Return a table's runs in row order; baselines have one per data set and seed."""
+        """Return a table's runs in row order; baselines have no backbone.
+
+        A method with an only seed has one run per data set and backbone.
+        """
         selected = self.tables[table]
         runs = [
             Run(

@@ -45,7 +45,17 @@ def test_the_shipped_configs_are_valid():
         "results/runs/ml-100k/tiny/sft_continued/seed0",
         "results/runs/ml-100k/tiny/rere/seed0",
     ]
-    assert len(load_study(FULL).runs("main")) == 3 * len(study.runs("main"))
+    assert len(load_study(FULL).runs("main")) == 3 + 3 * 10
+
+
+def test_a_baseline_without_random_numbers_has_one_run():
+    table = {**SHIPPED["tables"]["main"], "seeds": [1, 2]}
+    study = load_study(changed(tables__main=table, methods__item_knn__seed=5))
+    seeds = {}
+    for run in study.runs("main"):
+        seeds.setdefault(run.method, []).append(run.seed)
+    assert (seeds["popularity"], seeds["repeat_last"], seeds["item_knn"]) == ([0], [0], [5])
+    assert seeds["sasrec"] == seeds["bigrec"] == seeds["rere"] == [1, 2]
 
 
 def test_a_baseline_has_one_run_per_data_set():
@@ -78,6 +88,23 @@ def test_the_papers_data_sets_follow_its_rules():
     example = commented.partition("\n\n")[0].replace("  #", "")
     private = {"private": yaml.safe_load(example)}
     assert load_study({**SHIPPED, "datasets": {**SHIPPED["datasets"], **private}})
+
+
+def test_a_null_removes_an_entry():
+    study = load_study(
+        changed(
+            tables__main=None,
+            tables__sweep={**SHIPPED["tables"]["main"], "methods": ["sft"]},
+            methods__rere=None,
+            backbones__wide=None,
+            benchmarks__speed=None,
+            datasets__other=None,
+        )
+    )
+    assert list(study.tables) == ["sweep"]
+    assert "rere" not in study.methods
+    assert (list(study.datasets), list(study.backbones)) == (["ml-100k"], ["tiny"])
+    assert list(study.benchmarks) == ["rollouts"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +292,12 @@ def test_flags_have_every_option():
         # A section.
         ({"methods": None}, "methods: input should be a mapping, not nothing"),
         ({"methods": ["sft"]}, "methods: input should be a mapping, not a list"),
-        ({"methods__sft": None}, "methods.sft: input should be a mapping, not nothing"),
+        # A removed entry.
+        (
+            {"methods__sasrec": None},
+            "methods.d3.collaborative: there is no sasrec; did you mean sprec?\n"
+            "tables.main.methods: there is no sasrec; did you mean sprec?",
+        ),
         (
             {"methods__sft__sft": None},
             "methods.sft: sft is empty; write `sft: {}` for its defaults",
@@ -391,9 +423,11 @@ def test_a_grid_has_a_method_per_combination():
     members = study.tables["sweep"].methods[1:]
     assert study.tables["sweep"].methods[0] == "sft"
     assert len(set(members)) == 20
-    assert members[:3] == ["sweep-0.0-1e_06", "sweep-0.0-1e_05", "sweep-0.0-0.0001"]
+    assert members[:3] == [
+        f"sweep-beta=0.0-learning_rate={rate}" for rate in ("1e-06", "1e-05", "0.0001")
+    ]
     assert "sweep" not in study.methods
-    member = study.methods["sweep-0.01-0.001"]
+    member = study.methods["sweep-beta=0.01-learning_rate=0.001"]
     assert (member.init, member.stage, member.options.steps) == ("sft", "rl", 7)
     assert (member.options.beta, member.options.learning_rate) == (0.01, 0.001)
     assert len(study.runs("sweep")) == 21
@@ -402,11 +436,22 @@ def test_a_grid_has_a_method_per_combination():
 
 def test_tables_and_methods_may_name_a_member_of_a_grid():
     config = grid({"reward": [["rule"], ["rule", "ranking"]]})
-    config["tables"]["sweep"] |= {"methods": ["sweep-rule_ranking"], "reference": None}
-    config["methods"]["more"] = {"init": "sweep-rule", "sft": {}}
+    config["tables"]["sweep"] |= {"methods": ["sweep-reward=rule+ranking"], "reference": None}
+    config["methods"]["more"] = {"init": "sweep-reward=rule", "sft": {}}
     study = load_study(config)
-    assert [run.method for run in study.runs("sweep")] == ["sweep-rule_ranking"]
-    assert study.methods["sweep-rule_ranking"].options.reward == ["rule", "ranking"]
+    assert [run.method for run in study.runs("sweep")] == ["sweep-reward=rule+ranking"]
+    assert study.methods["sweep-reward=rule+ranking"].options.reward == ["rule", "ranking"]
+
+
+def test_a_member_of_a_grid_may_have_a_label():
+    """On the command line, too, where its name has equals signs of its own."""
+    labels = {"sweep-beta=0.1": "β=0.1", "sweep-reward=rule+ranking": "both", "sft": "SFT=1"}
+    config = grid({"beta": [0.0, 0.1]})
+    config["tables"]["sweep"]["labels"] = {"sweep-beta=0.1": "β=0.1"}
+    assert load_study(config).tables["sweep"].label("sweep-beta=0.1") == "β=0.1"
+    given = flags(Comparison(labels=labels))
+    words = given[given.index("--labels") + 1 :][: len(labels)]
+    assert Comparison.model_validate({"labels": words}).labels == labels
 
 
 def test_a_grid_of_rewards_names_one_baseline():
@@ -448,7 +493,7 @@ def test_the_ablations_have_one_budget():
 def test_a_grid_may_vary_the_model():
     models = {"baseline": {}, "grid": {"model": ["popularity", "repeat_last"]}}
     study = load_study(changed(methods__trivial=models))
-    assert study.methods["trivial-repeat_last"].options.model == "repeat_last"
+    assert study.methods["trivial-model=repeat_last"].options.model == "repeat_last"
 
 
 @pytest.mark.parametrize(
@@ -483,7 +528,7 @@ def test_a_grid_may_vary_the_model():
             grid({"beta": [0.0, 0.1]}, init="stf"),
             "methods.sweep.init: there is no stf; did you mean sft?",
         ),
-        (grid({"beta": [0.1, 0.1]}), "methods.sweep.grid: sweep-0.1 comes twice"),
+        (grid({"beta": [0.1, 0.1]}), "methods.sweep.grid: sweep-beta=0.1 comes twice"),
         (grid({"beta": []}), "methods.sweep.grid.beta: empty; give at least one"),
         (grid({"beta": 0.1}), "methods.sweep.grid.beta: input should be a valid list, not 0.1"),
         (grid({}), "methods.sweep.grid: empty; give at least one"),
@@ -503,17 +548,17 @@ def test_errors_in_a_grid_name_the_key_as_written(config, message):
 
 
 def test_a_grid_with_the_name_of_a_method_is_refused():
-    config, same = grid({"beta": [0.1]}), {"sweep-0.1": {"sft": {}}}
+    config, same = grid({"beta": [0.1]}), {"sweep-beta=0.1": {"sft": {}}}
     for methods in (same | config["methods"], config["methods"] | same):
         assert config_error(config | {"methods": methods}) == (
-            "methods.sweep.grid: sweep-0.1 comes twice"
+            "methods.sweep.grid: sweep-beta=0.1 comes twice"
         )
 
 
 def test_a_table_with_a_grid_and_its_member_is_refused():
     config = grid({"beta": [0.0, 0.1]})
-    config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-0.1"]
-    assert config_error(config) == "tables.sweep.methods: sweep-0.1 comes twice"
+    config["tables"]["sweep"]["methods"] = ["sft", "sweep", "sweep-beta=0.1"]
+    assert config_error(config) == "tables.sweep.methods: sweep-beta=0.1 comes twice"
 
 
 # --------------------------------------------------------------------------------------- schema
@@ -522,6 +567,7 @@ def test_a_table_with_a_grid_and_its_member_is_refused():
 def test_the_schema_accepts_the_shipped_configs(config_schema):
     config_schema.validate(SHIPPED)
     config_schema.validate(FULL)
+    config_schema.validate(changed(tables__main=None, datasets__other=None))
     config_schema.validate(grid({"beta": [0.0, 0.1], "reward": [["rule"], ["ranking"]]}))
 
 

@@ -65,9 +65,12 @@ def yaml_error(folder: Path, text: str) -> str:
         ({"backbones__Tiny": SHIPPED["backbones"]["tiny"]}, "backbones.Tiny", "backbones.tiny"),
         ({"methods__SFT": SFT}, "methods.SFT", "methods.sft"),
         (
-            {"methods__a": {"sft": {}, "grid": {"dtype": ["float32"]}}, "methods__A-Float32": SFT},
-            "methods.A-Float32",
-            "methods.a-float32",
+            {
+                "methods__a": {"sft": {}, "grid": {"dtype": ["float32"]}},
+                "methods__A-dtype=Float32": SFT,
+            },
+            "methods.A-dtype=Float32",
+            "methods.a-dtype=float32",
         ),
     ],
 )
@@ -80,10 +83,10 @@ def test_names_with_the_same_files_are_refused(changes, where, owner):
 def test_a_grid_member_with_the_name_of_a_method_is_refused():
     grid = {"sft": {}, "grid": {"patience": [1]}}
     for changes in (
-        {"methods__a": grid, "methods__a-1": SFT},
-        {"methods__a-1": SFT, "methods__a": grid},
+        {"methods__a": grid, "methods__a-patience=1": SFT},
+        {"methods__a-patience=1": SFT, "methods__a": grid},
     ):
-        assert config_error(changed(**changes)) == "methods.a.grid: a-1 comes twice"
+        assert config_error(changed(**changes)) == "methods.a.grid: a-patience=1 comes twice"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,9 @@ def test_a_grid_takes_values_that_a_name_can_hold(value):
 
 def test_a_grid_may_have_null():
     grid = {"sft": {}, "grid": {"lora_rank": [None, 8]}}
-    assert {"a-None", "a-8"} <= load_study(changed(methods__a=grid)).methods.keys()
+    assert {"a-lora_rank=None", "a-lora_rank=8"} <= load_study(
+        changed(methods__a=grid)
+    ).methods.keys()
 
 
 # ---------------------------------------------------------------------------------------- paths

@@ -65,7 +65,7 @@ def test_lines_are_means_over_seeds_and_validations_have_a_band(logged_runs):
 
 
 def test_the_legend_stays_inside_the_figure(tmp_path):
-    methods = [f"released-released_sequence_mean_{number}" for number in range(9)]
+    methods = [f"released-objective=released_sequence_mean_{number}" for number in range(9)]
     runs = [write_log(tmp_path / "d" / "b" / m / "seed0", training_log()) for m in methods]
     with rc_context(fname=STYLE):
         figure = draw_curves(read_logs(runs))

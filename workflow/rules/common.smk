@@ -247,5 +247,8 @@ def rl_runs(table):
 
 
 def code_files(*files):
-    """Files of `rere` as inputs, so that an edit makes a cheap stage run again."""
-    return [f"{workflow.basedir}/rere/{file}" for file in files]
+    """Files of `rere` as inputs, so that an edit makes a cheap stage run again.
+
+    Their paths are relative: a checkout that was moved has the same inputs.
+    """
+    return [os.path.relpath(f"{workflow.basedir}/rere/{file}") for file in files]
