@@ -16,8 +16,9 @@ def items_frame(titles: Sequence[str], counts: Sequence[int] | None = None) -> p
 
 
 def users_frame(num_users: int) -> pl.DataFrame:
+    """So many users; the raw id of user 0 is u0."""
     ids = range(num_users)
-    return pl.DataFrame({"user_id": ids, "raw_id": [f"user{i}" for i in ids]}, schema=USERS_SCHEMA)
+    return pl.DataFrame({"user_id": ids, "raw_id": [f"u{i}" for i in ids]}, schema=USERS_SCHEMA)
 
 
 def split_frame(
@@ -35,9 +36,3 @@ def split_frame(
         "timestamp": [None] * len(targets),
     }
     return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
-
-
-def users_frame(users: int) -> pl.DataFrame:
-    """So many users; the raw id of user 0 is u0."""
-    ids = range(users)
-    return pl.DataFrame({"user_id": ids, "raw_id": [f"u{i}" for i in ids]}, schema=USERS_SCHEMA)

@@ -40,12 +40,6 @@ SPLIT_SCHEMA: Schema = {
 }
 SPLITS = ("train", "valid", "test")
 
-USER_FAULTS: Faults = {
-    "has another user_id; they count from 0 upwards": pl.col("user_id").ne_missing(
-        pl.int_range(pl.len())
-    ),
-    "has no raw_id": pl.col("raw_id").is_null(),
-}
 ITEM_FAULTS: Faults = {
     "has another item_id; they count from 0 upwards": pl.col("item_id").ne_missing(
         pl.int_range(pl.len())
@@ -99,11 +93,17 @@ def read_items(data: Path, stage: str = PREPROCESS) -> pl.DataFrame:
     return items
 
 
-def read_users(data: Path) -> pl.DataFrame:
-    """Return a data set's users in order of user_id; raise InputError if malformed."""
+def read_users(data: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return a data set's users in order of user_id.
+
+    Raises InputError if users.parquet is malformed, or lacks a user of `rows`.
+    """
     path = data / "users.parquet"
     users = read_parquet(path, USERS_SCHEMA, PREPROCESS)
     check_rows(path, users, USER_FAULTS | RAW_ID_FAULTS, PREPROCESS_AGAIN)
+    missing = rows.filter(pl.col("user_id") >= len(users))
+    if len(missing):
+        raise InputError(f"{path}: lacks user_id {missing['user_id'][0]}; {PREPROCESS_AGAIN}")
     return users
 
 
@@ -116,20 +116,6 @@ def read_split(data: Path, split: str, rows: int | None = None) -> pl.DataFrame:
     ).item()
     check_rows(path, frame, ID_FAULTS | row_faults(num_items), PREPROCESS_AGAIN)
     return frame if rows is None else sample_rows(frame, rows)
-
-
-def read_raw_users(data: Path, rows: pl.DataFrame) -> pl.Series:
-    """Return the raw ids of a data set's users by user_id.
-
-    Raises InputError if users.parquet is malformed, or lacks a user of `rows`.
-    """
-    path = data / "users.parquet"
-    users = read_parquet(path, USERS_SCHEMA, PREPROCESS)
-    check_rows(path, users, USER_FAULTS, PREPROCESS_AGAIN)
-    missing = rows.filter(pl.col("user_id") >= len(users))
-    if len(missing):
-        raise InputError(f"{path}: lacks user_id {missing['user_id'][0]}; {PREPROCESS_AGAIN}")
-    return users["raw_id"]
 
 
 def sample_rows(split: pl.DataFrame, rows: int) -> pl.DataFrame:

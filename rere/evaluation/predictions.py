@@ -18,7 +18,7 @@ from rere.data.dataset import (
     first_fault,
     read_items,
     read_parquet,
-    read_raw_users,
+    read_users,
 )
 from rere.errors import InputError
 from rere.files import replacing
@@ -63,7 +63,7 @@ def read_raw_ids(data: Path, rows: pl.DataFrame) -> RawIds:
 
     Stages call it before they rank, which takes long.
     """
-    return RawIds(read_raw_users(data, rows), read_items(data)["raw_id"])
+    return RawIds(read_users(data, rows)["raw_id"], read_items(data)["raw_id"])
 
 
 def write_predictions(

@@ -22,13 +22,11 @@ from rere.config.run import NO_BACKBONE
 from rere.config.study import Comparison
 from rere.data.audit import known_items
 from rere.data.dataset import (
-    PREPROCESS_AGAIN,
     read_items,
     read_split,
     read_users,
     sample_rows,
 )
-from rere.errors import InputError
 from rere.evaluation.metrics import (
     ABSENT,
     distinct_titles,
@@ -111,14 +109,9 @@ def describe_dataset(
     folder: Path, methods: list[MethodRuns], options: Comparison, rows: int | None
 ) -> dict[str, Any]:
     """What the page holds of a data set and the methods on it."""
-    items, users = read_items(folder), read_users(folder)
     test = read_split(folder, "test")
     test = test.filter(pl.col("row_id").is_in(methods[0].runs[0].rows["row_id"].implode()))
-    if (unlisted := test.filter(pl.col("user_id") >= len(users))).height:
-        raise InputError(
-            f"{folder / 'users.parquet'}: lacks user_id {unlisted['user_id'][0]} of test.parquet; "
-            f"{PREPROCESS_AGAIN}"
-        )
+    items, users = read_items(folder), read_users(folder, test)
     subsets = make_subsets(items, known_items(read_split(folder, "train")))
     member = test.select(subset.has_row.alias(subset.name) for subset in subsets)
     shown = sample_rows(test.with_row_index("position"), len(test) if rows is None else rows)

@@ -129,7 +129,7 @@ def test_bad_input_is_refused_with_one_line(explored, tmp_path):
 
     refused("no run of the reference sftt; did you mean", Comparison(reference="sftt"))
     users_frame(2).write_parquet(data / "users.parquet")
-    refused(r"users\.parquet: lacks user_id 2 of test\.parquet; make it again: `rere preprocess`")
+    refused(r"users\.parquet: lacks user_id 2; make it again: `rere preprocess`")
     (data / "users.parquet").unlink()
     refused(r"users\.parquet: no such file; `rere preprocess` writes it")
     users_frame(3).write_parquet(data / "users.parquet")
