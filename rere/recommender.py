@@ -192,7 +192,9 @@ class Recommender:
             chosen = sorted(item for item in numbers if item < self.num_items)
         chosen = [item for item in chosen if self.ranker.number_of(item) is not None]
         if not chosen:
-            raise InputError("within: allows no item of the catalogue; are these its ids?")
+            raise InputError(
+                f"within: allows no item of the catalogue, whose ids are such as {self.ids[0]!r}"
+            )
         return chosen
 
     def with_items(self, titles: Any) -> Self:
@@ -262,8 +264,11 @@ def read_histories(histories: Any) -> Any:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in a file, one per line; empty lines are skipped."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    """The ids in a file, one per line; empty lines are skipped. Raises InputError for none."""
+    ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not ids:
+        raise InputError(f"{path}: has no ids; write one per line")
+    return ids
 
 
 def read_lists(path: Path) -> list[list[str]]:

@@ -224,9 +224,15 @@ class RecommendHistory(Lists):
         if self.json_:
             print(json.dumps(ranked, ensure_ascii=False))
             return
-        for rank, item in enumerate(ranked, start=1):
-            shown = item["title"] if item["title"].isprintable() else repr(item["title"])
-            print(f"{rank:{len(str(len(ranked)))}}  {item['score']:8.3f}  {shown}")
+        ids, titles = ([on_one_line(item[key]) for item in ranked] for key in ("id", "title"))
+        rank_width, id_width = len(str(len(ranked))), max(map(len, ids), default=0)
+        for rank, (item, name, title) in enumerate(zip(ranked, ids, titles, strict=True), start=1):
+            print(f"{rank:{rank_width}}  {item['score']:8.3f}  {name:{id_width}}  {title}")
+
+
+def on_one_line(text: str) -> str:
+    """The text as a terminal can show it; quoted and escaped if it has control characters."""
+    return text if text.isprintable() else repr(text)
 
 
 class RecommendHistories(Lists):

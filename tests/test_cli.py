@@ -388,12 +388,12 @@ def test_titles_are_printed_one_per_line(model_with_catalogue, capsys):
     command.run()
     expected = Recommender(model_with_catalogue).recommend(history, 23)
     rows = capsys.readouterr().out.splitlines()
-    assert [row[14:] for row in rows] == [
+    assert [row[21:] for row in rows] == [
         repr(each.title) if each.title in ("Tab\tbed", "Two\nlines") else each.title
         for each in expected
     ]
-    assert [row[:14] for row in rows] == [
-        f"{rank:2}  {each.score:8.3f}  " for rank, each in enumerate(expected, start=1)
+    assert [row[:21] for row in rows] == [
+        f"{rank:2}  {each.score:8.3f}  {each.id:5}  " for rank, each in enumerate(expected, start=1)
     ]
 
 

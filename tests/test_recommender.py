@@ -219,7 +219,9 @@ def test_a_text_that_is_an_id_and_another_items_title_is_refused(tmp_path):
 
 @pytest.mark.parametrize("within", [[], ["raw99"], lambda items: [False] * len(items)])
 def test_at_least_one_item_must_be_allowed(recommender, within):
-    with pytest.raises(InputError, match="within: allows no item of the catalogue"):
+    with pytest.raises(
+        InputError, match=r"allows no item .*, whose ids are such as 'raw0'"
+    ):
         recommender.recommend(["Heat"], within=within)
 
 
@@ -251,6 +253,9 @@ def test_files_of_ids_and_of_histories(tmp_path):
     path = tmp_path / "file"
     path.write_text("SKU-1\r\n\n caf\u00e9 \n", encoding="utf-8")
     assert read_ids(path) == ["SKU-1", "caf\u00e9"]
+    path.write_text(" \n\n")
+    with pytest.raises(InputError, match="file: has no ids; write one per line"):
+        read_ids(path)
     path.write_text("\n".join(json.dumps(history) for history in HISTORIES))
     assert read_lists(path) == HISTORIES
 

@@ -146,7 +146,8 @@ def test_the_command_prints_the_lists(run_of, tmp_path, capsys):
     arguments = ["--model", str(folder), "--top", "3", "--exclude-seen"]
     parse("recommend --history", [*arguments, "--history", "raw1", "2"]).run()
     assert capsys.readouterr().out.splitlines() == [
-        f"{rank}  {each.score:8.3f}  {each.title}" for rank, each in enumerate(expected, start=1)
+        f"{rank}  {each.score:8.3f}  {each.id:5}  {each.title}"
+        for rank, each in enumerate(expected, start=1)
     ]
     (tmp_path / "histories").write_text('["raw1", "2"]\n')
     parse("recommend --histories", [*arguments, "--histories", str(tmp_path / "histories")]).run()
