@@ -109,5 +109,5 @@ def flag(name: str) -> str:
 def words(value: Any) -> list[str]:
     """Return an option's value as command-line arguments."""
     if isinstance(value, dict):
-        return [f"{key}={each}" for key, each in value.items()]
+        return [f"{key}:{each}" for key, each in value.items()]
     return [str(each) for each in (value if isinstance(value, list) else [value])]

@@ -1,7 +1,6 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
-import re
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -19,7 +18,7 @@ from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import METRICS, Recommend
-from rere.config.options import NAME, VALUES, MethodName, Name, Options
+from rere.config.options import MethodName, Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
@@ -38,8 +37,6 @@ def known_metric(name: str) -> str:
 Metric = Annotated[
     str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
 ]
-LABELLED_MEMBER = re.compile(f"({NAME.strip('^$')}?{VALUES})=(.*)", re.DOTALL)
-"""`name=label` on a command line, for a name that may be that of a grid's member."""
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -123,30 +120,26 @@ class Shown(Options):
     labels: dict[str, str] = Field(
         {},
         description="Names that .md, .tex, figure and explorer show instead of those of methods, "
-        "data sets and backbones. On a command line: name=label.",
+        "data sets and backbones. On a command line: name:label.",
     )
 
     @field_validator("labels", mode="before")
     @classmethod
     def read_labels(cls, labels: Any) -> Any:
-        """Labels as a mapping; a command line has them as a list of name=label.
+        """Labels as a mapping; a command line has them as a list of name:label.
 
-        The name of a grid's member has equals signs of its own.
+        No name has a colon.
         """
         if not isinstance(labels, list):
             return labels
-        matches = [LABELLED_MEMBER.match(str(each)) for each in labels]
-        return dict(
-            (match[1], match[2]) if match else str(each).partition("=")[::2]
-            for each, match in zip(labels, matches, strict=True)
-        )
+        return dict(str(each).partition(":")[::2] for each in labels)
 
     @field_validator("labels")
     @classmethod
     def check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         for name, label in labels.items():
             if not label or not label.isprintable():
-                raise ValueError(f"{name} has no label of printable characters; write name=label")
+                raise ValueError(f"{name} has no label of printable characters; write name:label")
         return labels
 
     def label(self, name: str) -> str:

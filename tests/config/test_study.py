@@ -129,7 +129,7 @@ def test_flags_of_a_table_name_metrics_and_labels():
     options = Comparison(metrics=["HR@1"], labels={"sft": "SFT only"}, highlight="rere")
     given = flags(options)
     assert given == [
-        *("--metrics", "HR@1", "--labels", "sft=SFT only", "--reference=None", "--highlight=rere")
+        *("--metrics", "HR@1", "--labels", "sft:SFT only", "--reference=None", "--highlight=rere")
     ]
 
 
@@ -283,7 +283,7 @@ def test_flags_have_every_option():
         ),
         (
             {"tables__main__labels": {"rere": "Re\nRe"}},
-            "tables.main.labels: rere has no label of printable characters; write name=label",
+            "tables.main.labels: rere has no label of printable characters; write name:label",
         ),
         (
             {"tables__main__highlight": "rer"},
@@ -445,7 +445,8 @@ def test_tables_and_methods_may_name_a_member_of_a_grid():
 
 def test_a_member_of_a_grid_may_have_a_label():
     """On the command line, too, where its name has equals signs of its own."""
-    labels = {"sweep-beta=0.1": "β=0.1", "sweep-reward=rule+ranking": "both", "sft": "SFT=1"}
+    labels = {"sweep-beta=0.1": "β=0.1", "sweep-reward=rule+ranking": "both", "my-sft": "a=b: c"}
+    labels["ablation-reward=rule-beta=0.1"] = "Mine"
     config = grid({"beta": [0.0, 0.1]})
     config["tables"]["sweep"]["labels"] = {"sweep-beta=0.1": "β=0.1"}
     assert load_study(config).tables["sweep"].label("sweep-beta=0.1") == "β=0.1"
