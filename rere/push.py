@@ -109,11 +109,19 @@ def read_card(path: Path) -> str:
 def read_metrics(model: Path) -> dict[str, Any] | None:
     """The metrics of the run that the folder `model` is of; None if there are none yet.
 
-    Raises InputError for metrics of another run or version.
+    Those beside the folder, else those of its only evaluation. Raises InputError if there are
+    several, and for metrics of another run or version.
     """
-    path = model.resolve().parent / "metrics.json"
-    if not path.is_file():
+    folder = model.resolve().parent
+    found = [folder / "metrics.json"]
+    if not found[0].is_file():
+        found = sorted(folder.glob("*=*/metrics.json"))
+    if not found:
         return None
+    if len(found) > 1:
+        names = ", ".join(path.parent.name for path in found)
+        raise InputError(f"{folder}: has metrics of {names}; copy those to show beside the model")
+    path = found[0]
     metrics = read_json(path, MEASURE)
     read_identity(path, metrics)
     for name in ("rows", *(f"{m}{suffix}" for m in METRICS for suffix in ("", "_low", "_high"))):

@@ -1,5 +1,6 @@
 """How test rows are ranked."""
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -57,9 +58,44 @@ class BeamSearch(Precision):
     )
 
 
-class Recommend(Inference, BeamSearch, Evaluation):
+class Ranking(BeamSearch, Evaluation):
+    """The options of `evaluation` that change results."""
+
+
+class Recommend(Inference, Ranking):
     """Rank the catalogue for the test rows by constrained beam search."""
 
 
 class Decoding(Inference, Evaluation):
     """The options of `evaluation` that `decode` methods use."""
+
+
+def applicable(evaluation: Evaluation, stage: str) -> Evaluation:
+    """Return the options of `evaluation` that methods of a stage use."""
+    kind = {"baseline": Evaluation, "decode": Decoding}.get(stage, Recommend)
+    return kind(**evaluation.model_dump(include=set(kind.model_fields)))
+
+
+def spell(evaluation: Evaluation) -> str:
+    """Return all options that change results as one text: `rows=None-list_length=50`."""
+    values = evaluation.model_dump(exclude={"batch_size"})
+    return "-".join(f"{name}={value}" for name, value in values.items())
+
+
+def read_spelling(text: str) -> dict[str, str]:
+    """Return the options in a text of `spell`, by name."""
+    pairs = (each.partition("=") for each in re.split("-(?=[a-z_]+=)", text) if each)
+    return {name: value for name, _, value in pairs}
+
+
+DEFAULTS = read_spelling(spell(Ranking()))
+
+
+def subfolder(text: str) -> str:
+    """Return the options in a text of `spell` that are not at their defaults, as part of a path.
+
+    It is `/rows=40-num_beams=20`, or empty if all have their defaults.
+    """
+    given = read_spelling(text).items()
+    changed = "-".join(f"{name}={value}" for name, value in given if DEFAULTS.get(name) != value)
+    return f"/{changed}" if changed else ""

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rere.config.evaluation import subfolder
 from rere.config.options import MAX_INTEGER
 
 NO_BACKBONE = "none"
@@ -52,7 +53,19 @@ class Run(BaseModel):
     )
     method: str = Field(description="Name of the method.")
     seed: int = Field(ge=0, le=MAX_INTEGER, description="Seed of the run.")
+    evaluation: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.+=-]*$",
+        description="How its test rows are ranked: options of `evaluation` that change results, as "
+        "in rows=40-list_length=50. Empty: unknown.",
+    )
+
+    @property
+    def seed_folder(self) -> str:
+        """The folder of what it trains, which does not depend on `evaluation`."""
+        return f"results/runs/{self.dataset}/{self.backbone}/{self.method}/seed{self.seed}"
 
     @property
     def folder(self) -> str:
-        return f"results/runs/{self.dataset}/{self.backbone}/{self.method}/seed{self.seed}"
+        """The folder of its predictions and metrics."""
+        return f"{self.seed_folder}{subfolder(self.evaluation)}"

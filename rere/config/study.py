@@ -17,7 +17,15 @@ from rere.config.baselines import Baseline, Deterministic
 from rere.config.benchmarks import Benchmark
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
-from rere.config.evaluation import METRICS, Recommend
+from rere.config.evaluation import (
+    METRICS,
+    Evaluation,
+    Ranking,
+    Recommend,
+    applicable,
+    spell,
+    subfolder,
+)
 from rere.config.options import MethodName, Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
@@ -182,6 +190,11 @@ class Table(Comparison):
         min_length=1, description="Names of methods; that of a grid stands for all of its methods."
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds of the runs.")
+    evaluation: Ranking = Field(
+        Ranking(),
+        description="Options of the study's `evaluation` that differ in this table. One that is "
+        "not given has the study's value.",
+    )
 
 
 def allow_null(schema: dict[str, Any]) -> None:
@@ -200,7 +213,9 @@ class Study(Options):
     backbones: dict[Name, Backbone] = Field(description="Language models by name.")
     methods: dict[MethodName, Method] = Field(description="Methods by name.")
     evaluation: Recommend = Field(
-        Recommend(), description="How test rows are ranked, the same for every method."
+        Recommend(),
+        description="How test rows are ranked, the same for every method of a table. A table may "
+        "have other options.",
     )
     tables: dict[Name, Table] = Field(description="Tables by name.")
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
@@ -215,6 +230,21 @@ class Study(Options):
             return 0
         return seed if fixed is None else fixed
 
+    def evaluation_of(self, table: str) -> Recommend:
+        """Return the study's evaluation with the options that differ in a table."""
+        given = self.tables[table].evaluation.model_dump(exclude_unset=True)
+        return self.evaluation.model_copy(update=given)
+
+    def evaluations(self, stage: str) -> dict[str, Evaluation]:
+        """Return each evaluation of methods of a stage by its part of a run's path.
+
+        They are those of the defaults, of the study and of its tables.
+        """
+        plain = Recommend(batch_size=self.evaluation.batch_size)
+        every = [plain, self.evaluation, *map(self.evaluation_of, self.tables)]
+        used = [applicable(each, stage) for each in every]
+        return {subfolder(spell(each)): each for each in used}
+
     def runs(self, table: str) -> list[Run]:
         """Return a table's runs in row order; baselines have no backbone.
 
@@ -227,6 +257,9 @@ class Study(Options):
                 backbone=NO_BACKBONE if self.methods[method].stage == "baseline" else backbone,
                 method=method,
                 seed=self.seed_of(method, seed),
+                evaluation=spell(
+                    applicable(self.evaluation_of(table), self.methods[method].stage)
+                ),
             )
             for dataset, backbone, method, seed in itertools.product(
                 selected.datasets, selected.backbones, selected.methods, selected.seeds

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from pydantic import ValidationError
 
+from rere.config.evaluation import read_spelling
 from rere.config.run import Run
 from rere.data.dataset import read_items
 from rere.errors import InputError
@@ -44,7 +45,7 @@ def read_runs(folders: Sequence[Path], data: Sequence[Path]) -> list[ScoredRun]:
     """The runs in `folders` on the data sets in the folders `data`, which are named after them.
 
     Raises InputError if a run is malformed or given twice, if its metrics.json is not of its
-    predictions, or if two runs of a data set have different test rows.
+    predictions, or if two runs of a data set have different test rows or options of `evaluation`.
     """
     scored = [read_run(folder, {path.name: path for path in data}) for folder in folders]
     check_comparable(scored)
@@ -69,16 +70,24 @@ def read_run(folder: Path, data: dict[str, Path]) -> ScoredRun:
     rows = row_metrics(frame, items)
     metrics = run_metrics(run, frame, rows, items)
     check_metrics(path, stored, metrics, predictions)
-    metrics |= read_costs(folder / "run.json")
-    metrics[VALIDATION] = best_validation(folder / "log.jsonl")
+    trained = training_folder(folder, run)
+    metrics |= read_costs(trained / "run.json")
+    metrics[VALIDATION] = best_validation(trained / "log.jsonl")
     return ScoredRun(run, folder, metrics, rows)
+
+
+def training_folder(folder: Path, run: Run) -> Path:
+    """The folder of a run's run.json: above its `folder` if that has only an evaluation of it."""
+    is_below = run.folder != run.seed_folder and folder.name == Path(run.folder).name
+    return folder.parent if is_below and not (folder / "run.json").is_file() else folder
 
 
 def read_identity(path: Path, stored: dict[str, Any]) -> Run:
     """The run that a metrics.json names.
 
     Raises InputError if a name is missing or of another type, or if the folder is that of another
-    run: runs/{dataset}/{backbone}/{method}/seed{seed}.
+    run: runs/{dataset}/{backbone}/{method}/seed{seed}, and below it perhaps the folder of its
+    evaluation.
     """
     try:
         run = Run.model_validate(stored, strict=True)
@@ -89,11 +98,14 @@ def read_identity(path: Path, stored: dict[str, Any]) -> Run:
         ) from None
     if not run.folder.isprintable():
         raise InputError(f"{path}: is of {run.folder!a}, no name of a run; {MEASURE_AGAIN}")
-    named, given = Path(run.folder).parts[-5:], Path(os.path.abspath(path)).parts[-6:-1]
-    if given[:1] == named[:1] and given != named:
-        raise InputError(
-            f"{path}: is of {'/'.join(named)} and lies in {'/'.join(given)}; {MEASURE_AGAIN}"
-        )
+    named, parts = Path(run.folder).parts[1:], Path(os.path.abspath(path)).parts[:-1]
+    if parts[-len(named) :] == named:
+        return run
+    for given in parts[-5:], parts[-6:]:
+        if given[:1] == named[:1]:
+            raise InputError(
+                f"{path}: is of {'/'.join(named)} and lies in {'/'.join(given)}; {MEASURE_AGAIN}"
+            )
     return run
 
 
@@ -165,11 +177,22 @@ def is_number(value: Any) -> bool:
 
 
 def check_comparable(scored: list[ScoredRun]) -> None:
-    """Raise InputError if a run comes twice, or two runs of a data set have different rows."""
-    seen: dict[Run, ScoredRun] = {}
+    """Raise InputError if a run comes twice, or two are not of the same evaluation.
+
+    Two runs must agree in the options of `evaluation` that both have, and on a data set in rows.
+    """
+    seen: dict[str, ScoredRun] = {}
     first: dict[str, ScoredRun] = {}
+    options: dict[str, tuple[str, ScoredRun]] = {}
     for each in scored:
-        twin = seen.setdefault(each.run, each)
+        for name, value in read_spelling(each.run.evaluation).items():
+            known, other = options.setdefault(name, (value, each))
+            if value != known:
+                raise InputError(
+                    f"{other.folder} and {each.folder} have different rankings, by {name}={known} "
+                    f"and {name}={value}; make the predictions of one again: {STAGES}"
+                )
+        twin = seen.setdefault(each.run.seed_folder, each)
         if twin is not each:
             raise InputError(f"{twin.folder} and {each.folder} are the same run; give one")
         other = first.setdefault(each.run.dataset, each)

@@ -30,6 +30,7 @@ COLUMNS = {
     "dataset, backbone, method": "of the run; `backbone` is `none` without a language model",
     "seeds": "`.csv`: number of runs, each with a seed of its own",
     "seed": "`.runs.csv`: seed of the run",
+    "evaluation": "`.runs.csv`: options of `evaluation` that its stage uses, but for `batch_size`",
     "rows": "test rows",
     "HR@K, NDCG@K": "title level, the paper's: a hit is a recommended title equal to the target's, "
     "and a title counts once; in `.csv` the mean over seeds",

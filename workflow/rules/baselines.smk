@@ -5,7 +5,7 @@ REQUIRED INPUTS:
 
     results/data/{dataset}/
 
-OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}/:
+OUTPUTS, below results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores; raw ids
     model/                  options, weights or similarities, catalogue: what recommending takes
@@ -24,25 +24,26 @@ rule baseline:
         valid="results/data/{dataset}/valid.parquet",
         test="results/data/{dataset}/test.parquet",
     output:
-        predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        predictions="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/predictions.parquet",
         model=expand(
-            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}/model/{file}",
+            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}{{evaluation}}/model/{file}",
             file=BASELINE_FILES,
         ),
-        run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
+        run="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/run.json",
     log:
-        "logs/baseline/{dataset}/{method}/seed{seed}.log",
+        "logs/baseline/{dataset}/{method}/seed{seed}{evaluation}.log",
     benchmark:
-        "benchmarks/baseline/{dataset}/{method}/seed{seed}.tsv"
+        "benchmarks/baseline/{dataset}/{method}/seed{seed}{evaluation}.tsv"
     wildcard_constraints:
         method=baselines("popularity", "repeat_last", "item_knn"),
+        evaluation=evaluations("baseline"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
     params:
         model=lambda wildcards: study.methods[wildcards.method].options.model,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
-        + flags(Evaluation(rows=study.evaluation.rows, list_length=study.evaluation.list_length)),
+        + flags(evaluation(wildcards)),
         contents=contents,
     shell:
         r"""
@@ -52,7 +53,7 @@ rule baseline:
         python -m rere baseline {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
-            --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q}{wildcards.evaluation:q} \
             {params.flags:q}
         """
 
@@ -60,13 +61,14 @@ rule baseline:
 use rule baseline as sequential with:
     # Train a sequential model and rank the test rows
     output:
-        predictions="results/runs/{dataset}/none/{method}/seed{seed}/predictions.parquet",
+        predictions="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/predictions.parquet",
         model=expand(
-            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}/model/{file}",
+            "results/runs/{{dataset}}/none/{{method}}/seed{{seed}}{{evaluation}}/model/{file}",
             file=BASELINE_FILES,
         ),
-        run="results/runs/{dataset}/none/{method}/seed{seed}/run.json",
-        factors="results/runs/{dataset}/none/{method}/seed{seed}/factors.safetensors",
-        of_test="results/runs/{dataset}/none/{method}/seed{seed}/factors.test.safetensors",
+        run="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/run.json",
+        factors="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/factors.safetensors",
+        of_test="results/runs/{dataset}/none/{method}/seed{seed}{evaluation}/factors.test.safetensors",
     wildcard_constraints:
         method=baselines("gru4rec", "caser", "sasrec"),
+        evaluation=evaluations("baseline"),

@@ -11,7 +11,7 @@ import sys
 
 from snakemake.io import IOFile
 
-from rere.config.evaluation import Decoding, Evaluation
+from rere.config.evaluation import applicable, spell, subfolder
 from rere.config.options import flags
 from rere.config.run import (
     ADAPTED_FILES,
@@ -22,7 +22,7 @@ from rere.config.run import (
     TRAINED_FILES,
 )
 from rere.config.rl import reward_weights
-from rere.config.study import Comparison, Shown
+from rere.config.study import METHOD_STAGES, Comparison, Shown
 from rere.errors import InputError, printable
 from rere.inputs import find_missing, identity, model_files, raw_files
 from rere.study import load_study
@@ -60,6 +60,12 @@ def baselines(*models):
     """A pattern that matches the baselines with these models."""
     options = {name: method.baseline for name, method in study.methods.items() if method.baseline}
     return one_of(name for name, baseline in options.items() if baseline.model in models)
+
+
+def evaluations(*stages):
+    """A pattern for what the path of a run of these stages has of `evaluation`, perhaps nothing."""
+    parts = [part for stage in stages for part in study.evaluations(stage)]
+    return f"(?:{one_of(filter(None, parts))})?"
 
 
 wildcard_constraints:
@@ -144,6 +150,11 @@ def embeddings(wildcards):
     return model_files(study.methods[wildcards.method].options.embeddings)
 
 
+def evaluation(wildcards):
+    """The options of `evaluation` that apply to a method, with those in the run's path."""
+    return study.evaluations(study.methods[wildcards.method].stage)[wildcards.evaluation]
+
+
 def factors(wildcards):
     """The factors of the baseline that a method needs, for the collaborative reward or d3."""
     method = study.methods[wildcards.method]
@@ -151,7 +162,10 @@ def factors(wildcards):
         return []
     seed = study.seed_of(method.collaborative, wildcards.seed)
     run = f"results/runs/{wildcards.dataset}/{NO_BACKBONE}/{method.collaborative}/seed{seed}"
-    return f"{run}/factors.test.safetensors" if method.decode else f"{run}/factors.safetensors"
+    if not method.decode:
+        return f"{run}/factors.safetensors"
+    of_baseline = subfolder(spell(applicable(evaluation(wildcards), "baseline")))
+    return f"{run}{of_baseline}/factors.test.safetensors"
 
 
 def own_rewards(wildcards):
@@ -165,7 +179,7 @@ def own_rewards(wildcards):
 def decode_flags(wildcards):
     """The options of a decode method, those of `evaluation`, and the factors it needs."""
     options = flags(study.methods[wildcards.method].options, skip=("algorithm",))
-    options += flags(Decoding(**study.evaluation.model_dump(include=set(Decoding.model_fields))))
+    options += flags(evaluation(wildcards))
     path = factors(wildcards)
     return [*options, "--factors", path] if path else options
 
@@ -243,7 +257,8 @@ def benchmark_curves(wildcards):
 
 def rl_runs(table):
     """The run folders of a table's RL methods."""
-    return [run.folder for run in study.runs(table) if study.methods[run.method].stage == "rl"]
+    runs = study.runs(table)
+    return [run.seed_folder for run in runs if study.methods[run.method].stage == "rl"]
 
 
 def code_files(*files):

@@ -7,11 +7,14 @@ REQUIRED INPUTS:
     results/data/{dataset}/
     factors.test.safetensors of the run of the method named by `collaborative`
 
-OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
+OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/:
 
     predictions.parquet     row_id, user_id, target, items (ranked ids), scores; raw ids
     run.json                (decode) versions, commit, options, hashes, seconds, memory
-    metrics.json            every metric, with dataset, backbone, method and seed
+    metrics.json            every metric, with dataset, backbone, method, seed and evaluation
+
+{evaluation} is empty, or has the options of `evaluation` that are not at their defaults:
+`/rows=40-num_beams=20`.
 """
 
 
@@ -23,20 +26,21 @@ rule recommend:
         test="results/data/{dataset}/test.parquet",
         model=trained_model,
     output:
-        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/predictions.parquet",
     log:
-        "logs/recommend/{dataset}/{backbone}/{method}/seed{seed}.log",
+        "logs/recommend/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.log",
     benchmark:
-        "benchmarks/recommend/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+        "benchmarks/recommend/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.tsv"
     wildcard_constraints:
         method=methods("sft", "preference", "rl"),
+        evaluation=evaluations("sft", "preference", "rl"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
     resources:
         gpu=1,
     params:
-        flags=flags(study.evaluation),
+        flags=lambda wildcards: flags(evaluation(wildcards)),
         contents=contents,
     shell:
         r"""
@@ -61,14 +65,15 @@ rule decode:
         model=initial_model,
         factors=factors,
     output:
-        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
-        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/predictions.parquet",
+        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/run.json",
     log:
-        "logs/decode/{dataset}/{backbone}/{method}/seed{seed}.log",
+        "logs/decode/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.log",
     benchmark:
-        "benchmarks/decode/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+        "benchmarks/decode/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.tsv"
     wildcard_constraints:
         method=methods("decode"),
+        evaluation=evaluations("decode"),
     conda:
         "../../envs/rere.yaml"
     threads: 1
@@ -88,7 +93,7 @@ rule decode:
             --model {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
-            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
+            --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q}{wildcards.evaluation:q} \
             {params.flags:q}
         """
 
@@ -98,18 +103,20 @@ rule metrics:
     input:
         catalogue="results/data/{dataset}/items.parquet",
         test="results/data/{dataset}/test.parquet",
-        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}/predictions.parquet",
+        predictions="results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/predictions.parquet",
     output:
-        metrics="results/runs/{dataset}/{backbone}/{method}/seed{seed}/metrics.json",
+        metrics="results/runs/{dataset}/{backbone}/{method}/seed{seed}{evaluation}/metrics.json",
     log:
-        "logs/metrics/{dataset}/{backbone}/{method}/seed{seed}.log",
+        "logs/metrics/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.log",
     benchmark:
-        "benchmarks/metrics/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+        "benchmarks/metrics/{dataset}/{backbone}/{method}/seed{seed}{evaluation}.tsv"
     wildcard_constraints:
         backbone=one_of([*study.backbones, NO_BACKBONE]),
+        evaluation=evaluations(*METHOD_STAGES),
     conda:
         "../../envs/rere.yaml"
     params:
+        evaluation=lambda wildcards: spell(evaluation(wildcards)),
         contents=contents,
     shell:
         r"""
@@ -123,5 +130,6 @@ rule metrics:
             --backbone {wildcards.backbone:q} \
             --method {wildcards.method:q} \
             --seed {wildcards.seed:q} \
+            --evaluation {params.evaluation:q} \
             --output {output.metrics:q}
         """
