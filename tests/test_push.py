@@ -56,6 +56,19 @@ def test_a_model_may_have_no_metrics_and_no_card(hub, shared_run):
     assert hub.files["me/other@main"].keys() == set(TRAINED_FILES)
 
 
+def test_the_metrics_of_the_only_evaluation_are_those_of_the_card(hub, shared_run):
+    values = read_json(shared_run / "metrics.json", "`rere metrics`")
+    (shared_run / "metrics.json").unlink()
+    for name, rows in (("rows=40", 40), ("num_beams=20", 50)):
+        (shared_run / name).mkdir()
+        write_json(shared_run / name / "metrics.json", {**values, "evaluation": name, "rows": rows})
+    refuse(shared_run, "has metrics of num_beams=20, rows=40; copy those to show beside the model")
+    assert hub.requests == []
+    (shared_run / "num_beams=20" / "metrics.json").unlink()
+    push(shared_run / "model", "me/mine")
+    assert "40 test rows of small" in hub.files["me/mine@main"][CARD].decode()
+
+
 def store_as_adapters(folder, hub):
     """Replace the model in `folder` by adapters of a copy of the published model `hub`."""
     for name in MODEL_FILES:

@@ -25,6 +25,7 @@ METHODS = {
     "small": ["bigrec", "d3", "s_dpo", "sprec", "sft", "sft_continued", "rere"],
 }
 UNTRAINED = ("popularity", "repeat_last", "item_knn", "bigrec", "d3")
+BEAMLESS = (*METHODS["none"], "bigrec", "d3")
 FACTORS = ("factors.safetensors", "factors.test.safetensors")
 TWO_SEEDS = ("item_knn", "sft", "sprec", "rere")
 """Methods of the table `seeds`; `item_knn` has one run. `main` has all methods with one seed."""
@@ -37,8 +38,16 @@ RUNS = [
 ]
 FORMATS = ("pdf", "png")
 RERE = "results/runs/small/small/rere/seed0"
+LISTS, BEAMS = "rows=40-list_length=20", "rows=40-list_length=20-num_beams=20"
+"""Folders of small.yaml's `evaluation`: of baselines and decode methods, and of beam search."""
 
 slow = pytest.mark.slow
+
+
+def ranked(backbone: str, method: str, seed: int) -> str:
+    """The folder of a run's predictions below results/."""
+    part = LISTS if method in BEAMLESS else BEAMS
+    return f"runs/small/{backbone}/{method}/seed{seed}/{part}"
 
 
 # ------------------------------------------------------------------------------------- planning
@@ -160,7 +169,7 @@ def test_a_study_of_adapters_is_planned(tmp_path):
 @slow
 def test_a_study_of_adapters_runs(tmp_path):
     write_raw(tmp_path / "raw")
-    target = f"{RERE}/metrics.json"
+    target = f"{RERE}/{BEAMS}/metrics.json"
     done = snakemake(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
     assert done.returncode == 0, done.stdout
     for method in ("sft", "rere"):
@@ -172,6 +181,51 @@ def test_a_study_of_adapters_runs(tmp_path):
     weights = tmp_path / "results" / "backbones" / "small" / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     assert "recommend" in planned(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
+
+
+SAMPLE = {
+    **{"datasets": ["ml-100k"], "backbones": ["tiny"], "seeds": [0], "methods": ["d3", "sft"]},
+    "evaluation": {"rows": 40, "num_beams": 20},
+}
+SFT = "results/runs/ml-100k/tiny/sft/seed0"
+
+
+def test_tables_of_two_evaluations_share_trained_models(tmp_path):
+    targets = ["results/tables/main.csv", "results/tables/sample.csv"]
+    assert planned(
+        tmp_path, QUICK, *targets, tables={"main": {"methods": ["d3", "sft"]}, "sample": SAMPLE}
+    ) == {
+        **dict.fromkeys(("fetch", "preprocess", "backbone", "sft"), 1),
+        **{"sequential": 2, "recommend": 2, "decode": 2, "metrics": 4, "table": 2},
+    }
+
+
+def test_the_path_of_a_run_has_the_options_that_apply_to_it(tmp_path):
+    def commands(*targets, **changes):
+        done = snakemake(tmp_path, QUICK, "--dry-run", *targets, **changes)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    tables = {"sample": SAMPLE}
+    d3 = "results/runs/ml-100k/tiny/d3/seed0/rows=40"
+    text = commands(f"{SFT}/rows=40-num_beams=20/metrics.json", f"{d3}/metrics.json", tables=tables)
+    assert "--rows=40 --list-length=50 --dtype=float32 --num-beams=20" in text
+    assert "--evaluation rows=40-list_length=50-dtype=float32-num_beams=20-" in text
+    assert f"--model {SFT}/model" in text
+    assert "--factors results/runs/ml-100k/none/sasrec/seed0/rows=40/factors.test" in text
+    # Without these options it is that of the defaults, whatever `evaluation` says.
+    text = commands(f"{SFT}/metrics.json", evaluation={"rows": 40, "batch_size": 3})
+    assert "--rows=None --list-length=50 --dtype=float32 --num-beams=50" in text
+    assert "--batch-size=3" in text
+
+
+def test_a_reward_has_the_baseline_of_the_default_evaluation(tmp_path):
+    method = {"init": "sft", "collaborative": "sasrec", "rl": {"reward": ["collaborative"]}}
+    target = "results/runs/ml-100k/tiny/added/seed0/log.jsonl"
+    done = snakemake(
+        tmp_path, QUICK, "-n", target, methods={"added": method}, evaluation={"rows": 40}
+    )
+    assert "results/runs/ml-100k/none/sasrec/seed0/factors.safetensors" in done.stdout
 
 
 def test_the_study_of_ready_made_splits_is_planned(tmp_path):
@@ -238,6 +292,7 @@ def test_a_wrong_config_stops_with_one_line(tmp_path, arguments, changes, messag
         "results/runs/ml-100k/tiny/sasrec/seed0/predictions.parquet",
         "results/runs/ml-100k/tiny/rere/seedX/metrics.json",
         "results/runs/ml-100k/tiny/rere/seed00/metrics.json",
+        "results/runs/ml-100k/tiny/rere/seed0/rows=40/metrics.json",
         "results/tables/other.csv",
     ],
 )
@@ -307,14 +362,17 @@ def test_results_has_the_expected_files(small_study):
         which = [f"{table}{curves}.{kind}" for curves in ("", ".curves") for kind in FORMATS]
         expected |= {f"figures/{name}" for name in which}
     for backbone, method, seed in RUNS:
-        files = ["predictions.parquet", "metrics.json", "run.json"]
+        trained = ["run.json"]
         if method not in UNTRAINED:
-            files += ["log.jsonl", *(FACTORS if backbone == "none" else ())]
-        trained = [*model, "catalogue.safetensors"]
+            trained += ["log.jsonl", *(FACTORS if backbone == "none" else ())]
+        weights = [*model, "catalogue.safetensors"]
         leaves_model = backbone == "small" and method not in UNTRAINED
-        files += [f"model/{name}" for name in trained] if leaves_model else []
-        files += [f"model/{name}" for name in BASELINE_FILES] if backbone == "none" else []
-        expected |= {f"runs/small/{backbone}/{method}/seed{seed}/{name}" for name in files}
+        trained += [f"model/{name}" for name in weights] if leaves_model else []
+        trained += [f"model/{name}" for name in BASELINE_FILES] if backbone == "none" else []
+        evaluated = ranked(backbone, method, seed)
+        folder = evaluated if method in BEAMLESS else str(Path(evaluated).parent)
+        expected |= {f"{folder}/{name}" for name in trained}
+        expected |= {f"{evaluated}/{name}" for name in ("predictions.parquet", "metrics.json")}
     results = small_study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
     assert expected <= found
@@ -340,6 +398,13 @@ def test_the_table_has_one_row_per_method(small_study):
     each = pl.read_csv(small_study / "results" / "tables" / "main.runs.csv")
     identity = each.select("dataset", "backbone", "method", "seed")
     assert identity.rows() == [("small", *run) for run in RUNS if run[-1] == 0]
+    beams = "rows=40-list_length=20-dtype=float32-num_beams=20-scoring=catalogue-length_penalty=0.0"
+    assert each["evaluation"].to_list() == [
+        *["rows=40-list_length=20"] * 6,
+        *["rows=40-list_length=20-dtype=float32"] * 2,
+        *[beams] * 5,
+    ]
+    assert each["seconds"].null_count() == 0
     seeds = pl.read_csv(small_study / "results" / "tables" / "seeds.csv")
     assert seeds.select("method", "seeds").rows() == [
         *((method, 1 if method == "item_knn" else 2) for method in TWO_SEEDS)
@@ -350,7 +415,7 @@ def test_the_table_has_one_row_per_method(small_study):
 def test_all_methods_rank_the_same_rows(small_study):
     rows = None
     for backbone, method, seed in RUNS:
-        run = small_study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        run = small_study / "results" / ranked(backbone, method, seed)
         predictions = pl.read_parquet(run / "predictions.parquet")
         rows = predictions["row_id"] if rows is None else rows
         assert predictions["row_id"].equals(rows)
@@ -363,7 +428,8 @@ def test_all_methods_rank_the_same_rows(small_study):
 @slow
 def test_run_json_has_the_provenance_of_a_run(small_study):
     for backbone, method, seed in RUNS:
-        run = small_study / "results" / "runs" / "small" / backbone / method / f"seed{seed}"
+        run = small_study / "results" / ranked(backbone, method, seed)
+        run = run if method in BEAMLESS else run.parent
         provenance = json.loads((run / "run.json").read_text())
         assert provenance.keys() == {
             *("command", "options", "seed", "seconds", "resumed", "best_step", "peak_memory_mb"),
@@ -401,11 +467,15 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
             "preference --init results/runs/small/small/sft/seed1",
             "preference: 4/4 [",
         ),
-        ("decode/small/small/d3/seed0", "decode d3 --model", "recommend: 40/40 ["),
+        (f"decode/small/small/d3/seed0/{LISTS}", "decode d3 --model", "recommend: 40/40 ["),
         ("rl/small/small/rere/seed1", "rl --init results/runs/small/small/sft/seed1", "rl: 2/2 ["),
-        ("recommend/small/small/rere/seed0", "recommend --model", "recommend: 40/40 ["),
-        ("baseline/small/sasrec/seed0", "baseline sasrec --data", "sasrec: "),
-        ("metrics/small/none/sasrec/seed0", "metrics --predictions", None),
+        (
+            f"recommend/small/small/rere/seed0/{BEAMS}",
+            "recommend --model",
+            "recommend: 40/40 [",
+        ),
+        (f"baseline/small/sasrec/seed0/{LISTS}", "baseline sasrec --data", "sasrec: "),
+        (f"metrics/small/none/sasrec/seed0/{LISTS}", "metrics --predictions", None),
     ],
 )
 def test_a_log_shows_the_command_and_its_progress(small_study, job, command, progress):
@@ -426,9 +496,9 @@ def test_training_logs_one_line_per_step(small_study):
 @slow
 def test_the_same_seed_gives_the_same_predictions(small_study, tmp_path):
     write_raw(tmp_path / "raw")
-    done = snakemake(tmp_path, SMALL, f"{RERE}/predictions.parquet")
+    done = snakemake(tmp_path, SMALL, f"{RERE}/{BEAMS}/predictions.parquet")
     assert done.returncode == 0, done.stdout
-    for name in ("predictions.parquet", "model/model.safetensors"):
+    for name in (f"{BEAMS}/predictions.parquet", "model/model.safetensors"):
         assert (tmp_path / RERE / name).read_bytes() == (small_study / RERE / name).read_bytes()
     other = small_study / RERE.replace("seed0", "seed1") / "model" / "model.safetensors"
     assert other.read_bytes() != (small_study / RERE / "model" / "model.safetensors").read_bytes()
@@ -563,7 +633,8 @@ def test_a_changed_option_runs_the_jobs_that_depend_on_it(small_study, changes, 
         ),
         (
             {"init": "sft", "rl": {"reward": ["collaborative"]}, "collaborative": "sasrec"},
-            {"rl": 1, "recommend": 1, "metrics": 1, "curves": 1},
+            # The baseline of the reward is that of the default `evaluation`.
+            {"sequential": 1, "rl": 1, "recommend": 1, "metrics": 1, "curves": 1},
         ),
         (
             {"init": "sft", "seed": 1, "rl": {}},
@@ -602,8 +673,14 @@ def test_collaborative_and_own_rewards_run(small_study, tmp_path):
     (small_study / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
     assert planned(small_study, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
     shutil.rmtree(small_study / run)
-    for path in ("logs", "benchmarks"):
+    for path in (small_study / factors).parent.iterdir():
+        if path.name == "model":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+    for path, ending in (("logs", "log"), ("benchmarks", "tsv")):
         shutil.rmtree(small_study / path / "rl" / "small" / "small" / "added")
+        (small_study / path / "baseline" / "small" / "sasrec" / f"seed0.{ending}").unlink()
 
 
 def test_without_rl_there_are_no_curves(tmp_path):

@@ -257,9 +257,7 @@ class Study(Options):
                 backbone=NO_BACKBONE if self.methods[method].stage == "baseline" else backbone,
                 method=method,
                 seed=self.seed_of(method, seed),
-                evaluation=spell(
-                    applicable(self.evaluation_of(table), self.methods[method].stage)
-                ),
+                evaluation=spell(applicable(self.evaluation_of(table), self.methods[method].stage)),
             )
             for dataset, backbone, method, seed in itertools.product(
                 selected.datasets, selected.backbones, selected.methods, selected.seeds

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from study_configs import ABSENT, CONFIG, SHIPPED, changed, config_error
 
-from rere.config.evaluation import Recommend
+from rere.config.evaluation import Recommend, read_spelling, spell, subfolder
 from rere.config.options import flags
 from rere.config.study import Comparison
 from rere.study import load_study
@@ -69,6 +69,47 @@ def test_missing_options_have_their_defaults():
     study = load_study(changed(methods__sft__sft={}))
     assert study.methods["sft"].options.batch_size == 128
     assert study.evaluation == Recommend()
+
+
+def test_a_table_may_have_options_of_evaluation_of_its_own():
+    sample = {**SHIPPED["tables"]["main"], "evaluation": {"rows": None, "num_beams": 20}}
+    study = load_study(changed(tables__sample=sample, evaluation={"rows": 40, "batch_size": 3}))
+    assert study.evaluation_of("main") == Recommend(rows=40, batch_size=3)
+    assert study.evaluation_of("sample") == Recommend(num_beams=20, batch_size=3)
+    folders = [
+        {run.method: run.folder.partition("/seed0")[2] for run in study.runs(table)}
+        for table in ("main", "sample")
+    ]
+    assert [each["popularity"] for each in folders] == ["/rows=40", ""]
+    assert [each["d3"] for each in folders] == ["/rows=40", ""]
+    assert [each["rere"] for each in folders] == ["/rows=40", "/num_beams=20"]
+    # Paths of the defaults, of the study and of its tables; batch_size changes no result.
+    assert study.evaluations("baseline").keys() == {"", "/rows=40"}
+    assert study.evaluations("rl") == {
+        "": Recommend(batch_size=3),
+        "/rows=40": Recommend(rows=40, batch_size=3),
+        "/num_beams=20": Recommend(num_beams=20, batch_size=3),
+    }
+
+
+def test_a_run_has_all_options_of_evaluation_that_its_stage_uses():
+    runs = {run.method: run.evaluation for run in load_study(SHIPPED).runs("main")}
+    assert runs["sasrec"] == "rows=None-list_length=50"
+    assert runs["bigrec"] == runs["d3"] == "rows=None-list_length=50-dtype=float32"
+    assert (
+        runs["sft"]
+        == runs["rere"]
+        == (
+            "rows=None-list_length=50-dtype=float32-num_beams=50-scoring=catalogue-length_penalty=0.0"
+        )
+    )
+
+
+@pytest.mark.parametrize("value", [1e-05, 0.5, 1e22])
+def test_numbers_in_the_path_of_an_evaluation_are_read_back(value):
+    text = spell(Recommend(length_penalty=value, scoring="vocabulary"))
+    assert read_spelling(text)["length_penalty"] == str(value)
+    assert subfolder(text) == f"/scoring=vocabulary-length_penalty={value}"
 
 
 def test_the_papers_data_sets_follow_its_rules():
@@ -221,6 +262,15 @@ def test_flags_have_every_option():
             {"tables__..": SHIPPED["tables"]["main"]},
             "tables...: names have letters, digits, `_`, `.` and `-`, and start with a letter or "
             "digit",
+        ),
+        (
+            {"tables__main__evaluation": {"batch_size": 3}},
+            "tables.main.evaluation.batch_size: unknown key; there are rows, list_length, dtype, "
+            "num_beams, scoring, length_penalty",
+        ),
+        (
+            {"tables__main__evaluation": {"rows": 0}},
+            "tables.main.evaluation.rows: input should be greater than or equal to 1, not 0",
         ),
         # A value.
         (

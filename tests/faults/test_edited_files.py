@@ -165,7 +165,7 @@ AFTER_TRAINING = {"recommend": 1, "metrics": 1}
 @pytest.mark.slow
 def test_an_edited_or_swapped_file_runs_again_what_reads_it(tmp_path):
     write_raw(tmp_path / "raw")
-    target = f"{RUN}/metrics.json"
+    target = f"{RUN}/rows=40-list_length=20-num_beams=20/metrics.json"
     done = snakemake(tmp_path, SMALL, target, **BRIEF)
     assert done.returncode == 0, done.stdout
 

@@ -20,6 +20,7 @@ from rere.reporting.curves import curves
 from rere.reporting.tables import table
 
 REPEAT = Run(dataset="toy", backbone="none", method="repeat_last", seed=0)
+REPEAT_SAMPLE = REPEAT.model_copy(update={"evaluation": "rows=40"})
 POPULAR = Run(dataset="toy", backbone="none", method="popularity", seed=0)
 DEEP = "[" * 100_000
 
@@ -138,6 +139,7 @@ def test_metrics_of_another_version_are_refused(tmp_path):
         ("seed", "0", "Input should be a valid integer"),
         ("seed", 0.0, "Input should be a valid integer"),
         ("seed", False, "Input should be a valid integer"),
+        ("evaluation", "a/b", "String should match pattern '^[A-Za-z0-9_.+=-]*$'"),
     ],
 )
 def test_a_run_that_is_not_named_is_refused(tmp_path, key, value, reason):
@@ -163,6 +165,42 @@ def test_a_run_in_the_folder_of_another_is_refused(tmp_path, key, value, named):
         f"metrics.json: is of runs/{named} and lies in runs/{REPEAT.folder[13:]}; make it again: "
         "`rere metrics`"
     )
+
+
+@pytest.mark.parametrize("moved", ["", "num_beams=20"])
+def test_a_run_in_the_folder_of_another_evaluation_is_refused(tmp_path, moved):
+    written = write_run(tmp_path, REPEAT_SAMPLE)
+    run = written.parent / moved
+    run.mkdir(exist_ok=True)
+    for path in written.iterdir():
+        path.rename(run / path.name)
+    assert refusal(tmp_path, run) == (
+        f"metrics.json: is of runs/{REPEAT.folder[13:]}/rows=40 and lies in "
+        f"{str(run.relative_to(tmp_path))[8:]}; make it again: `rere metrics`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [("rows=40-num_beams=20", "rows=40-num_beams=50"), ("num_beams=20-rows=40", "rows=41")],
+)
+def test_runs_of_different_evaluations_are_refused(tmp_path, options, others):
+    runs = [
+        write_run(tmp_path, run.model_copy(update={"evaluation": text}))
+        for run, text in ((REPEAT, options), (POPULAR, others))
+    ]
+    with pytest.raises(InputError, match=r"different rankings, by (num_beams=20|rows=40) and "):
+        make_table(tmp_path, *runs)
+
+
+def test_a_table_reads_the_training_of_an_evaluated_run(tmp_path):
+    run = write_run(tmp_path, REPEAT_SAMPLE)
+    (run / "run.json").rename(run.parent / "run.json")
+    row = make_table(tmp_path, run)
+    assert (row["evaluation"], row["rows"], row["seconds"]) == ("rows=40", 40, 2.5)
+    # A run of its own, as of a baseline, comes first.
+    write_json(run / "run.json", {"seconds": 3, "peak_memory_mb": 640})
+    assert make_table(tmp_path, run)["seconds"] == 3
 
 
 def test_a_run_in_another_layout_needs_no_names(tmp_path):
