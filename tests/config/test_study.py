@@ -116,6 +116,7 @@ def test_the_papers_data_sets_follow_its_rules():
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
     datasets = {**SHIPPED["datasets"], **paper["datasets"]}
     study = load_study({**SHIPPED, **paper, "datasets": datasets})
+    assert list(study.tables) == ["paper"]
     amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "min_items": 3000}
     amazon |= {"split": "chronological", "repeats": "keep", "end": date(2018, 11, 1)}
     starts = {"toys": date(2016, 10, 1), "industrial": date(1996, 10, 1)}
