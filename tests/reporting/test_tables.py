@@ -161,7 +161,7 @@ def test_the_table_of_runs_has_costs_and_validation(tabled_runs):
     root, _, runs = tabled_runs
     each = pl.read_csv(root / "tables" / "main.runs.csv")
     assert len(each) == len(runs)
-    assert each.columns[:5] == ["dataset", "backbone", "method", "seed", "rows"]
+    assert each.columns[:5] == ["dataset", "backbone", "method", "seed", "evaluation"]
     assert each.columns[-4:] == ["seconds", "peak_memory_mb", "best_step", "valid_NDCG@10"]
     assert each.row(0)[-4:] == (2.5, 640.0, None, 0.25)
     assert each.row(1)[-4:] == (None, None, None, None)
