@@ -198,8 +198,8 @@ def written(folder):
 
 def test_metrics_of_a_run(small_run):
     values = written(small_run)
-    assert list(values)[:5] == ["dataset", "backbone", "method", "seed", "evaluation"]
-    assert [values[key] for key in list(values)[:5]] == ["toy", "none", "popularity", 3, 4]
+    assert list(values)[:6] == ["dataset", "backbone", "method", "seed", "evaluation", "rows"]
+    assert [values[key] for key in list(values)[:6]] == ["toy", "none", "popularity", 3, "", 4]
     # Title ranks 1, 1, 1 (item 0 is an "a" as the target, item 2), absent; item ranks 1, 1, 2, -.
     assert values["HR@1"] == pytest.approx(3 / 4)
     assert values["HR@1_item"] == pytest.approx(2 / 4)
