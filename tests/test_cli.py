@@ -193,8 +193,9 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
     if annotation is Path:
         is_file = any(getattr(limit, "path_type", None) == "file" for limit in limits)
         return st.just(Path(__file__) if is_file else Path(__file__).parent)
-    if annotation is str and any(getattr(limit, "pattern", None) == NAME for limit in limits):
-        return st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) <= 100)
+    patterns = [each.pattern for each in limits if getattr(each, "pattern", None)]
+    if annotation is str and patterns:
+        return st.from_regex(patterns[0], fullmatch=True).filter(lambda name: len(name) <= 100)
     assert annotation is str, annotation
     return st.from_regex(r"[^\s\0-][^\s\0]{0,9}", fullmatch=True)
 
