@@ -13,6 +13,7 @@ baseline ranks the allowed items.
 import copy
 import difflib
 import heapq
+import itertools
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -190,7 +191,8 @@ class Recommender:
         else:
             numbers = {self.by_id.get(str(each), self.num_items) for each in allowed}
             chosen = sorted(item for item in numbers if item < self.num_items)
-        chosen = [item for item in chosen if self.ranker.number_of(item) is not None]
+        is_allowed = self.ranker.numbers_of(chosen) >= 0
+        chosen = list(itertools.compress(chosen, is_allowed))
         if not chosen:
             raise InputError(
                 f"within: allows no item of the catalogue, whose ids are such as {self.ids[0]!r}"

@@ -42,9 +42,10 @@ class BaselineRanker:
             "add the new ones there and make the model again"
         )
 
-    def number_of(self, item: int) -> int | None:
-        """The item itself; None if it is not allowed."""
-        return item if self.is_allowed[item] else None
+    def numbers_of(self, items: Sequence[int]) -> np.ndarray:
+        """The items themselves, (items,) i64; -1 for those not allowed."""
+        wanted = np.asarray(items, dtype=np.int64)
+        return np.where(self.is_allowed[wanted], wanted, -1)
 
     def rank(
         self,
@@ -68,5 +69,5 @@ class BaselineRanker:
             )
         num_allowed = int(self.is_allowed.sum())
         for row, without in enumerate(excluded):
-            left = num_allowed - sum(self.number_of(item) is not None for item in without)
+            left = num_allowed - int((self.numbers_of([*without]) >= 0).sum())
             yield row, (ranked[row, :left].tolist(), scores[row, :left].tolist())

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol, Self
 
+import numpy as np
+
 from rere.errors import out_of_memory
 
 Ranking = tuple[list[int], list[float]]
@@ -18,8 +20,8 @@ class Ranker(Protocol):
     def with_titles(self, titles: Sequence[str]) -> Self:
         """A ranker of new items; raises InputError if the model cannot rank them untrained."""
 
-    def number_of(self, item: int) -> int | None:
-        """A number of an item among the allowed ones; None if it is not allowed."""
+    def numbers_of(self, items: Sequence[int]) -> np.ndarray:
+        """The numbers of items among the allowed ones, (items,) i64; -1 for those not allowed."""
 
     def rank(
         self,

@@ -1,12 +1,12 @@
 """Rank items after histories with a language model, by constrained beam search."""
 
-from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -33,7 +33,7 @@ class TitleRanker:
     model: PreTrainedModel
     encoder: PromptEncoder
     tree: PrefixTree  # on the CPU
-    items: Sequence[int]
+    items: np.ndarray  # i64, ascending
     options: BeamSearch
 
     @classmethod
@@ -52,19 +52,21 @@ class TitleRanker:
             raise InputError(
                 f"{path}: made with another tokenizer or prompt wording; train the model again"
             )
-        ranker = cls(model, encoder, catalogue.tree, range(len(catalogue.titles)), options)
+        ranker = cls(model, encoder, catalogue.tree, np.arange(len(catalogue.titles)), options)
         return ranker, catalogue
 
     def only(self, items: Sequence[int]) -> Self:
-        numbers = torch.tensor([self.number_of(item) for item in items])
-        return replace(self, tree=prune(self.tree, numbers), items=items)
+        numbers = self.numbers_of(items)
+        return replace(
+            self, tree=prune(self.tree, torch.from_numpy(numbers)), items=self.items[numbers]
+        )
 
     def with_titles(self, titles: Sequence[str]) -> Self:
         """A ranker of new items; histories may name them or titles that were known before."""
         encoder = PromptEncoder(self.encoder.tokenizer, titles)
         tree = PrefixTree.build(encoder.encode_responses())
         encoder = PromptEncoder(encoder.tokenizer, [*titles, *self.encoder.titles])
-        return replace(self, encoder=encoder, tree=tree, items=range(len(titles)))
+        return replace(self, encoder=encoder, tree=tree, items=np.arange(len(titles)))
 
     def rank(
         self,
@@ -121,17 +123,17 @@ class TitleRanker:
 
     def leaves_without(self, excluded: Collection[int]) -> list[int]:
         """The leaves all of whose items are excluded."""
-        numbers = (self.number_of(item) for item in excluded)
-        leaves = {int(self.tree.leaf_of_item[number]) for number in numbers if number is not None}
+        numbers = self.numbers_of([*excluded])
+        leaves = {*self.tree.leaf_of_item[numbers[numbers >= 0]].tolist()}
         return [leaf for leaf in leaves if not self.items_of(leaf, excluded)]
 
-    def number_of(self, item: int) -> int | None:
-        """The number in the tree of an item of the catalogue; None if it is not allowed."""
-        number = bisect_left(self.items, item)
-        is_found = number < len(self.items) and self.items[number] == item
-        return number if is_found else None
+    def numbers_of(self, items: Sequence[int]) -> np.ndarray:
+        """The numbers of items in the tree, (items,) i64; -1 for those not allowed."""
+        wanted = np.asarray(items, dtype=np.int64)
+        number = np.searchsorted(self.items, wanted).clip(max=len(self.items) - 1)
+        return np.where(self.items[number] == wanted, number, -1)
 
     def items_of(self, leaf: int, excluded: Collection[int]) -> list[int]:
         """The items that a leaf ranks, in order of item id: those with its first one's title."""
-        items = [self.items[number] for number in self.tree.items_of(leaf)]
+        items = self.items[self.tree.items_of(leaf)].tolist()
         return with_first_title([i for i in items if i not in excluded], self.encoder.titles)
