@@ -12,6 +12,7 @@ import torch
 from rere.baselines.model_folder import FittedBaseline, load_baseline
 from rere.baselines.ranking import ROWS_PER_BATCH, Model, rank_top
 from rere.errors import InputError, out_of_memory
+from rere.evaluation.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class BaselineRanker:
         excluded: Sequence[Collection[int]],
         top: int,
         batch_size: int | None = None,
-    ) -> Iterator[tuple[int, tuple[list[int], list[float]]]]:
+    ) -> Iterator[tuple[int, Ranking]]:
         """As `Ranker.rank`; scores are the baseline's own."""
         if not histories:
             return

@@ -1,4 +1,4 @@
-"""What the ways to rank items share: their results, their batches, and items with equal tokens."""
+"""Rankings of items: their type, their batches, and items with equal tokens."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol, Self
@@ -55,6 +55,22 @@ def rank_by_length(
         with out_of_memory(f"lower batch_size (now {batch_size} rows per pass){remedy}"):
             ranked = list(rank(batch))
         yield from zip(batch, ranked, strict=True)
+
+
+def rank_leaves(
+    leaves: Sequence[int], scores: Sequence[float], items_of: Callable[[int], list[int]]
+) -> Ranking:
+    """The items of a row's leaves, best leaf first, each with its leaf's score.
+
+    Negative leaves are padding. `items_of` gives the items that a leaf ranks, in order of item id.
+    """
+    pairs = [
+        (item, score)
+        for leaf, score in zip(leaves, scores, strict=True)
+        if leaf >= 0
+        for item in items_of(leaf)
+    ]
+    return [item for item, _ in pairs], [score for _, score in pairs]
 
 
 def with_first_title(items: Sequence[int], titles: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.evaluation.predictions import RawIds, read_raw_ids, write_predictions
-from rere.evaluation.ranking import Ranking, rank_by_length, with_first_title
+from rere.evaluation.ranking import Ranking, rank_by_length, rank_leaves, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
 from rere.tokenization import PromptEncoder
@@ -84,13 +84,9 @@ def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:
     """
     titles, leaf_items = task.encoder.titles, task.tree.leaf_items
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
-        pairs = [
-            (item, score)
-            for leaf, score in zip(leaves, scores, strict=True)
-            if leaf >= 0
-            for item in with_first_title(leaf_items[leaf], titles)
-        ]
-        yield [item for item, _ in pairs], [score for _, score in pairs]
+        yield rank_leaves(
+            leaves, scores, lambda leaf: with_first_title(leaf_items[leaf], titles)
+        )
 
 
 def write_rankings(

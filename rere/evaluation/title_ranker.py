@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +16,7 @@ from rere.config.evaluation import BeamSearch
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.errors import InputError
-from rere.evaluation.ranking import Ranking, rank_by_length, with_first_title
+from rere.evaluation.ranking import Ranking, rank_by_length, rank_leaves, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees, prune, prune_rows
 from rere.tokenization import PromptEncoder
@@ -92,13 +92,9 @@ class TitleRanker:
                 [prompts[row] for row in batch], [without[row] for row in batch], width
             )
             for row, leaves, scores in zip(batch, leaf.tolist(), score.tolist(), strict=True):
-                pairs = [
-                    (item, value)
-                    for leaf_, value in zip(leaves, scores, strict=True)
-                    if leaf_ >= 0
-                    for item in self.items_of(leaf_, excluded[row])
-                ][:top]
-                yield [item for item, _ in pairs], [value for _, value in pairs]
+                items_of = partial(self.items_of, excluded=excluded[row])
+                items, values = rank_leaves(leaves, scores, items_of)
+                yield items[:top], values[:top]
 
         yield from rank_by_length(prompts, left, batch_size, rank, ", num_beams or top")
 
