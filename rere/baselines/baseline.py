@@ -34,7 +34,7 @@ def baseline(
             "preprocess with a smaller core"
         )
     rows = read_split(data, "test", evaluation.rows)  # before training, which takes minutes
-    raw_ids = read_raw_ids(data, rows)
+    raw_ids = read_raw_ids(data, rows, items)
     model: Model
     names = [output.name, "model"]
     if isinstance(options, Sequential):

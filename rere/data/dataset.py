@@ -40,17 +40,18 @@ SPLIT_SCHEMA: Schema = {
 }
 SPLITS = ("train", "valid", "test")
 
+
+def misnumbered(column: str) -> Faults:
+    """The fault of rows whose ids do not count from 0 upwards."""
+    is_other = pl.col(column).ne_missing(pl.int_range(pl.len()))
+    return {f"has another {column}; they count from 0 upwards": is_other}
+
+
 ITEM_FAULTS: Faults = {
-    "has another item_id; they count from 0 upwards": pl.col("item_id").ne_missing(
-        pl.int_range(pl.len())
-    ),
+    **misnumbered("item_id"),
     "has no title": ~TITLE.fill_null("").str.contains(VISIBLE_PATTERN),
 }
-USER_FAULTS: Faults = {
-    "has another user_id; they count from 0 upwards": pl.col("user_id").ne_missing(
-        pl.int_range(pl.len())
-    ),
-}
+USER_FAULTS = misnumbered("user_id")
 RAW_ID_FAULTS: Faults = {
     "has no raw_id": (pl.col("raw_id") == "").fill_null(True),
     "has the raw_id of another row": pl.col("raw_id").is_duplicated(),

@@ -16,7 +16,6 @@ from rere.data.dataset import (
     Faults,
     Schema,
     first_fault,
-    read_items,
     read_parquet,
     read_users,
 )
@@ -58,12 +57,14 @@ class RawIds(NamedTuple):
     items: pl.Series  # of strings
 
 
-def read_raw_ids(data: Path, rows: pl.DataFrame) -> RawIds:
-    """The raw ids of a data set; raises InputError if malformed, or if a user of `rows` has none.
+def read_raw_ids(data: Path, rows: pl.DataFrame, items: pl.DataFrame) -> RawIds:
+    """The raw ids of a data set with these `items`.
+
+    Raises InputError if users.parquet is malformed, or lacks a user of `rows`.
 
     Stages call it before they rank, which takes long.
     """
-    return RawIds(read_users(data, rows)["raw_id"], read_items(data)["raw_id"])
+    return RawIds(read_users(data, rows)["raw_id"], items["raw_id"])
 
 
 def write_predictions(

@@ -69,9 +69,10 @@ def load_ranking_task(
     its own, a prompt is too long, or the model does not fit into memory.
     """
     rows = read_split(data, "test", options.rows)
-    raw_ids = read_raw_ids(data, rows)
+    items = read_items(data)
+    raw_ids = read_raw_ids(data, rows, items)
     policy = load_for_inference(model, options.dtype)
-    encoder = PromptEncoder(load_tokenizer(model), read_items(data)["title"].to_list())
+    encoder = PromptEncoder(load_tokenizer(model), items["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
     return RankingTask(policy, encoder, tree, rows, prompts, raw_ids)
@@ -84,9 +85,7 @@ def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:
     """
     titles, leaf_items = task.encoder.titles, task.tree.leaf_items
     for leaves, scores in zip(beams.leaf.tolist(), beams.score.tolist(), strict=True):
-        yield rank_leaves(
-            leaves, scores, lambda leaf: with_first_title(leaf_items[leaf], titles)
-        )
+        yield rank_leaves(leaves, scores, lambda leaf: with_first_title(leaf_items[leaf], titles))
 
 
 def write_rankings(

@@ -14,7 +14,7 @@ from tiny_models import write_data
 
 from rere.config.evaluation import CUTOFFS
 from rere.config.run import Run
-from rere.data.dataset import read_split
+from rere.data.dataset import read_items, read_split
 from rere.errors import InputError
 from rere.evaluation.metrics import (
     ITEM_METRICS,
@@ -313,7 +313,7 @@ def test_users_without_raw_ids_are_refused(tmp_path, users, fault):
     data = write_data(tmp_path, ["a", "b"], test=[([0], 1)] * 4)
     users.write_parquet(data / "users.parquet")
     with pytest.raises(InputError, match=fault):
-        read_raw_ids(data, read_split(data, "test"))
+        read_raw_ids(data, read_split(data, "test"), read_items(data))
 
 
 @pytest.mark.parametrize("fault", FAULTY)
