@@ -29,6 +29,7 @@ from rere.adapters import check_base, find_base, is_adapters, merge_adapters
 from rere.config.backbones import Pretrained, Tiny
 from rere.config.run import CARD, MODEL_FILES
 from rere.data.dataset import read_items, read_split
+from rere.devices import choose_device
 from rere.errors import InputError, first_line, out_of_memory
 from rere.files import replacing
 from rere.model_card import Base, backbone_card, read_base
@@ -169,13 +170,6 @@ def load_for_inference(
     """`load_model` of a folder in a dtype of torch on a device; raises InputError if it is full."""
     with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
         return load_model(folder).to(choose_device(device), getattr(torch, dtype))
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """A device of torch by its name; `auto` is the GPU if there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def load_adapted(folder: Path) -> PreTrainedModel:

@@ -27,6 +27,7 @@ from rere.baselines.sasrec import SasrecModel
 from rere.config.baselines import Sequential
 from rere.config.evaluation import METRICS
 from rere.data.factors import Factors
+from rere.devices import choose_device
 from rere.errors import InputError
 from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.progress import progress
@@ -53,7 +54,7 @@ def fit(
     torch.manual_seed(seed)
     max_history = train["history"].list.len().max()
     model = NETWORKS[options.model](options, num_items, max_history)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(choose_device())
     optimizer = torch.optim.Adam(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )

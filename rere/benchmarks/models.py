@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from rere.backbones import choose_device, load_model, load_tokenizer
+from rere.backbones import load_model, load_tokenizer
 from rere.benchmarks.plain.generate import TokenTree, generate
 from rere.benchmarks.timing import Prompts
 from rere.data.dataset import read_items, read_split
+from rere.devices import choose_device
 from rere.engine.search.beam import beam_search
 from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
