@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import threading
 from typing import Any
 
 import pytest
+from browser import CHROMIUM
 
 from rere.errors import InputError
 from rere.serve.app import MAX_BODY
@@ -22,7 +22,6 @@ from rere.serve.server import listen, serve
 
 JSON = {"Content-Type": "application/json"}
 HISTORIES = [["Heat"], ["raw3"], ["raw20", "raw21", "Heat"], ["raw1", "raw2"], ["Toy Story (1995)"]]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:

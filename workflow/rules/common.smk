@@ -20,6 +20,7 @@ from rere.config.run import (
     NO_BACKBONE,
     Run,
     TRAINED_FILES,
+    stored_files,
 )
 from rere.config.rl import reward_weights
 from rere.config.study import METHOD_STAGES, Comparison, Shown
@@ -127,10 +128,10 @@ def files_of_model(folder):
     if folder.startswith("results/backbones/"):
         return [f"{folder}/{name}" for name in MODEL_FILES]
     dataset, backbone, method, seed = folder.split("/")[2:6]
-    if study.methods[method].options.save == "merged":
-        return [f"{folder}/{name}" for name in TRAINED_FILES]
+    is_adapters = study.methods[method].options.save == "adapters"
+    files = [f"{folder}/{name}" for name in stored_files(is_adapters)]
     run = Run(dataset=dataset, backbone=backbone, method=method, seed=seed.removeprefix("seed"))
-    return [*[f"{folder}/{name}" for name in ADAPTED_FILES], *initial_model(run)]
+    return [*files, *initial_model(run)] if is_adapters else files
 
 
 def trained_model(wildcards):
