@@ -14,7 +14,6 @@ import copy
 import difflib
 import heapq
 import itertools
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
@@ -24,10 +23,10 @@ from typing import Any, NamedTuple, Self
 
 import polars as pl
 
-from rere.backbones import choose_device
 from rere.baselines.model_folder import is_baseline
 from rere.baselines.ranker import BaselineRanker
 from rere.config.evaluation import BeamSearch
+from rere.devices import choose_device
 from rere.errors import InputError
 from rere.evaluation.ranking import Ranker
 from rere.evaluation.title_ranker import TitleRanker
@@ -263,37 +262,6 @@ def read_histories(histories: Any) -> Any:
     if "history" not in columns:
         raise InputError(f"histories: has no column history; it has {', '.join(map(str, columns))}")
     return histories["history"].to_list()
-
-
-def read_ids(path: Path) -> list[str]:
-    """The ids in a file, one per line; empty lines are skipped. Raises InputError for none."""
-    ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not ids:
-        raise InputError(f"{path}: has no ids; write one per line")
-    return ids
-
-
-def read_lists(path: Path) -> list[list[str]]:
-    """The histories in a file, a list of JSON per line; raises InputError with the line."""
-    lists = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        try:
-            history = json.loads(line)
-        except (ValueError, RecursionError):
-            history = None
-        if not isinstance(history, list) or not history:
-            raise InputError(f'{path} line {number}: not a list such as ["id or title", "id"]')
-        lists.append(history)
-    if not lists:
-        raise InputError(f"{path}: has no histories; write a list of JSON per line")
-    return lists
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text in UTF-8 ({error}); correct it") from None
 
 
 def closest_titles(name: str, titles: Iterable[str]) -> list[str]:

@@ -23,6 +23,12 @@ Predictions = Annotated[Path, Field(description="predictions.parquet of a run.")
 PredictionFolder = Annotated[
     Path, Field(description="Run folder: gets predictions.parquet and run.json.")
 ]
+ScoredRuns = Annotated[
+    list[Path], Field(min_length=1, description="Run folders with metrics.json.")
+]
+DataFolders = Annotated[
+    list[Path], Field(min_length=1, description="Data folders, named after the data sets.")
+]
 Figures = Annotated[list[Path], Field(min_length=1, description="Files to write, .pdf or .png.")]
 
 
@@ -204,7 +210,8 @@ class Lists(config.evaluation.BeamSearch):
 
     def recommend(self, histories: Sequence[Sequence[str]]) -> Iterator[list[dict[str, Any]]]:
         """Yield the list of each history; an item has id, title and score."""
-        from rere.recommender import Recommender, read_ids
+        from rere.history_files import read_ids
+        from rere.recommender import Recommender
 
         recommender = Recommender(self.model, given_search(self), self.device)
         if self.within is not None:
@@ -243,7 +250,7 @@ class RecommendHistories(Lists):
     )
 
     def run(self) -> None:
-        from rere.recommender import read_lists
+        from rere.history_files import read_lists
 
         for ranked in self.recommend(read_lists(self.histories)):
             print(json.dumps(ranked, ensure_ascii=False))
@@ -294,8 +301,8 @@ class Metrics(config.run.Run):
 class Table(config.study.Comparison):
     """Gather runs into a table: .csv, .runs.csv, .md and .tex."""
 
-    runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
-    data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
+    runs: ScoredRuns
+    data: DataFolders
     output: Path = Field(description="The .csv to write; the others are written beside it.")
 
     def run(self) -> None:
@@ -307,8 +314,8 @@ class Table(config.study.Comparison):
 class Explorer(config.study.Comparison):
     """Write a page to look into a table's runs: lists side by side, hits and misses, subsets."""
 
-    runs: list[Path] = Field(min_length=1, description="Run folders with metrics.json.")
-    data: list[Path] = Field(min_length=1, description="Data folders, named after the data sets.")
+    runs: ScoredRuns
+    data: DataFolders
     rows: int | None = Field(
         20_000,
         ge=1,

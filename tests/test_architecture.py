@@ -15,7 +15,17 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors"},
-    {"config", "files", "prefix_tree", "progress", "signals", "tokenization", "yaml_files"},
+    {
+        "config",
+        "devices",
+        "files",
+        "history_files",
+        "prefix_tree",
+        "progress",
+        "signals",
+        "tokenization",
+        "yaml_files",
+    },
     {"adapters", "catalogue", "data", "engine", "model_card", "provenance", "pruning", "study"},
     {"backbones", "engine.model", "inputs"},
     {"engine.candidates", "engine.search", "token_lengths"},

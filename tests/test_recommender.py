@@ -1,7 +1,6 @@
 """A held model recommends from what is allowed, as if the catalogue had nothing else."""
 
 import itertools
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ from rere import Recommender
 from rere.catalogue import CATALOGUE
 from rere.config.evaluation import BeamSearch
 from rere.errors import InputError
-from rere.recommender import closest_titles, read_ids, read_lists
+from rere.recommender import closest_titles
 from rere.tokenization import INSTRUCTIONS
 
 HISTORY = ["Toy Story (1995)", "Heat"]
@@ -242,34 +241,6 @@ def test_a_catalogue_of_another_tokenizer_is_refused(tmp_path):
     catalogue.save(folder / CATALOGUE)
     with pytest.raises(InputError, match=r"catalogue.safetensors: made with another tokenizer"):
         Recommender(folder)
-
-
-# ----------------------------------------------------------------------------------------- files
-
-
-def test_files_of_ids_and_of_histories(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("SKU-1\r\n\n caf\u00e9 \n", encoding="utf-8")
-    assert read_ids(path) == ["SKU-1", "caf\u00e9"]
-    path.write_text(" \n\n")
-    with pytest.raises(InputError, match="file: has no ids; write one per line"):
-        read_ids(path)
-    path.write_text("\n".join(json.dumps(history) for history in HISTORIES))
-    assert read_lists(path) == HISTORIES
-
-
-@pytest.mark.parametrize("line", ["Heat", "[]", "{}", '"Heat"', '["Heat"', "[" * 100_000])
-def test_a_line_that_is_no_history_is_named(tmp_path, line):
-    path = tmp_path / "file"
-    path.write_text(f'["Heat"]\n{line}\n')
-    with pytest.raises(InputError, match="file line 2: not a list such as "):
-        read_lists(path)
-    path.write_text("")
-    with pytest.raises(InputError, match="file: has no histories"):
-        read_lists(path)
-    path.write_bytes(b"\xff")
-    with pytest.raises(InputError, match="file: is no text in UTF-8"):
-        read_ids(path)
 
 
 # ---------------------------------------------------------------------------------------- titles
