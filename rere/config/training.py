@@ -58,8 +58,8 @@ class Training(Options):
     save: Literal["merged", "adapters"] = Field(
         "merged",
         description="What model/ holds of a model with LoRA adapters. merged: all weights. "
-        "adapters: only the adapters, which need the initial model where it is. Does not change "
-        "results.",
+        "adapters: only the adapters. They need their base: at the same place relative to them, at "
+        "its old place, or on the hub. Does not change results.",
     )
     gradient_checkpointing: bool = Field(
         False,

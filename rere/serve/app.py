@@ -58,7 +58,7 @@ class Item(BaseModel):
 class RankedItem(Item):
     """An item of a list."""
 
-    score: float = Field(description="Log-probability of the title.")
+    score: float = Field(description="Log-probability of the title; of a baseline its own score.")
 
 
 class RankedList(BaseModel):
