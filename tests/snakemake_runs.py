@@ -32,7 +32,7 @@ def start(
     """Start Snakemake as `snakemake` does, without waiting for it."""
     if changes:
         overlay = folder / "overlay.yaml"
-        overlay.write_text(yaml.safe_dump(changes))
+        overlay.write_text(yaml.safe_dump({"overwrite": True} | changes))
         configs = [*configs, overlay]
     command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
     # A copy of the checkout runs its own workflow.

@@ -27,7 +27,7 @@ LAYERS = (
         "yaml_files",
     },
     {"adapters", "catalogue", "data", "engine", "model_card", "provenance", "pruning", "study"},
-    {"backbones", "engine.model", "inputs"},
+    {"backbones", "engine.model", "inputs", "overlays"},
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
     {"baselines", "reporting", "training"},

@@ -1,5 +1,6 @@
 """The documentation: links, commands, config snippets and rewards that it shows are right."""
 
+import copy
 import itertools
 import re
 import shlex
@@ -14,9 +15,11 @@ import torch
 import yaml
 from markdown.extensions.toc import slugify
 from pydantic import BaseModel
+from snakemake.utils import update_config
 
 from rere.config.options import RENAMED, flag
 from rere.config.study import Study
+from rere.overlays import find_overwritten
 from rere.reporting.tables import COLUMNS
 from rere.stages import STAGES
 from rere.study import load_study
@@ -58,21 +61,19 @@ def commands(program: str) -> Iterator[list[str]]:
                     yield shlex.split(found[1], comments=True)
 
 
-def laid_over(config: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """A config with another laid over it, as Snakemake does: mappings merged, lists replaced."""
-    merged = dict(config)
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(config.get(key), dict)
-        merged[key] = laid_over(config[key], value) if both else value
-    return merged
-
-
 def study(*configs: dict[str, Any] | str) -> Study:
-    """The quick study with configs laid over it, given as mappings or by their path."""
-    merged: dict[str, Any] = {}
+    """The quick study with configs laid over it, given as mappings or by their path.
+
+    None of them may overwrite results of those before.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
     for config in ("config/config.yaml", *configs):
         mapping = yaml.safe_load((ROOT / config).read_text()) if isinstance(config, str) else config
-        merged = laid_over(merged, mapping)
+        layers.append((str(config), mapping))
+    assert list(find_overwritten(layers, update_config)) == []
+    merged: dict[str, Any] = {}
+    for _, config in layers:
+        update_config(merged, copy.deepcopy(config))
     return load_study(merged)
 
 

@@ -266,8 +266,14 @@ def test_a_published_backbone_needs_no_data(tmp_path):
             {"tabels": {}},
             "config: tabels: unknown key; did you mean tables?",
         ),
+        (
+            [],
+            {"overwrite": False, "methods": {"rere": {"rl": {"beta": 0.5}}}},
+            f"config: overlay.yaml: methods.rere is not that of {QUICK[0]}, and would overwrite "
+            "results/runs/ml-100k/tiny/rere/seed0; choose another name, or write `overwrite: true`",
+        ),
     ],
-    ids=["method", "value", "key"],
+    ids=["method", "value", "key", "overwrite"],
 )
 def test_a_wrong_config_stops_with_one_line(tmp_path, arguments, changes, message):
     # Even an existing table does not hide the error.

@@ -219,6 +219,11 @@ class Study(Options):
     )
     tables: dict[Name, Table] = Field(description="Tables by name.")
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
+    overwrite: bool = Field(
+        False,
+        description="Let this file change entries of the files it is laid over, and so overwrite "
+        "their results.",
+    )
 
     def seed_of(self, method: str, seed: int) -> int:
         """Return the only seed of the method if it has one, else `seed`.

@@ -9,7 +9,9 @@ import os
 import re
 import sys
 
+from snakemake.common.configfile import load_configfile
 from snakemake.io import IOFile
+from snakemake.utils import update_config
 
 from rere.config.evaluation import applicable, spell, subfolder
 from rere.config.options import flags
@@ -26,15 +28,33 @@ from rere.config.rl import reward_weights
 from rere.config.study import METHOD_STAGES, Comparison, Shown
 from rere.errors import InputError, printable
 from rere.inputs import find_missing, identity, model_files, raw_files
+from rere.overlays import find_overwritten
 from rere.study import load_study
 from rere.yaml_files import check_yaml
+
+
+def config_layers():
+    """The name and content of each config file, in the order of merging, and of `--config`."""
+    settings = workflow.config_settings
+    overlays = settings.configfiles
+    first = [] if settings.replace_workflow_config else workflow.configfiles[len(overlays) :]
+    names = {str(path).removeprefix(f"{os.getcwd()}/"): path for path in [*first, *overlays]}
+    layers = [(name, load_configfile(path)) for name, path in names.items()]
+    return [*layers, ("--config", settings.config)]
+
+
+def stop_at(lines):
+    """Raise InputError with these lines, if there are any."""
+    if lines := list(lines):
+        raise InputError("\n".join(map(printable, lines)))
+
 
 try:
     for path in workflow.configfiles:
         check_yaml(path)
     study = load_study(config)
-    if missing := list(find_missing(study, not workflow.deployment_settings.deployment_method)):
-        raise InputError("\n".join(map(printable, missing)))
+    stop_at(find_overwritten(config_layers(), update_config))
+    stop_at(find_missing(study, not workflow.deployment_settings.deployment_method))
 except InputError as error:
     sys.exit(f"config: {error}")
 

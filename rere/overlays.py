@@ -1,0 +1,80 @@
+"""Config files laid over one another: which results of the earlier ones a later one overwrites."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rere.config.run import NO_BACKBONE, Run
+from rere.config.study import Comparison, Study
+from rere.errors import InputError
+from rere.study import load_study
+
+Config = Mapping[str, Any]
+Merge = Callable[[dict[str, Any], Config], None]
+Result = tuple[str, str, Any]
+"""A path, the entry of the config that makes it, and what it is made from."""
+
+
+def find_overwritten(layers: list[tuple[str, Config]], merge: Merge) -> Iterator[str]:
+    """Yield a line for each entry that changes results of the configs before it.
+
+    A config with `overwrite: true` may change them. Configs before which no study is whole have no
+    results.
+
+    Args:
+        layers: the name and content of each config, in the order in which they are merged
+        merge: puts the content of its second argument into its first, as Snakemake does
+    """
+    merged: dict[str, Any] = {}
+    made: dict[str, tuple[str, Any]] = {}
+    for layer, config in layers:
+        merge(merged, copy.deepcopy(config))
+        try:
+            study = load_study(merged)
+        except InputError:
+            continue
+        changed = {}
+        for path, entry, source in results(study):
+            earlier, known = made.get(path, (layer, source))
+            if source != known:
+                changed.setdefault(entry, (path, earlier))
+            made[path] = layer if source != known or path not in made else earlier, source
+        if config.get("overwrite") is not True:
+            for entry, (path, earlier) in changed.items():
+                yield (
+                    f"{layer}: {entry} is not that of {earlier}, and would overwrite {path}; "
+                    "choose another name, or write `overwrite: true`"
+                )
+
+
+def results(study: Study) -> Iterator[Result]:
+    """Yield what the tables and benchmarks of a study are made from, and themselves."""
+    for name, benchmark in study.benchmarks.items():
+        yield f"results/tables/{name}.csv", f"benchmarks.{name}", benchmark.model_dump()
+    for name, table in study.tables.items():
+        runs = study.runs(name)
+        shown = table.model_dump(include=set(Comparison.model_fields))
+        source = shown, [run.folder for run in runs]
+        yield f"results/tables/{name}.csv", f"tables.{name}", source
+        for run in runs:
+            yield from results_of_run(study, run)
+
+
+def results_of_run(study: Study, run: Run) -> Iterator[Result]:
+    """Yield the data and backbone of a run, the runs that it starts from, and itself."""
+    dataset, backbone = study.datasets[run.dataset], study.backbones.get(run.backbone)
+    yield f"results/data/{run.dataset}", f"datasets.{run.dataset}", dataset.model_dump()
+    if backbone is not None:
+        name = run.backbone
+        yield f"results/backbones/{name}", f"backbones.{name}", backbone.model_dump()
+    method = study.methods[run.method]
+    used = [(method.init, run.backbone), (method.collaborative, NO_BACKBONE)]
+    inputs = [
+        Run(dataset=run.dataset, backbone=of, method=name, seed=study.seed_of(name, run.seed))
+        for name, of in used
+        if name is not None
+    ]
+    source = method.model_dump(exclude={"seed"}), [each.seed_folder for each in inputs]
+    yield run.seed_folder, f"methods.{run.method}", source
+    for each in inputs:
+        yield from results_of_run(study, each)
