@@ -27,7 +27,10 @@ def serve(
 
         from rere.serve.app import make_app
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed; pip install 'rere[serve]'") from None
+        raise InputError(
+            f"{error.name} is not installed; run `pip install -e '.[serve]' -c constraints.txt` in "
+            "the checkout"
+        ) from None
     from rere.recommender import Recommender
 
     listener = listen(host, port)

@@ -193,7 +193,8 @@ def test_a_taken_port_is_named(port):
 
 def test_missing_packages_are_named(model_with_catalogue, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(InputError, match=r"uvicorn is not installed; pip install 'rere\[serve\]'"):
+    message = r"uvicorn is not installed; run `pip install -e '\.\[serve\]' -c constraints.txt` in "
+    with pytest.raises(InputError, match=message):
         serve(model_with_catalogue, None, "cpu", "127.0.0.1", 0, 1, 1, 1)
 
 
