@@ -81,7 +81,7 @@ class Recommender:
             self.max_history = catalogue.max_history
         self.num_items = len(self.ids)  # that may be recommended; others only occur in histories
         self.columns = items
-        self.says_cut = True
+        self.said: set[str] = set()  # warnings, which recommenders of fewer or new items share
         self.lock = Lock()  # a model is used by one thread at a time
 
     @cached_property
@@ -152,9 +152,8 @@ class Recommender:
         excluded = [
             {i for items in history for i in items} if exclude_seen else () for history in found
         ]
-        if self.says_cut and any(len(history) > longest for history in found):
-            log.warning("histories are cut to their latest %d items, as in training", longest)
-            self.says_cut = False
+        if any(len(history) > longest for history in found):
+            self.warn_once("histories are cut to their latest %d items, as in training", longest)
         ranked: list[list[Recommendation]] = [[] for _ in found]
         with self.lock:
             for row, (items, scores) in self.ranker.rank(latest, excluded, top, batch_size):
@@ -167,7 +166,8 @@ class Recommender:
     def within(self, allowed: Within) -> Self:
         """A recommender of the allowed items only, with the same model; keep it for many calls.
 
-        Histories may still name the others. Raises InputError if none of the items is allowed.
+        Histories may still name the others. Ids that are not in the catalogue are left out, which
+        the log says once. Raises InputError if none of the items is allowed.
         """
         limited = copy.copy(self)
         limited.ranker = self.ranker.only(self.select(allowed))
@@ -175,6 +175,7 @@ class Recommender:
 
     def select(self, allowed: Within) -> list[int]:
         """The items that are allowed, and may be recommended here, in ascending order."""
+        unknown: list[str] = []
         if isinstance(allowed, pl.Expr):
             allowed = lambda items, condition=allowed: items.select(condition).to_series()  # noqa: E731
         if callable(allowed):
@@ -188,15 +189,28 @@ class Recommender:
         elif isinstance(allowed, str):
             raise InputError(f"within: takes a list of ids, not the text {allowed!r}")
         else:
-            numbers = {self.by_id.get(str(each), self.num_items) for each in allowed}
-            chosen = sorted(item for item in numbers if item < self.num_items)
+            numbers = {str(each): self.by_id.get(str(each), self.num_items) for each in allowed}
+            unknown = [name for name, item in numbers.items() if item >= self.num_items]
+            chosen = sorted({item for item in numbers.values() if item < self.num_items})
         is_allowed = self.ranker.numbers_of(chosen) >= 0
         chosen = list(itertools.compress(chosen, is_allowed))
         if not chosen:
             raise InputError(
                 f"within: allows no item of the catalogue, whose ids are such as {self.ids[0]!r}"
             )
+        if unknown:
+            self.warn_once(
+                "within: ids that are not in the catalogue are left out: %d, such as %r",
+                len(unknown),
+                unknown[0],
+            )
         return chosen
+
+    def warn_once(self, message: str, *values: Any) -> None:
+        """Log a warning, unless this recommender or a copy of it has."""
+        if message not in self.said:
+            self.said.add(message)
+            log.warning(message, *values)
 
     def with_items(self, titles: Any) -> Self:
         """A recommender of new items, which the model need not have seen in training.

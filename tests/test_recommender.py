@@ -165,6 +165,17 @@ def test_a_long_history_is_cut_as_in_training_and_said_once(model_with_catalogue
     assert "raw5" not in {each.id for each in ranked}
 
 
+def test_unknown_ids_are_left_out_and_said_once(model_with_catalogue, caplog):
+    recommender = Recommender(model_with_catalogue)
+    with caplog.at_level(logging.WARNING):
+        ranked = recommender.recommend(["Heat"], 99, within=["raw7", "x", "raw3", "y", "x"])
+        recommender.within(["raw5", "z"]).recommend(["Heat"])
+    assert ranked == recommender.recommend(["Heat"], 99, within=["raw3", "raw7"])
+    assert caplog.messages == [
+        "within: ids that are not in the catalogue are left out: 2, such as 'x'"
+    ]
+
+
 # ------------------------------------------------------------------------------------ new items
 
 
