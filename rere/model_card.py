@@ -54,6 +54,7 @@ class TrainedRun(NamedTuple):
     num_rows: int
     stage: str
     summary: str  # of the stage
+    init: str  # what its training began with
     options: Mapping[str, Any]
     seed: int
     metric: str  # that selected the checkpoint
@@ -97,7 +98,7 @@ def header(base: Base, *tags: str) -> str:
 
 
 def trained_card(run: TrainedRun, encoder: PromptEncoder, max_history: int) -> str:
-    """The card of a trained model: data, method, base, validation, prompt, use, options."""
+    """The card of a trained model: data, stage, base, validation, prompt, use, options."""
     options = yaml.safe_dump(dict(run.options), sort_keys=False, allow_unicode=True)
     sections = [
         header(run.base, "recommendation", run.stage),
@@ -107,8 +108,9 @@ def trained_card(run: TrainedRun, encoder: PromptEncoder, max_history: int) -> s
         summary(run, len(encoder.titles)),
         TEST_METRICS,
         *prompt_sections(encoder, max_history),
-        *use_sections(encoder),
+        *use_sections(encoder, run.adapters_of is not None),
         "## Options",
+        f"All options of `rere {run.stage}` that change results, also those at their defaults:",
         fenced(options.strip(), "yaml"),
     ]
     return "\n\n".join(sections) + "\n"
@@ -117,16 +119,17 @@ def trained_card(run: TrainedRun, encoder: PromptEncoder, max_history: int) -> s
 def summary(run: TrainedRun, num_items: int) -> str:
     """The table of what the model was made from, how, and how well it did in validation."""
     base, names = run.base, run.base.license
-    if base.is_random:
-        model, licence = "none: training began with random weights", "unknown"
-    else:
-        model, licence = base.model or "unknown", "unknown: see the base model"
+    source = f"the page of {base.model} on the hub" if base.model else "where you got it"
+    licence = names.get("license_name") or names.get("license")
+    licence = licence or f"not found in its files; see {source}"
+    model = "none: the first stage began with random weights" if base.is_random else base.model
     rows = {
         "data set": f"{run.dataset}: {num_items:,} items, {run.num_rows:,} training rows",
-        "method": f"`rere {run.stage}`. {run.summary}",
-        "base model": model,
+        "stage": f"`rere {run.stage}`. {run.summary}",
+        "started from": run.init,
+        "base model": model or "unknown",
         **({"weights": f"LoRA adapters of {run.adapters_of}"} if run.adapters_of else {}),
-        "licence": names.get("license_name") or names.get("license") or licence,
+        **({} if base.is_random else {"licence of the base model": licence}),
         "seed": str(run.seed),
         "validation": validation(run),
     }
@@ -158,9 +161,14 @@ def prompt_sections(encoder: PromptEncoder, max_history: int) -> list[str]:
     ]
 
 
-def use_sections(encoder: PromptEncoder) -> list[str]:
+def use_sections(encoder: PromptEncoder, is_adapters: bool) -> list[str]:
     """Code that recommends, with `rere` and without."""
     history, _ = example(encoder)
+    packages, loader = "`transformers` alone", "AutoModelForCausalLM"
+    imports = f"from transformers import {loader}, AutoTokenizer"
+    if is_adapters:
+        packages, loader = "`transformers` and `peft`", "AutoPeftModelForCausalLM"
+        imports = f"from peft import {loader}\nfrom transformers import AutoTokenizer"
     bos = "tokenizer.bos_token_id, " if encoder.bos else ""
     return [
         "## Use",
@@ -173,12 +181,11 @@ def use_sections(encoder: PromptEncoder) -> list[str]:
             "    print(item.id, item.title, item.score)",
             "python",
         ),
-        "Generate text with `transformers` alone, which may be the title of no item:",
+        f"Generate text with {packages}, which may be the title of no item:",
         fenced(
-            "import torch\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"import torch\n{imports}\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{REPO}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained("{REPO}")\n'
+            f'model = {loader}.from_pretrained("{REPO}")\n'
             f"prompt = {prompt_text(INSTRUCTIONS[0], history)!r}\n"
             f"ids = torch.tensor([[{bos}*tokenizer(prompt, add_special_tokens=False).input_ids]])\n"
             "mask = torch.ones_like(ids)\n"

@@ -24,6 +24,7 @@ RUN = TrainedRun(
     num_rows=1500,
     stage="sft",
     summary="Fine-tune it.",
+    init="the model `tiny`",
     options={"learning_rate": 1e-3, "train_part": [0.0, 1.0]},
     seed=7,
     metric="loss",
@@ -57,12 +58,13 @@ def test_the_header_has_the_hubs_metadata():
     }
 
 
-def test_the_table_has_data_method_base_and_validation():
+def test_the_table_has_data_stage_base_and_validation():
     assert rows(card()) == {
         "data set": "small: 12 items, 1,500 training rows",
-        "method": "`rere sft`. Fine-tune it.",
+        "stage": "`rere sft`. Fine-tune it.",
+        "started from": "the model `tiny`",
         "base model": "owner/base",
-        "licence": "own",
+        "licence of the base model": "own",
         "seed": "7",
         "validation": "loss 3.1416 at step 40, the best; its weights were kept",
     }
@@ -72,14 +74,15 @@ def test_the_table_has_data_method_base_and_validation():
 @pytest.mark.parametrize(
     ("base", "model", "license_"),
     [
-        (Base(), "unknown", "unknown: see the base model"),
+        (Base(), "unknown", "not found in its files; see where you got it"),
+        (Base("a/b"), "a/b", "not found in its files; see the page of a/b on the hub"),
         (Base("a/b", {"license": "mit"}), "a/b", "mit"),
-        (Base(is_random=True), "none: training began with random weights", "unknown"),
+        (Base(is_random=True), "none: the first stage began with random weights", None),
     ],
 )
 def test_what_is_not_known_of_the_base_is_said(base, model, license_):
     found = rows(card(base=base))
-    assert (found["base model"], found["licence"]) == (model, license_)
+    assert (found["base model"], found.get("licence of the base model")) == (model, license_)
     assert ("license" in ModelCard(card(base=base)).data.to_dict()) == bool(base.license)
 
 

@@ -56,7 +56,7 @@ def reward_weights(rewards: list[str]) -> dict[str, float]:
 
 
 class RlOptions(Training):
-    """Train a language model by reinforcement learning; the defaults are ReRe's."""
+    """Train a language model by reinforcement learning: ReRe and its variants."""
 
     rows_option: ClassVar[str] = "prompts"
 

@@ -1,5 +1,6 @@
 """What every training stage starts from: model, catalogue and rows."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class TrainingSetup:
     seed: int
     dataset: str
     base: Base
+    init: str  # what training starts from, as the card names it
     start: Start | None  # of adapters that are saved without it
 
     def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
@@ -62,6 +64,7 @@ class TrainingSetup:
             num_rows=len(self.train),
             stage=trainer.step_log.label,
             summary=" ".join((options.__doc__ or "").split()),
+            init=self.init,
             options=options.model_dump(mode="json", exclude=left_out),
             seed=self.seed,
             metric=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
@@ -107,8 +110,18 @@ def load_setup(
         seed,
         data.resolve().name,
         read_base(init),
+        describe_init(init),
         find_start(init, model) if options.save == "adapters" else None,
     )
+
+
+def describe_init(init: Path) -> str:
+    """What training starts from, without its path, which may be private."""
+    folder = init.resolve()
+    seed = re.fullmatch(r"seed(\d+)", folder.parent.name)
+    if folder.name == "model" and seed:
+        return f"the model of `{folder.parent.parent.name}`, seed {seed[1]}"
+    return f"the model `{folder.name}`"
 
 
 def data_files(data: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Models that are stored as LoRA adapters: the same model as the merged one, without its base."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from rere.errors import InputError
 from rere.evaluation.predictions import read_predictions
 from rere.evaluation.recommend import recommend
 from rere.inputs import model_files
+from rere.model_card import REPO
 
 LORA = {"lora_rank": 4, "learning_rate": 1e-2}
 ADAPTERS = {**LORA, "save": "adapters"}
@@ -112,7 +114,11 @@ def test_the_same_run_writes_the_same_files(home, cycle):
 
 
 def test_a_stranger_loads_them_with_peft(home):
-    model = AutoPeftModelForCausalLM.from_pretrained("results/run/model")
+    """As the card shows."""
+    *_, code = re.findall("```python\n(.*?)```", Path("results/run/model", CARD).read_text(), re.S)
+    assert "AutoPeftModelForCausalLM" in code
+    exec(code.replace(REPO, "results/run/model"), shown := {})
+    model = shown["model"]
     tokens = torch.tensor([load_tokenizer("results/run/model")("Alpha One, Beta").input_ids])
     with torch.no_grad():
         theirs, ours = model(tokens).logits, load_model("results/run/model")(tokens).logits

@@ -25,6 +25,7 @@ from rere.data.dataset import read_split
 from rere.errors import InputError
 from rere.training import models
 from rere.training.log_keys import LOG_KEYS
+from rere.training.setup import describe_init
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
 
@@ -66,10 +67,16 @@ def test_the_card_has_the_best_validation_and_no_paths(stage, trained, cycle, fi
     step = json.loads((folder / "run.json").read_text())["best_step"]
     assert f"| validation | {key.removeprefix('eval_')} {value:.4f} at step {step}, the" in card
     assert f"# {cycle.name}, `rere {stage}`\n" in card
+    assert f"| started from | the model `{fixed_model.name}` |" in card
     assert "\nlearning_rate: " in card
     assert "warmup: 0.03\n" in card
     for path in (folder, fixed_model, cycle.parent):
         assert str(path) not in card
+
+
+def test_the_card_names_the_method_that_training_starts_from(tmp_path):
+    assert describe_init(tmp_path / "sft" / "seed7" / "model") == "the model of `sft`, seed 7"
+    assert describe_init(tmp_path / "private" / "model") == "the model `model`"
 
 
 # ------------------------------------------------------------------------------ seeds and rows
