@@ -221,7 +221,7 @@ def subset_metrics(method: MethodRuns, member: pl.DataFrame) -> list[list[float]
 
 
 def shown_lists(frame: pl.DataFrame, titles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's rank of the target, from 1 (0: absent), and the first TOP titles of its list.
+    """Each row's rank of the target, from 1 (0: not in the list), and its first TOP titles.
 
     `frame` comes from `read_test_predictions`, `titles` from `title_codes` -> (rows,) ranks and
     (rows, TOP) items: of each title the one with the best rank, padded with ABSENT.

@@ -54,7 +54,7 @@ def test_the_metrics_of_subsets(explored, tmp_path):
         **{"history 1 to 3": 1, "history 4 to 6": 1, "history 7 to 9": 1, "history 10 or more": 1},
         **{"repeat": 1, "no repeat": 3},
     }
-    # Ranks: 1, 4, absent, 1.
+    # Ranks: 1, 4, none, 1.
     assert subsets_of(dataset, "rere", "HR@3") == {
         **{"all": 2 / 4, "head": 1 / 2, "tail": 1 / 2, "cold": 0},
         **{"history 1 to 3": 1, "history 4 to 6": 0, "history 7 to 9": 0, "history 10 or more": 1},
@@ -65,7 +65,7 @@ def test_the_metrics_of_subsets(explored, tmp_path):
     assert ndcg["all"] == pytest.approx((1 + at_4 + 0 + 1) / 4, abs=1e-6)
     assert ndcg["head"] == pytest.approx((1 + at_4) / 2, abs=1e-6)
     assert ndcg["repeat"] == pytest.approx(at_4, abs=1e-6)
-    # Ranks: 2, absent, 2 (titles 8 and 9 count once), absent.
+    # Ranks: 2, none, 2 (titles 8 and 9 count once), none.
     ndcg = subsets_of(dataset, "sft", "NDCG@3")
     assert ndcg["all"] == pytest.approx((2 * at_2) / 4, abs=1e-6)
     assert ndcg["cold"] == ndcg["history 7 to 9"] == pytest.approx(at_2, abs=1e-6)
@@ -178,8 +178,8 @@ def test_hits_and_misses_of_two_methods(page, explored, tmp_path):
     assert [text.strip() for text in page.text("#only label")] == [*kinds, "Both miss: 0"]
     assert page.evaluate("document.querySelector('#only :checked').value") == "a"
     assert rows(page) == [
-        f"{HOSTILE}user u1; rank: A 4, B absent",
-        "Sameuser u2; rank: A 1, B absent",
+        f"{HOSTILE}user u1; A: rank 4, B: not in the list",
+        "Sameuser u2; A: rank 1, B: not in the list",
     ]
     assert page.text("#row") == ["User u1, row_id 1"]
     assert page.text("#history li")[0] == "t3 raw3"
@@ -189,9 +189,9 @@ def test_hits_and_misses_of_two_methods(page, explored, tmp_path):
     assert page.text("#lists .hit") == [f"✓ {HOSTILE} raw1"]
     assert page.text("#lists .seen") == ["t3 raw3", "t3 raw3", "t4 raw4", f"✓ {HOSTILE} raw1"]
     page.set("#k", "3")
-    assert rows(page) == ["Sameuser u2; rank: A 1, B absent"]
+    assert rows(page) == ["Sameuser u2; A: rank 1, B: not in the list"]
     page.click("#swap")
-    assert rows(page) == ["t7user u2; rank: A 2, B absent"]
+    assert rows(page) == ["t7user u2; A: rank 2, B: not in the list"]
     assert page.text("#lists .hit") == ["✓ t7 raw7"]
     assert page.text("#lists tbody tr:first-child td") == ["1", "Same raw8", f"{HOSTILE} raw1"]
     assert page.evaluate("document.getElementById('evil')") is None
@@ -242,7 +242,9 @@ def test_data_sets_backbones_and_seeds_are_chosen(page, tabled_runs, tmp_path):
     assert page.text("#backbone option") == ["Tiny", "large_1.5b"]
     assert page.text("#seed option") == ["0", "1", "2"]
     assert page.text("#subsets tbody td:first-child") == ["popularity", "sft", "ReRe"]
-    assert page.text("#spread") == ["Means over 3 seeds. Bold: the best of a subset."]
+    assert page.text("#spread") == [
+        "Means over 3 seeds. Counts and metrics are of all test rows. Bold: the best of a subset."
+    ]
     lists = page.text("#lists td")
     page.set("#seed", "1")
     assert page.text("#lists td") != lists
@@ -254,6 +256,21 @@ def test_data_sets_backbones_and_seeds_are_chosen(page, tabled_runs, tmp_path):
     titles = pl.read_parquet(data[1] / "items.parquet")["title"]
     assert [row.partition("user")[0] for row in rows(page)] == titles[expected].to_list()
     assert page.messages == []
+
+
+@needs_browser
+def test_a_sample_is_said(page, tabled_runs, tmp_path):
+    _, data, runs = tabled_runs
+    for shown, note in (
+        (10, f"A sample of 10 of the {ROWS} test rows; counts below are of the sample."),
+        (None, None),
+    ):
+        explorer(runs, data, tmp_path / "main.explorer.html", SFT, rows=shown)
+        show(page, tmp_path / "main.explorer.html", "#only=all")
+        assert page.evaluate("get('sample').hidden") == (note is None)
+        assert note is None or page.text("#sample") == [note]
+        assert page.text("#only label")[0].strip() == f"All: {shown or ROWS}"
+        assert page.text("#subsets thead td:nth-child(2)") == [str(ROWS)]
 
 
 @pytest.mark.slow
