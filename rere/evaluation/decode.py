@@ -1,4 +1,4 @@
-"""Two other ways to rank with a trained language model: BIGRec and D3.
+"""Two other rankings by a trained language model: BIGRec and D3.
 
 `bigrec` (Bao et al. 2023, arXiv 2308.08434) lets the model write a title freely. Items are ranked
 by the distance between the embedding of their title and that of the written one. An embedding is
