@@ -1,5 +1,6 @@
 """The whole workflow, run by Snakemake on a small study, and which jobs changes run again."""
 
+import html
 import json
 import os
 import re
@@ -8,10 +9,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import polars as pl
 import pytest
 from browser import CHROMIUM, browser
+from docutils.core import publish_parts
 from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
 from rere.config.run import ADAPTED_FILES, BASELINE_FILES, CARD
@@ -544,6 +548,19 @@ def test_the_report_opens_on_the_study_and_shows_its_results(small_study, tmp_pa
         page.click("nav tbody a")
         assert page.wait("document.querySelector('iframe')?.src.startsWith('blob:')")
         assert "Content Security" not in str(page.messages)
+
+
+def test_the_report_shows_labels_as_they_are(tmp_path):
+    label = r'S_, "F" *T* |c| `d` e_ \ f'
+    values = dict.fromkeys(("HR@10", "NDCG@10", "NDCG@10_low", "NDCG@10_high"), 0.5)
+    row = {"dataset": "small", "backbone": "none", "method": "sft", "seeds": 1, **values}
+    pl.DataFrame([row]).write_csv(tmp_path / "main.csv")
+    study = SimpleNamespace(config={"tables": {"main": {"labels": {"sft": label}}}})
+    text = (ROOT / "workflow" / "report" / "study.rst").read_text()
+    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)  # as Snakemake has it
+    table = template.render(files=[SimpleNamespace(path=tmp_path / "main.csv")], snakemake=study)
+    page = publish_parts(table[table.index("Table main") :], writer="html5")["html_body"]
+    assert f"<p>{html.escape(label)}</p>" in page and "system-message" not in page
 
 
 # ------------------------------------------------------------------------------ what runs again
