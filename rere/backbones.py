@@ -21,7 +21,6 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
-    set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -275,7 +274,7 @@ def training_text(data: Path, seed: int) -> Iterator[str]:
 
 def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     """Return a Qwen2 with random weights that depend on the options' seed."""
-    set_seed(options.seed)
+    torch.manual_seed(options.seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,

@@ -127,8 +127,8 @@ class Shown(Options):
     )
     labels: dict[str, str] = Field(
         {},
-        description="Names that .md, .tex, figure and explorer show instead of those of methods, "
-        "data sets and backbones. On a command line: name:label.",
+        description="Names that .md, .tex, figure, explorer and report show instead of those of "
+        "methods, data sets and backbones. On a command line: name:label.",
     )
 
     @field_validator("labels", mode="before")

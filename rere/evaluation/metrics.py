@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from rere.config.evaluation import CUTOFFS, METRICS
 from rere.config.run import Run
@@ -171,7 +170,7 @@ def popularity(ranked: np.ndarray, counts: np.ndarray) -> float:
     An item's percentile is the share of items with fewer training targets, plus half the share
     with equally many, itself included. Random recommendations give 0.5.
     """
-    percentiles = (rankdata(counts) - 0.5) / len(counts)
+    percentiles = (pl.Series(counts).rank("average").to_numpy() - 0.5) / len(counts)
     top = ranked[:, :MAX_CUTOFF]
     shown = top != ABSENT
     sums = np.where(shown, percentiles[top], 0).sum(axis=1)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from transformers import AutoModel
 
@@ -25,6 +23,10 @@ def tfidf_embeddings(titles: Sequence[str]) -> Tensor:
     scikit-learn. The same titles give the same vectors; a title without a word gets 0. Raises
     InputError if no title has a word.
     """
+    # Slow to import, and few runs need them.
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     try:
         weights = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform(titles)
     except ValueError as error:
