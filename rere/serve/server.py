@@ -47,7 +47,11 @@ def serve(
 def listen(host: str, port: int) -> socket.socket:
     """A socket at an address; raises InputError if it is taken or not of this machine."""
     try:
-        return socket.create_server((host, port))
+        listener = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{host} port {port}: {reason}; choose another --port or --host") from None
+    # Inherited by connections: headers and body are two packets, and the second would wait 40 ms
+    # for the client to acknowledge the first. asyncio sets it only on sockets that it makes.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

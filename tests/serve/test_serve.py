@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -189,6 +190,13 @@ def test_an_error_reaches_its_request_only(recommender):
 def test_a_taken_port_is_named(port):
     with pytest.raises(InputError, match=rf"127\.0\.0\.1 port {port}: .*in use.*; choose another"):
         listen("127.0.0.1", port)
+
+
+def test_answers_are_sent_without_delay():
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_missing_packages_are_named(model_with_catalogue, monkeypatch):
