@@ -16,10 +16,12 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/environment.smk"
+include: "workflow/rules/config.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/backbones.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/adapters.smk"
 include: "workflow/rules/baselines.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"

@@ -9,7 +9,7 @@ REQUIRED INPUTS:
 
 OUTPUTS, below results/runs/{dataset}/{backbone}/{method}/seed{seed}/:
 
-    model/          weights (with `save: adapters` only those of adapters), tokenizer, catalogue
+    model/          weights, tokenizer, catalogue
     log.jsonl       one line per step and per validation
     run.json        versions, commit, options, hashes, seconds, memory
 
@@ -152,42 +152,3 @@ rule rl:
             --output results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q} \
             {params.flags:q}
         """
-
-
-use rule sft as sft_adapters with:
-    # The same; stores adapters without the weights of the initial model
-    output:
-        model=expand(
-            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
-            file=ADAPTED_FILES,
-        ),
-        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
-        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
-    wildcard_constraints:
-        method=trained_methods("sft", save="adapters"),
-
-
-use rule preference as preference_adapters with:
-    # The same; stores adapters without the weights of the initial model
-    output:
-        model=expand(
-            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
-            file=ADAPTED_FILES,
-        ),
-        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
-        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
-    wildcard_constraints:
-        method=trained_methods("preference", save="adapters"),
-
-
-use rule rl as rl_adapters with:
-    # The same; stores adapters without the weights of the initial model
-    output:
-        model=expand(
-            "results/runs/{{dataset}}/{{backbone}}/{{method}}/seed{{seed}}/model/{file}",
-            file=ADAPTED_FILES,
-        ),
-        steps="results/runs/{dataset}/{backbone}/{method}/seed{seed}/log.jsonl",
-        run="results/runs/{dataset}/{backbone}/{method}/seed{seed}/run.json",
-    wildcard_constraints:
-        method=trained_methods("rl", save="adapters"),
