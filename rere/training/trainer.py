@@ -8,6 +8,7 @@ import logging
 import math
 from contextlib import AbstractContextManager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -116,6 +117,10 @@ class Trainer(transformers.Trainer):
     def train(self, *args: Any, **more: Any) -> Any:
         try:
             return super().train(*args, **more)
+        except UnpicklingError as error:  # in the state of optimiser, schedule or random numbers
+            raise InputError(
+                f"{self.checkpoints.latest}: holds code, which is not run; remove the folder"
+            ) from error
         finally:
             self.step_log.close()  # before a message is printed
 

@@ -16,7 +16,7 @@ from tiny_models import write_cycle, write_fixed_model
 from rere.config.training import SftOptions
 from rere.errors import InputError
 from rere.provenance import RunRecord
-from rere.training.checkpoints import Checkpoints
+from rere.training.checkpoints import METADATA, Checkpoints, hash_files, read_metadata
 from rere.training.sft import sft
 from rere.training.trainer import StepLog
 
@@ -228,11 +228,12 @@ def test_a_best_checkpoint_that_is_damaged_while_the_run_goes_on(tmp_path):
         checkpoints.intact(1)
 
 
-def test_a_run_with_a_flipped_bit_in_its_last_checkpoint(tmp_path, monkeypatch, caplog):
-    """It ends with the bytes of a run that was never interrupted."""
-    init, data = write_fixed_model(tmp_path / "init"), write_cycle(tmp_path / "data")
-    options = SftOptions(batch_size=16, rows_per_pass=16, validations=3, checkpoint_seconds=0.0)
-    sft(options, init, data, 0, tmp_path / "whole")
+OPTIONS = SftOptions(batch_size=16, rows_per_pass=16, validations=3, checkpoint_seconds=0.0)
+
+
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Train into folder / "run" until step 5; returns the initial model and the data."""
+    init, data = write_fixed_model(folder / "init"), write_cycle(folder / "data")
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 5:
@@ -240,10 +241,32 @@ def test_a_run_with_a_flipped_bit_in_its_last_checkpoint(tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StepLog, "on_step_end", on_step_end)
-        sft(options, init, data, 0, tmp_path / "run")
+        sft(OPTIONS, init, data, 0, folder / "run")
+    return init, data
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_behind_forged_hashes_is_not_run(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init, data = interrupted(tmp_path, monkeypatch)
+    path = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    poison(path / file)
+    metadata = read_metadata(path)
+    metadata.files = hash_files(path)
+    metadata.sha256 = metadata.hash()
+    (path / METADATA).write_text(metadata.model_dump_json())
+    with pytest.raises(InputError, match="checkpoint-4: holds code, which is not run; remove"):
+        sft(OPTIONS, init, data, 0, tmp_path / "run")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_with_a_flipped_bit_in_its_last_checkpoint(tmp_path, monkeypatch, caplog):
+    """It ends with the bytes of a run that was never interrupted."""
+    init, data = interrupted(tmp_path, monkeypatch)
+    sft(OPTIONS, init, data, 0, tmp_path / "whole")
     flip_bit(tmp_path / "run" / "checkpoints" / "checkpoint-4" / "model.safetensors")
     caplog.clear()
-    sft(options, init, data, 0, tmp_path / "run")
+    sft(OPTIONS, init, data, 0, tmp_path / "run")
     assert [message.rpartition("/")[2] for message in caplog.messages] == [
         "checkpoint-4: removed, since model.safetensors is not as it was written",
         "checkpoint-3: the run resumes from here",
