@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from forks import SNAKEMAKE_FORKS
 
 ROOT = Path(__file__).parent.parent
 QUICK = [ROOT / "config" / "config.yaml"]
@@ -17,9 +18,7 @@ def snakemake(
     folder: Path, configs: list[Path], *arguments: str, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in a folder on one core; `changes` are sections laid over the configs."""
-    process = start(folder, configs, *arguments, **changes)
-    output, _ = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
+    return SNAKEMAKE_FORKS.run("-m", "snakemake", *options(folder, configs, *arguments, **changes))
 
 
 def start(
@@ -30,15 +29,7 @@ def start(
     **changes: Any,
 ) -> subprocess.Popen[str]:
     """Start Snakemake as `snakemake` does, without waiting for it."""
-    if changes:
-        overlay = folder / "overlay.yaml"
-        overlay.write_text(yaml.safe_dump({"overwrite": True} | changes))
-        configs = [*configs, overlay]
-    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, configs)]
-    # A copy of the checkout runs its own workflow.
-    snakefile = next(each for each in (folder, ROOT) if (each / "Snakefile").exists()) / "Snakefile"
-    command += ["--snakefile", str(snakefile), "--directory", str(folder), "--cores", "1"]
-    command += arguments
+    command = [sys.executable, "-m", "snakemake", *options(folder, configs, *arguments, **changes)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -46,6 +37,18 @@ def start(
         text=True,
         start_new_session=start_new_session,
     )
+
+
+def options(folder: Path, configs: list[Path], *arguments: str, **changes: Any) -> list[str]:
+    """The options of such a run; write `changes` to a file in the folder."""
+    if changes:
+        overlay = folder / "overlay.yaml"
+        overlay.write_text(yaml.safe_dump({"overwrite": True} | changes))
+        configs = [*configs, overlay]
+    # A copy of the checkout runs its own workflow.
+    snakefile = next(each for each in (folder, ROOT) if (each / "Snakefile").exists()) / "Snakefile"
+    places = ["--snakefile", str(snakefile), "--directory", str(folder)]
+    return ["--configfile", *map(str, configs), *places, "--cores", "1", *arguments]
 
 
 def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from forks import STAGE_FORKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -418,9 +419,12 @@ def test_lists_of_allowed_items_as_json(model_with_catalogue, tmp_path, capsys):
 
 
 def test_a_model_without_a_catalogue_prints_one_line(fixed_model):
-    assert error_line("recommend", "--model", fixed_model, "--history", "Heat", status=1) == (
+    arguments = ["recommend", "--model", fixed_model, "--history", "Heat"]
+    done = STAGE_FORKS.run("-m", "rere", *arguments)
+    assert (done.returncode, done.stdout) == (
+        1,
         f"rere recommend --history: {fixed_model}/catalogue.safetensors: no such file; "
-        "`rere sft`, `rere preference` and `rere rl` write it"
+        "`rere sft`, `rere preference` and `rere rl` write it\n",
     )
 
 

@@ -1,11 +1,10 @@
 """Own rewards: only functions of one argument are taken, and errors name the user's line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import STAGE_FORKS
 from tiny_models import write_cycle, write_fixed_model
 
 from rere.config.rl import RlOptions
@@ -133,11 +132,11 @@ def test_refused_before_training(tmp_path):
 def test_the_command_prints_one_line(tmp_path):
     data, init = write_cycle(tmp_path / "data"), write_fixed_model(tmp_path / "init")
     options = ["--prompts", "4", "--rows-per-pass", "4", "--group-size", "2", "--steps", "1"]
-    command = [sys.executable, "-m", "rere", "rl", "--init", init, "--data", data, *options]
-    command += ["--output", tmp_path / "run", "--reward", "faulty_rewards:missing_name"]
-    done = subprocess.run(command, cwd=FILE.parent, capture_output=True, text=True)
+    options += ["--output", tmp_path / "run", "--reward", "faulty_rewards:missing_name"]
+    command = ["rere", "rl", "--init", init, "--data", data, *options]
+    done = STAGE_FORKS.run("-m", *command, folder=FILE.parent)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("rl: ")]
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("rl: ")]
     assert lines == [
         f"rere rl: reward faulty_rewards:missing_name: {FILE}, line "
         f"{line_of('* factor')}: NameError: name 'factor' is not defined; correct it"

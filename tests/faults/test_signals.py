@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forks import STAGE_FORKS
 from snakemake_runs import write_raw
 from tiny_models import write_cycle, write_fixed_model
 
@@ -164,21 +165,18 @@ def test_the_command_says_where_it_resumes(tmp_path):
     output = tmp_path / "run"
     options = flags(OPTIONS.model_copy(update={"epochs": 500.0, "patience": 10_000}))
     arguments = ["sft", "--init", init, "--data", data, "--output", output, *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rere", *map(str, arguments)], stderr=subprocess.PIPE, text=True
-    )
+    process = STAGE_FORKS.start("-m", "rere", *arguments)
     log = output / "checkpoints" / "log.jsonl"
     while not (log.exists() and '"step": 3,' in log.read_text()):
-        assert process.poll() is None
+        assert process.is_running()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    last = stderr.splitlines()[-1]
+    assert process.wait() == 128 + signal.SIGTERM
+    last = process.output.splitlines()[-1]
     begin = "rere sft: stopped by SIGTERM; the same command resumes from "
     assert last.startswith(begin)
     assert Path(last.removeprefix(begin)).is_dir()
-    assert "Traceback" not in stderr
+    assert "Traceback" not in process.output
 
 
 def test_a_signal_that_a_library_turns_into_another_error_is_named(monkeypatch, capsys):

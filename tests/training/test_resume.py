@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from forks import STAGE_FORKS, Fork
 from training_runs import (
     EVERY_STEP,
     RESUMED,
@@ -64,19 +63,16 @@ def test_run_killed_three_times(stage, tmp_path, dropout_model, cycle, uninterru
     options = flags(RESUMED[stage].model_copy(update=EVERY_STEP))
     arguments = [stage, "--init", dropout_model, "--data", cycle, "--output", output, *options]
 
-    def start(*python: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, *python, *map(str, arguments)], stderr=subprocess.PIPE, text=True
-        )
+    def start(*python: str) -> Fork:
+        return STAGE_FORKS.start(*python, *arguments)
 
     # Killed while it computes.
     process, log = start("-m", "rere"), output / "checkpoints" / "log.jsonl"
     while not (log.exists() and '"step": 3,' in log.read_text()):
-        assert process.poll() is None
+        assert process.is_running()
         time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (output / "model").exists()
 
     # Killed while it writes a checkpoint, then while it writes the model.
@@ -86,16 +82,14 @@ def test_run_killed_three_times(stage, tmp_path, dropout_model, cycle, uninterru
     ]:
         code = KILL_ITSELF.format(module=module, owner=owner, name=name, calls=calls)
         process = start("-c", code)
-        _, stderr = process.communicate()
-        assert process.returncode == -signal.SIGKILL, stderr
-        assert "the run resumes from here" in stderr
+        assert process.wait() == -signal.SIGKILL, process.output
+        assert "the run resumes from here" in process.output
         assert not (output / "model").exists()
         assert len([path for path in output.rglob(".*") if path.is_dir()]) == 1
 
     process = start("-m", "rere")
-    _, stderr = process.communicate()
-    assert process.returncode == 0
-    assert "missing keys" not in stderr
+    assert process.wait() == 0
+    assert "missing keys" not in process.output
     assert sorted(path.name for path in output.iterdir()) == ["log.jsonl", "model", "run.json"]
     assert_same(output, uninterrupted(stage))
     assert provenance(output)["resumed"] == 3

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from forks import STAGE_FORKS
 from tiny_models import CYCLE
 from torch import Tensor
 from training_runs import assert_weights_close, load_weights, read_steps
@@ -430,13 +430,12 @@ def run_own(
     (folder / "mine.py").write_text(OWN)
     arguments = ["--init", init, "--data", data, "--output", "run", "--reward", *rewards]
     sizes = ["--steps", 2, "--prompts", 8, "--group-size", 8, "--validations", 1]
-    command = [sys.executable, "-m", "rere", "rl", *map(str, [*arguments, *sizes])]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    return STAGE_FORKS.run("-m", "rere", "rl", *map(str, [*arguments, *sizes]), folder=folder)
 
 
 def test_own_reward_on_the_command_line(tmp_path, early_model, one_step):
     done = run_own(tmp_path, early_model, one_step, "rule", "mine:same_parity=0.25")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     for line in read_steps(tmp_path / "run"):
         # All eight items are candidates, four of them of the target's parity.
         assert line["reward_mine:same_parity"] == 4.0
@@ -467,8 +466,8 @@ def test_own_reward_on_the_command_line(tmp_path, early_model, one_step):
 def test_wrong_own_reward_is_a_one_line_error(reward, message, tmp_path, early_model, one_step):
     done = run_own(tmp_path, early_model, one_step, reward)
     assert done.returncode == 1
-    assert message in done.stderr.splitlines()
-    assert "Traceback" not in done.stderr
+    assert message in done.stdout.splitlines()
+    assert "Traceback" not in done.stdout
 
 
 # ------------------------------------------------------------------------------------ wrong input
