@@ -3,6 +3,7 @@
 Those with models import them when they are made: tests without models start without torch.
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put modules with slow tests first, so that no process waits for one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector skip what is imported; else each training run searches it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
