@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
-from snakemake_runs import ROOT, SMALL, snakemake, write_raw
+from snakemake_runs import ROOT, SMALL, checkout, snakemake, write_raw
 
 from rere.config.backbones import Tiny
 from rere.data.fetch import fetch
@@ -214,12 +214,19 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], An
 
 @pytest.fixture(scope="module")
 def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the small study, run from raw files to table and figure."""
-    folder = tmp_path_factory.mktemp("study")
+    """A checkout with the small study, run from raw files to table and figure."""
+    folder = checkout(tmp_path_factory.mktemp("study") / "checkout")
     write_raw(folder / "raw")
     done = snakemake(folder, SMALL)
     assert done.returncode == 0, done.stdout
     return folder
+
+
+@pytest.fixture
+def study_copy(small_study: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may change. Snakemake finds nothing to do there."""
+    subprocess.run(["cp", "-a", small_study, tmp_path / "copy"], check=True)
+    return tmp_path / "copy"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Run Snakemake on a study's configs, and write raw files for the small study."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,15 @@ def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) ->
         return {}
     counts = {rule: int(jobs) for rule, jobs in map(str.split, stats[1].splitlines())}
     return {rule: jobs for rule, jobs in counts.items() if rule not in ("all", "total")}
+
+
+def checkout(folder: Path) -> Path:
+    """Copy what a study needs of the repository to a folder; return it."""
+    for name in ("workflow", "rere", "envs", "profiles", "config"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
 
 
 def write_raw(folder: Path) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import jinja2
 import polars as pl
+import psutil
 import pytest
 from browser import CHROMIUM, browser
 from docutils.core import publish_parts
@@ -25,23 +26,21 @@ SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
 ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
 
 METHODS = {
-    "none": ["popularity", "repeat_last", "item_knn", "gru4rec", "caser", "sasrec"],
-    "small": ["bigrec", "d3", "s_dpo", "sprec", "sft", "sft_continued", "rere"],
+    "none": ["popularity", "item_knn", "sasrec"],
+    "small": ["d3", "sprec", "sft", "rere"],
 }
-UNTRAINED = ("popularity", "repeat_last", "item_knn", "bigrec", "d3")
-BEAMLESS = (*METHODS["none"], "bigrec", "d3")
+UNTRAINED = ("popularity", "item_knn", "d3")
+BEAMLESS = (*METHODS["none"], "d3")
 FACTORS = ("factors.safetensors", "factors.test.safetensors")
-TWO_SEEDS = ("item_knn", "sft", "sprec", "rere")
-"""Methods of the table `seeds`; `item_knn` has one run. `main` has all methods with one seed."""
-
-RUNS = [
-    (backbone, method, seed)
-    for backbone in METHODS
-    for method in METHODS[backbone]
-    for seed in ((0, 1) if method in TWO_SEEDS[1:] else (0,))
-]
+MAIN = [(backbone, method, 0) for backbone in METHODS for method in METHODS[backbone]]
+"""Runs of the table `main`."""
+RUNS = [*MAIN, ("small", "rere", 1)]
+"""The table `seeds` has the last, too, and `item_knn` and `rere` of seed 0."""
+INITIAL = ("small", "sft", 1)
+"""Trained for the last, and not evaluated."""
 FORMATS = ("pdf", "png")
-RERE = "results/runs/small/small/rere/seed0"
+RERE, SFT_RUN = (f"results/runs/small/small/{method}/seed0" for method in ("rere", "sft"))
+SFT_LOG = f"{SFT_RUN}/log.jsonl"
 LISTS, BEAMS = "rows=40-list_length=20", "rows=40-list_length=20-num_beams=20"
 """Folders of small.yaml's `evaluation`: of baselines and decode methods, and of beam search."""
 
@@ -171,20 +170,20 @@ def test_a_study_of_adapters_is_planned(tmp_path):
 
 
 @slow
-def test_a_study_of_adapters_runs(tmp_path):
-    write_raw(tmp_path / "raw")
-    target = f"{RERE}/{BEAMS}/metrics.json"
-    done = snakemake(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
+def test_a_study_of_adapters_runs(study_copy):
+    shutil.rmtree(study_copy / "results" / "runs")
+    target = f"{RERE}/{BEAMS}/predictions.parquet"
+    done = snakemake(study_copy, SMALL, target, **SAVED_AS_ADAPTERS)
     assert done.returncode == 0, done.stdout
-    for method in ("sft", "rere"):
-        folder = tmp_path / RERE.replace("rere", method) / "model"
+    for run in (SFT_RUN, RERE):
+        folder = study_copy / run / "model"
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         assert names == {*ADAPTED_FILES, CARD}
-    assert planned(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS) == {}
+    assert planned(study_copy, SMALL, target, **SAVED_AS_ADAPTERS) == {}
     # The base of the adapters is an input of what loads them.
-    weights = tmp_path / "results" / "backbones" / "small" / "model.safetensors"
+    weights = study_copy / "results" / "backbones" / "small" / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert "recommend" in planned(tmp_path, SMALL, target, **SAVED_AS_ADAPTERS)
+    assert "recommend" in planned(study_copy, SMALL, target, **SAVED_AS_ADAPTERS)
 
 
 SAMPLE = {
@@ -328,32 +327,49 @@ def test_a_failing_stage_prints_why_and_writes_no_output(tmp_path):
 # --------------------------------------------------------------------------------------- killed
 
 
-@slow
-def test_a_killed_study_resumes_from_its_checkpoints(tmp_path):
-    """After unlocking, the same command resumes the interrupted job."""
-    write_raw(tmp_path / "raw")
-    run = tmp_path / "results" / "runs" / "small" / "small" / "sft" / "seed0"
-    often = {"methods": {"sft": {"sft": {"epochs": 5.0, "checkpoint_seconds": 0.0}}}}
-    target = str((run / "log.jsonl").relative_to(tmp_path))
-    with start(tmp_path, SMALL, target, start_new_session=True, **often) as study:
-        while not (run / "checkpoints" / "checkpoint-3").exists():
-            assert study.poll() is None
-            time.sleep(0.01)
-        os.killpg(study.pid, signal.SIGKILL)
+def start_sft(study: Path, epochs: float) -> tuple[subprocess.Popen[str], dict]:
+    """Start SFT with a checkpoint after each step, and wait for one; return process and changes."""
+    changes = {"methods": {"sft": {"sft": {"epochs": epochs, "checkpoint_seconds": 0.0}}}}
+    process = start(study, SMALL, SFT_LOG, start_new_session=True, **changes)
+    while not list(study.glob(f"{SFT_RUN}/checkpoints/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process, changes
 
-    locked = snakemake(tmp_path, SMALL, target, **often)
+
+@slow
+def test_a_killed_study_resumes_from_its_checkpoints(study_copy):
+    """After unlocking, the same command resumes the interrupted job."""
+    process, often = start_sft(study_copy, epochs=5.0)
+    with process:
+        os.killpg(process.pid, signal.SIGKILL)
+
+    locked = snakemake(study_copy, SMALL, SFT_LOG, **often)
     assert locked.returncode != 0
     assert "Directory cannot be locked" in locked.stdout
-    unlocked = snakemake(tmp_path, SMALL, "--unlock")
+    unlocked = snakemake(study_copy, SMALL, "--unlock")
     assert unlocked.returncode == 0, unlocked.stdout
 
-    done = snakemake(tmp_path, SMALL, target, **often)
+    done = snakemake(study_copy, SMALL, SFT_LOG, **often)
     assert done.returncode == 0, done.stdout
     assert re.search(r"checkpoint-\d+: the run resumes from here", done.stdout)
-    assert json.loads((run / "run.json").read_text())["resumed"] == 1
-    assert not (run / "checkpoints").exists()
-    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert json.loads((study_copy / SFT_RUN / "run.json").read_text())["resumed"] == 1
+    assert not (study_copy / SFT_RUN / "checkpoints").exists()
+    steps = [json.loads(line)["step"] for line in (study_copy / SFT_LOG).read_text().splitlines()]
     assert sorted(set(steps)) == list(range(steps[-1] + 1))
+
+
+@slow
+def test_sigterm_ends_jobs_and_study_without_a_lock(study_copy):
+    process, often = start_sft(study_copy, epochs=500.0)
+    with process:
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, output
+    assert psutil.wait_procs(jobs, timeout=30)[1] == []
+    assert list(study_copy.glob(f"{SFT_RUN}/checkpoints/checkpoint-*"))
+    assert planned(study_copy, SMALL, SFT_LOG, **often) == {"sft": 1}
 
 
 # -------------------------------------------------------------------------------------- results
@@ -371,7 +387,7 @@ def test_results_has_the_expected_files(small_study):
         expected |= {f"tables/{table}.{suffix}" for suffix in suffixes}
         which = [f"{table}{curves}.{kind}" for curves in ("", ".curves") for kind in FORMATS]
         expected |= {f"figures/{name}" for name in which}
-    for backbone, method, seed in RUNS:
+    for backbone, method, seed in (*RUNS, INITIAL):
         trained = ["run.json"]
         if method not in UNTRAINED:
             trained += ["log.jsonl", *(FACTORS if backbone == "none" else ())]
@@ -382,7 +398,8 @@ def test_results_has_the_expected_files(small_study):
         evaluated = ranked(backbone, method, seed)
         folder = evaluated if method in BEAMLESS else str(Path(evaluated).parent)
         expected |= {f"{folder}/{name}" for name in trained}
-        expected |= {f"{evaluated}/{name}" for name in ("predictions.parquet", "metrics.json")}
+        if (backbone, method, seed) != INITIAL:
+            expected |= {f"{evaluated}/{name}" for name in ("predictions.parquet", "metrics.json")}
     results = small_study / "results"
     found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
     assert expected <= found
@@ -407,18 +424,16 @@ def test_the_table_has_one_row_per_method(small_study):
         assert (table[f"HR@{k}"] <= table[f"HR@{wider}"]).all()
     each = pl.read_csv(small_study / "results" / "tables" / "main.runs.csv")
     identity = each.select("dataset", "backbone", "method", "seed")
-    assert identity.rows() == [("small", *run) for run in RUNS if run[-1] == 0]
+    assert identity.rows() == [("small", *run) for run in MAIN]
     beams = "rows=40-list_length=20-dtype=float32-num_beams=20-scoring=catalogue-length_penalty=0.0"
     assert each["evaluation"].to_list() == [
-        *["rows=40-list_length=20"] * 6,
-        *["rows=40-list_length=20-dtype=float32"] * 2,
-        *[beams] * 5,
+        *["rows=40-list_length=20"] * 3,
+        "rows=40-list_length=20-dtype=float32",
+        *[beams] * 3,
     ]
     assert each["seconds"].null_count() == 0
     seeds = pl.read_csv(small_study / "results" / "tables" / "seeds.csv")
-    assert seeds.select("method", "seeds").rows() == [
-        *((method, 1 if method == "item_knn" else 2) for method in TWO_SEEDS)
-    ]
+    assert seeds.select("method", "seeds").rows() == [("item_knn", 1), ("rere", 2)]
 
 
 @slow
@@ -463,7 +478,7 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
         path.relative_to(small_study / "benchmarks").with_suffix("")
         for path in small_study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 50
+    assert len(jobs) == 31
 
 
 @slow
@@ -473,8 +488,8 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
         ("preprocess/small", "preprocess ml-100k --", None),
         ("sft/small/small/sft/seed0", "sft --init results/backbones/small", "sft: 5/5 ["),
         (
-            "preference/small/small/sprec/seed1",
-            "preference --init results/runs/small/small/sft/seed1",
+            "preference/small/small/sprec/seed0",
+            "preference --init results/runs/small/small/sft/seed0",
             "preference: 4/4 [",
         ),
         (f"decode/small/small/d3/seed0/{LISTS}", "decode d3 --model", "recommend: 40/40 ["),
@@ -504,12 +519,12 @@ def test_training_logs_one_line_per_step(small_study):
 
 
 @slow
-def test_the_same_seed_gives_the_same_predictions(small_study, tmp_path):
-    write_raw(tmp_path / "raw")
-    done = snakemake(tmp_path, SMALL, f"{RERE}/{BEAMS}/predictions.parquet")
+def test_the_same_seed_gives_the_same_predictions(small_study, study_copy):
+    shutil.rmtree(study_copy / RERE)
+    done = snakemake(study_copy, SMALL, f"{RERE}/{BEAMS}/predictions.parquet")
     assert done.returncode == 0, done.stdout
     for name in (f"{BEAMS}/predictions.parquet", "model/model.safetensors"):
-        assert (tmp_path / RERE / name).read_bytes() == (small_study / RERE / name).read_bytes()
+        assert (study_copy / RERE / name).read_bytes() == (small_study / RERE / name).read_bytes()
     other = small_study / RERE.replace("seed0", "seed1") / "model" / "model.safetensors"
     assert other.read_bytes() != (small_study / RERE / "model" / "model.safetensors").read_bytes()
 
@@ -574,27 +589,41 @@ def test_a_second_run_has_nothing_to_do(small_study):
 
 
 @slow
-def test_a_moved_or_copied_checkout_has_nothing_to_do(tmp_path):
-    """A real run of a table of baselines, within a checkout."""
-    first, copied, moved = (tmp_path / name for name in ("first", "copied", "moved"))
-    for name in ("rere", "workflow", "config", "profiles", "envs", "tests/studies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, first / name, ignore=ignored)
-    shutil.copy(ROOT / "Snakefile", first)
-    write_raw(first / "raw")
-    names = ["config/config.yaml", "tests/studies/small.yaml"]
-    methods = ["popularity", "item_knn"]
-    tables = {"main": {"methods": methods, "reference": "item_knn"}, "seeds": None}
+def test_a_moved_or_copied_checkout_has_nothing_to_do(study_copy):
+    assert planned(study_copy.rename(study_copy.with_name("moved")), SMALL) == {}
 
-    def run(folder, *arguments):
-        return snakemake(folder, [folder / name for name in names], *arguments, tables=tables)
 
-    done = run(first)
-    assert done.returncode == 0, done.stdout
-    subprocess.run(["cp", "-a", first, copied], check=True)
-    first.rename(moved)
-    for folder in (copied, moved):
-        assert "Nothing to be done" in run(folder, "--dry-run").stdout
+@slow
+def test_an_edited_or_swapped_file_runs_again_what_reads_it(study_copy):
+    target = f"{SFT_RUN}/{BEAMS}/metrics.json"
+    after_training = {"recommend": 1, "metrics": 1}
+
+    # Touched, another file beside it, and intermediate files that nothing needs are gone.
+    (study_copy / "raw" / "u.data").touch()
+    (study_copy / "raw" / "README").write_text("new")
+    (study_copy / SFT_RUN / "model" / "config.json").touch()
+    (study_copy / SFT_RUN / "model" / CARD).write_text("edited")
+    shutil.rmtree(study_copy / "results" / "backbones")
+    assert planned(study_copy, SMALL, target) == {}
+
+    # Bytes of the weights changed, by a program that sets the time back.
+    weights = study_copy / SFT_RUN / "model" / "model.safetensors"
+    status, content = weights.stat(), weights.read_bytes()
+    weights.write_bytes(content[:-4] + b"\1\2\3\4")
+    os.utime(weights, (1, 1))
+    assert planned(study_copy, SMALL, target) == after_training
+    weights.write_bytes(content)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    # Raw events swapped for others of the same size, and older.
+    events = study_copy / "raw" / "u.data"
+    (study_copy / "older").write_text(events.read_text().replace("\t5\t", "\t4\t"))
+    os.utime(study_copy / "older", (1, 1))
+    (study_copy / "older").rename(events)
+    assert planned(study_copy, SMALL, target) == {
+        **{"preprocess": 1, "backbone": 1, "sft": 1},
+        **after_training,
+    }
 
 
 REPORTED = {"table": 1, "explorer": 1, "figure": 1}
@@ -613,7 +642,7 @@ TWICE = {"table": 2, "explorer": 2, "figure": 2}
         (
             {"methods": {"sft": {"sft": {"patience": 9}}}},
             {
-                **{"sft": 3, "preference": 3, "rl": 2, "recommend": 8, "decode": 2, "metrics": 10},
+                **{"sft": 2, "preference": 1, "rl": 2, "recommend": 4, "decode": 1, "metrics": 5},
                 **{"curves": 2, **TWICE},
             },
         ),
@@ -625,11 +654,11 @@ TWICE = {"table": 2, "explorer": 2, "figure": 2}
             {"methods": {"d3": {"decode": {"alpha": 0.9}}}},
             {"decode": 1, "metrics": 1, **REPORTED},
         ),
-        ({"evaluation": {"num_beams": 30}}, {"recommend": 8, "metrics": 8, **TWICE}),
+        ({"evaluation": {"num_beams": 30}}, {"recommend": 4, "metrics": 4, **TWICE}),
         (
             {"evaluation": {"rows": 30}},
             {
-                **{"baseline": 3, "sequential": 3, "recommend": 8, "decode": 2, "metrics": 16},
+                **{"baseline": 2, "sequential": 1, "recommend": 4, "decode": 1, "metrics": 8},
                 **TWICE,
             },
         ),
@@ -673,37 +702,28 @@ def test_an_added_method_runs_no_other_method(small_study, method, jobs):
 
 
 @slow
-def test_collaborative_and_own_rewards_run(small_study, tmp_path):
+def test_collaborative_and_own_rewards_run(study_copy):
     """A real run; editing the user's module runs the method again."""
-    (small_study / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
+    (study_copy / "mine.py").write_text("def one(groups):\n    return groups.hit.float() + 1\n")
     budget = {"steps": 2, "prompts": 4, "rows_per_pass": 2, "group_size": 4, "validations": 1}
     reward = ["rule", "collaborative=0.1", "semantic", "mine:one"]
     method = {"init": "sft", "collaborative": "sasrec", "rl": {**budget, "reward": reward}}
     run = RERE.replace("rere", "added")
     changes = {"methods": {"added": method}}
-    done = snakemake(small_study, SMALL, f"{run}/log.jsonl", **changes)
+    done = snakemake(study_copy, SMALL, f"{run}/log.jsonl", **changes)
     assert done.returncode == 0, done.stdout
-    step = json.loads((small_study / run / "log.jsonl").read_text().splitlines()[1])
+    step = json.loads((study_copy / run / "log.jsonl").read_text().splitlines()[1])
     names = ("rule", "collaborative", "semantic", "mine:one")
     rule, collaborative, semantic, own = (step[f"reward_{name}"] for name in names)
     assert own == 4 + rule
     assert collaborative != 0
     assert step["reward"] == pytest.approx(rule + 0.1 * collaborative + semantic + own)
     factors = "results/runs/small/none/sasrec/seed0/factors.safetensors"
-    assert factors in json.loads((small_study / run / "run.json").read_text())["inputs_sha256"]
+    assert factors in json.loads((study_copy / run / "run.json").read_text())["inputs_sha256"]
 
-    assert planned(small_study, SMALL, f"{run}/log.jsonl", **changes) == {}
-    (small_study / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
-    assert planned(small_study, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
-    shutil.rmtree(small_study / run)
-    for path in (small_study / factors).parent.iterdir():
-        if path.name == "model":
-            shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()
-    for path, ending in (("logs", "log"), ("benchmarks", "tsv")):
-        shutil.rmtree(small_study / path / "rl" / "small" / "small" / "added")
-        (small_study / path / "baseline" / "small" / "sasrec" / f"seed0.{ending}").unlink()
+    assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {}
+    (study_copy / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
+    assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
 
 
 def test_without_rl_there_are_no_curves(tmp_path):
@@ -722,3 +742,22 @@ def test_a_path_with_another_seed_runs_only_its_jobs(small_study):
         "recommend": 1,
         "metrics": 1,
     }
+
+
+# ------------------------------------------------------------------------------------ benchmarks
+
+
+@slow
+def test_benchmarks_make_tables_and_figures(study_copy):
+    results = study_copy / "results"
+    tables = [f"results/tables/{name}.csv" for name in ("speed", "rollouts")]
+    done = snakemake(study_copy, SMALL, *tables, "results/figures/speed.pdf")
+    assert done.returncode == 0, done.stdout
+    rollouts = pl.read_csv(results / "tables" / "rollouts.csv")
+    # 2 and 4 candidates of six kinds, 12 beams of two, two proofs.
+    assert len(rollouts) == 2 * 6 + 2 + 2
+    speed = pl.read_csv(results / "tables" / "speed.csv")
+    assert speed["what"].unique(maintain_order=True).to_list() == [
+        *("beam search", "beam search in bfloat16", "preprocessing", "prefix tree")
+    ]
+    assert (results / "figures" / "speed.png").exists()

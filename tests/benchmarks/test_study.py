@@ -1,6 +1,5 @@
 """Benchmarks in a study's config and in the workflow."""
 
-import polars as pl
 import pytest
 from snakemake_runs import SMALL, planned, snakemake, write_raw
 from study_configs import SHIPPED, changed, config_error
@@ -113,19 +112,3 @@ def test_no_rule_makes_a_table_of_another_name(tmp_path, table):
     done = snakemake(tmp_path, SMALL, "--dry-run", f"results/tables/{table}")
     assert done.returncode != 0
     assert "MissingRuleException" in done.stdout
-
-
-@pytest.mark.slow
-def test_snakemake_makes_tables_and_figures(tmp_path):
-    write_raw(tmp_path / "raw")
-    done = snakemake(tmp_path, SMALL, *TARGETS["rollouts"], *TARGETS["speed"])
-    assert done.returncode == 0, done.stdout
-    rollouts = pl.read_csv(tmp_path / "results" / "tables" / "rollouts.csv")
-    # 2 and 4 candidates of six kinds, 12 beams of two, two proofs.
-    assert len(rollouts) == 2 * 6 + 2 + 2
-    speed = pl.read_csv(tmp_path / "results" / "tables" / "speed.csv")
-    assert speed["what"].unique(maintain_order=True).to_list() == [
-        *("beam search", "beam search in bfloat16", "preprocessing", "prefix tree")
-    ]
-    for name in ("speed", "rollouts"):
-        assert (tmp_path / "results" / "figures" / f"{name}.png").exists()

@@ -1,10 +1,9 @@
 """A file that was edited, or swapped for another, makes Snakemake run again what reads it."""
 
 import os
-import shutil
 
 import pytest
-from snakemake_runs import SMALL, planned, snakemake, write_raw
+from snakemake_runs import SMALL, snakemake, write_raw
 from tiny_models import TOKENIZERS, causal_lm, tokenizer, write_cycle
 
 from rere import backbones, inputs
@@ -156,45 +155,6 @@ def test_the_files_of_a_model_in_a_folder(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- the graph
-
-RUN = "results/runs/small/small/sft/seed0"
-BRIEF = {"methods": {"sft": {"sft": {"epochs": 0.1, "validations": 1}}}}
-AFTER_TRAINING = {"recommend": 1, "metrics": 1}
-
-
-@pytest.mark.slow
-def test_an_edited_or_swapped_file_runs_again_what_reads_it(tmp_path):
-    write_raw(tmp_path / "raw")
-    target = f"{RUN}/rows=40-list_length=20-num_beams=20/metrics.json"
-    done = snakemake(tmp_path, SMALL, target, **BRIEF)
-    assert done.returncode == 0, done.stdout
-
-    # Touched, another file beside it, and intermediate files that nothing needs are gone.
-    (tmp_path / "raw" / "u.data").touch()
-    (tmp_path / "raw" / "README").write_text("new")
-    (tmp_path / RUN / "model" / "config.json").touch()
-    (tmp_path / RUN / "model" / CARD).write_text("edited")
-    shutil.rmtree(tmp_path / "results" / "backbones")
-    assert planned(tmp_path, SMALL, target, **BRIEF) == {}
-
-    # Bytes of the weights changed, by a program that sets the time back.
-    weights = tmp_path / RUN / "model" / "model.safetensors"
-    status, content = weights.stat(), weights.read_bytes()
-    weights.write_bytes(content[:-4] + b"\1\2\3\4")
-    os.utime(weights, (1, 1))
-    assert planned(tmp_path, SMALL, target, **BRIEF) == AFTER_TRAINING
-    weights.write_bytes(content)
-    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    # Raw events swapped for others of the same size, and older.
-    events = tmp_path / "raw" / "u.data"
-    (tmp_path / "older").write_text(events.read_text().replace("\t5\t", "\t4\t"))
-    os.utime(tmp_path / "older", (1, 1))
-    (tmp_path / "older").rename(events)
-    assert planned(tmp_path, SMALL, target, **BRIEF) == {
-        **{"preprocess": 1, "backbone": 1, "sft": 1},
-        **AFTER_TRAINING,
-    }
 
 
 @pytest.mark.slow

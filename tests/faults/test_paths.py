@@ -1,30 +1,17 @@
-"""Odd paths, modules in the working folder, signals: the graph runs, or says why it does not."""
+"""Odd paths, modules in the working folder: the graph runs, or says why it does not."""
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-from snakemake_runs import ROOT, SMALL, planned, start, write_raw
+from snakemake_runs import SMALL, checkout, start, write_raw
 
 slow = pytest.mark.slow
 
 SHADOWS = ("json", "types", "random", "polars", "pydantic")
 """Modules that a job imports, and a user might have in the working folder."""
-
-
-def checkout(folder: Path) -> Path:
-    """Copy what a study needs of the repository to a folder; return it."""
-    for name in ("workflow", "rere", "envs", "profiles", "config"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    shutil.copy(ROOT / "Snakefile", folder)
-    return folder
 
 
 def run(checkout: Path, folder: Path, *targets: str) -> subprocess.CompletedProcess[str]:
@@ -71,22 +58,3 @@ def test_a_config_with_a_key_twice_is_refused_in_one_line(tmp_path):
     assert output.splitlines()[-1] == (
         f"config: {tmp_path}/twice.yaml line 3: rows comes twice, first in line 2; keep one"
     )
-
-
-@slow
-def test_sigterm_ends_jobs_and_study_without_a_lock(tmp_path):
-    write_raw(tmp_path / "raw")
-    often = {"methods": {"sft": {"sft": {"epochs": 500.0, "checkpoint_seconds": 0.0}}}}
-    run = tmp_path / "results" / "runs" / "small" / "small" / "sft" / "seed0"
-    target = "results/runs/small/small/sft/seed0/log.jsonl"
-    with start(tmp_path, SMALL, target, **often) as study:
-        while not list(run.glob("checkpoints/checkpoint-*")):
-            assert study.poll() is None
-            time.sleep(0.01)
-        jobs = psutil.Process(study.pid).children(recursive=True)
-        study.send_signal(signal.SIGTERM)
-        output, _ = study.communicate(timeout=60)
-    assert study.returncode != 0, output
-    assert psutil.wait_procs(jobs, timeout=30)[1] == []
-    assert list(run.glob("checkpoints/checkpoint-*"))
-    assert planned(tmp_path, SMALL, target, **often) == {"sft": 1}
