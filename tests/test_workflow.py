@@ -758,6 +758,6 @@ def test_benchmarks_make_tables_and_figures(study_copy):
     assert len(rollouts) == 2 * 6 + 2 + 2
     speed = pl.read_csv(results / "tables" / "speed.csv")
     assert speed["what"].unique(maintain_order=True).to_list() == [
-        *("beam search", "beam search in bfloat16", "preprocessing", "prefix tree")
+        *("beam search", "beam search in bfloat16", "prefix tree")
     ]
     assert (results / "figures" / "speed.png").exists()
