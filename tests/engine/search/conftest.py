@@ -1,12 +1,28 @@
 """How many tokens a pass of a search feeds."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from rere.engine.search import path_scorer
 
+CHAINS = {"short chains": 0, "long chains": 10**6}
+"""How many forced tokens a pass may feed, which changes no result."""
 
-@pytest.fixture(params=["short chains", "long chains"])
+
+@pytest.fixture(params=CHAINS)
 def chain_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many forced tokens a pass may feed, which changes no result."""
-    full = 0 if request.param == "short chains" else 10**6
-    monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model: full)
+    """One of CHAINS."""
+    monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model: CHAINS[request.param])
+
+
+@pytest.fixture
+def chain_lengths(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
+    """A function that sets one of CHAINS after the other, for a test with a slow reference."""
+
+    def set_each() -> Iterator[str]:
+        for name, tokens in CHAINS.items():
+            monkeypatch.setattr(path_scorer, "full_pass_tokens", lambda model, full=tokens: full)
+            yield name
+
+    return set_each
