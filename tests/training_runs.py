@@ -46,7 +46,13 @@ RESUMED = {
     ),
     # Both see all rows more than once; sprec has two iterations of three and three steps.
     "s_dpo": PreferenceOptions(
-        learning_rate=1e-2, steps=14, batch_size=8, rows_per_pass=4, validations=5, num_beams=4
+        learning_rate=1e-2,
+        steps=14,
+        batch_size=8,
+        rows_per_pass=4,
+        validations=5,
+        valid_rows=8,
+        num_beams=4,
     ),
     "sprec": PreferenceOptions(
         algorithm="sprec",
@@ -56,6 +62,7 @@ RESUMED = {
         batch_size=16,
         rows_per_pass=8,
         validations=4,
+        valid_rows=8,
         num_beams=4,
     ),
     "rl": RlOptions(
@@ -66,6 +73,7 @@ RESUMED = {
         group_size=4,
         beta=0.1,
         validations=5,
+        valid_rows=8,
     ),
 }
 RESUMED["rl_lora"] = RESUMED["rl"].model_copy(update={"lora_rank": 4})
