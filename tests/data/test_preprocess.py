@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -343,29 +344,36 @@ def preprocess_plainly(
     return items, splits
 
 
-@pytest.mark.parametrize(
-    ("raw", "options", "items", "counts"),
-    [
-        ("ml_100k_raw", MovieLens(), 1_349, (78_675, 9_834, 9_835)),
-        pytest.param(
-            "ml_1m_raw",
-            MovieLens(source="ml-1m"),
-            3_416,
-            (794_856, 99_357, 99_358),
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["ml-100k", "ml-1m"],
-)
-def test_movielens_equals_plain_loops_row_by_row(raw, options, items, counts, request, tmp_path):
-    raw = request.getfixturevalue(raw)
-    preprocess(options, raw, tmp_path / "data")
+def assert_equals_plain_loops(options: MovieLens, raw: Path, data: Path) -> None:
+    preprocess(options, raw, data)
     catalogue, splits = preprocess_plainly(raw, core=5, max_history=10)
-    assert read_items(tmp_path / "data").rows() == catalogue
-    assert len(catalogue) == items
-    for split, rows, count in zip(SPLITS, splits, counts, strict=True):
-        assert read_split(tmp_path / "data", split).rows() == rows
-        assert len(rows) == count
+    assert read_items(data).rows() == catalogue
+    for split, rows in zip(SPLITS, splits, strict=True):
+        assert read_split(data, split).rows() == rows
+
+
+def sizes(data: Path) -> list[int]:
+    """The number of items, and of rows of each split."""
+    return [len(read_items(data)), *(len(read_split(data, split)) for split in SPLITS)]
+
+
+def test_ml_100k_equals_plain_loops_row_by_row(ml_100k_raw, tmp_path):
+    assert_equals_plain_loops(MovieLens(), ml_100k_raw, tmp_path)
+    assert sizes(tmp_path) == [1_349, 78_675, 9_834, 9_835]
+
+
+@pytest.mark.slow
+def test_every_tenth_user_of_ml_1m_equals_plain_loops_row_by_row(ml_1m_raw, tmp_path):
+    options = MovieLens(source="ml-1m")
+    preprocess(options, ml_1m_raw, tmp_path / "all")
+    assert sizes(tmp_path / "all") == [3_416, 794_856, 99_357, 99_358]
+    shutil.copytree(ml_1m_raw, tmp_path / "raw")
+    [events] = (tmp_path / "raw").glob("*.inter")
+    head, *lines = events.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [line for line in lines if line.partition("\t")[0].endswith("0")]
+    events.write_text("".join([head, *lines]), encoding="utf-8")
+    assert_equals_plain_loops(options, tmp_path / "raw", tmp_path / "tenth")
+    assert sum(sizes(tmp_path / "tenth")[1:]) > 90_000
 
 
 def test_ml_100k_has_the_rows_of_earlier_versions(ml_100k_raw, tmp_path):
