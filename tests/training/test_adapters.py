@@ -127,9 +127,13 @@ def test_a_stranger_loads_them_with_peft(home):
     assert (ours - start).abs().max() > 1e-3
 
 
-def test_a_run_with_another_save_replaces_the_files(home, cycle):
-    for changes, names in ((LORA, TRAINED_FILES), (ADAPTERS, ADAPTED_FILES)):
+@pytest.mark.parametrize("by_snakemake", [False, True])
+def test_a_run_with_another_save_replaces_the_files(home, cycle, by_snakemake):
+    saves = [(LORA, TRAINED_FILES), (ADAPTERS, ADAPTED_FILES), (LORA, TRAINED_FILES)]
+    for changes, names in saves:
         options = SHORT["sft"].model_copy(update=changes)
+        for name in names if by_snakemake else ():  # it deletes the outputs of the job first
+            Path("results/run/model", name).unlink(missing_ok=True)
         run_stage(options, Path("results/base"), cycle, 0, Path("results/run"))
         assert {path.name for path in Path("results/run/model").iterdir()} == {*names, CARD}
 
