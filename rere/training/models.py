@@ -111,8 +111,8 @@ def save_trained(
             folder.mkdir()
             save_adapters(model, start.base, start.earlier, folder, output)
             encoder.tokenizer.save_pretrained(folder, save_jinja_files=False)
-        # The model of an earlier run, perhaps of another `save`. Snakemake has deleted what is to be
-        # written, the catalogue among it.
+        # The model of an earlier run, perhaps of another `save`. Snakemake has deleted what is to
+        # be written, the catalogue among it.
         if any((output / name).exists() for name in (CATALOGUE, CARD)):
             kept = stored_files(start is not None)
             for name in {*TRAINED_FILES, *ADAPTED_FILES}.difference(kept):
