@@ -166,9 +166,26 @@ def load_model(
 def load_for_inference(
     folder: Path, dtype: str, device: str | torch.device = "auto"
 ) -> PreTrainedModel:
-    """`load_model` of a folder in a dtype of torch on a device; raises InputError if it is full."""
+    """`load_model` of a folder on a device, to compute in float32 or bfloat16.
+
+    With bfloat16 it runs under `rere.devices.arithmetic` only. Raises InputError if memory is full.
+    """
     with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
-        return load_model(folder).to(choose_device(device), getattr(torch, dtype))
+        model = load_model(folder)
+        if dtype == "bfloat16":
+            halve_linear_layers(model)
+        return model.to(choose_device(device))
+
+
+def halve_linear_layers(model: PreTrainedModel) -> None:
+    """Store the weights of linear layers in bfloat16, but those of the head.
+
+    Autocast would cast them for each pass, so results are the same bit for bit.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            module.to(torch.bfloat16)
 
 
 def load_adapted(folder: Path) -> PreTrainedModel:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
+from rere.devices import arithmetic
 from rere.engine.model.decoder import eval_mode
 from rere.engine.model.padding import right_pad
 from rere.engine.search.beam import beam_search
@@ -83,9 +84,10 @@ def make_d3_ranker(
                 node_log_probs(task.tree, states @ factors.item.T), options.alpha
             )
         prompts = [task.prompts[row] for row in batch]
-        beams = beam_search(
-            task.policy, task.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
-        )
+        with arithmetic(task.policy.device, task.dtype):
+            beams = beam_search(
+                task.policy, task.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
+            )
         return rank_items(task, beams)
 
     return rank
@@ -108,13 +110,16 @@ def make_bigrec_ranker(task: RankingTask) -> Callable[[list[int]], Iterable[Rank
     """A function that ranks a batch of rows by BIGRec."""
     policy, encoder = task.policy, task.encoder
     codes = {title: code for code, title in enumerate(dict.fromkeys(encoder.titles))}
-    vectors = embed(policy, encoder.encode_titles(list(codes)))  # (T, D)
+    with arithmetic(policy.device, task.dtype):
+        vectors = embed(policy, encoder.encode_titles(list(codes)))  # (T, D)
     title_of_item = torch.tensor([codes[title] for title in encoder.titles], device=policy.device)
 
     def rank(batch: list[int]) -> Iterator[Ranking]:
-        ids = generate_greedy(policy, task.tree, [task.prompts[row] for row in batch])
-        written = encoder.decode_titles([[i for i in row if i >= 0] for row in ids.tolist()])
-        distances = l2_distances(embed(policy, encoder.encode_titles(written)), vectors)
+        with arithmetic(policy.device, task.dtype):
+            ids = generate_greedy(policy, task.tree, [task.prompts[row] for row in batch])
+            written = encoder.decode_titles([[i for i in row if i >= 0] for row in ids.tolist()])
+            embedded = embed(policy, encoder.encode_titles(written))
+        distances = l2_distances(embedded, vectors)
         # Stable: items with equal distances, such as those that share a title, stay ordered by id.
         ranked = distances[:, title_of_item].sort(dim=-1, stable=True)
         return zip(ranked.indices.tolist(), (-ranked.values).tolist(), strict=True)

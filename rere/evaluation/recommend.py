@@ -11,6 +11,7 @@ from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, with_titles
 from rere.config.evaluation import Decoding, Recommend
 from rere.data.dataset import read_items, read_split
+from rere.devices import arithmetic
 from rere.engine import SearchScoring
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
@@ -30,6 +31,7 @@ class RankingTask(NamedTuple):
     rows: pl.DataFrame  # of the test split
     prompts: list[list[int]]  # of the rows
     raw_ids: RawIds
+    dtype: str
 
     def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
         """Rows per batch that fit in memory."""
@@ -46,14 +48,15 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
     task = load_ranking_task(options, model, data, seed)
 
     def rank(batch: list[int]) -> Iterable[Ranking]:
-        beams = beam_search(
-            task.policy,
-            task.tree,
-            [task.prompts[row] for row in batch],
-            options.num_beams,
-            options.scoring,
-            options.length_penalty,
-        )
+        with arithmetic(task.policy.device, options.dtype):
+            beams = beam_search(
+                task.policy,
+                task.tree,
+                [task.prompts[row] for row in batch],
+                options.num_beams,
+                options.scoring,
+                options.length_penalty,
+            )
         return rank_items(task, beams)
 
     batch_size = options.batch_size or task.max_batch_size(options.num_beams, options.scoring)
@@ -75,7 +78,7 @@ def load_ranking_task(
     encoder = PromptEncoder(load_tokenizer(model), items["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
-    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids)
+    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, options.dtype)
 
 
 def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch
+from rere.devices import arithmetic
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.errors import InputError
@@ -106,9 +107,10 @@ class TitleRanker:
         if any(without):
             tree = prune_rows(self.tree, without).to(self.model.device)
         options = self.options
-        leaf, score = beam_search(
-            self.model, tree, prompts, width, options.scoring, options.length_penalty
-        )
+        with arithmetic(self.model.device, options.dtype):
+            leaf, score = beam_search(
+                self.model, tree, prompts, width, options.scoring, options.length_penalty
+            )
         if isinstance(tree, RowTrees):
             leaf = torch.where(leaf < 0, leaf, tree.original[leaf])
         return Beams(leaf, score)

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
+from rere.devices import arithmetic
 from rere.errors import InputError
 from rere.provenance import peak_memory
 from rere.signals import Stopped
@@ -62,13 +63,8 @@ class Trainer(transformers.Trainer):
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the options, for search, reference, update and validation.
-
-        Enter it separately for search and update: autocast caches the weights it casts, and those
-        cast without gradient in a search would have none in the update.
-        """
-        bfloat16 = self.options.dtype == "bfloat16"
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bfloat16)
+        """The precision of the options, for search, reference, update and validation."""
+        return arithmetic(self.args.device, self.options.dtype)
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return self.autocast()

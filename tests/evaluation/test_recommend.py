@@ -152,6 +152,22 @@ def test_bfloat16_scores_are_close(tmp_path, fixed_model, ranking_data, all_pred
     assert coarse["scores"].list.first().to_list() == pytest.approx(best, rel=0.1)
 
 
+def test_bfloat16_is_the_arithmetic_of_training(tmp_path, fixed_model, ranking_data):
+    """Half of the weights are stored in bfloat16 here, all in float32 there."""
+    options = {"rows": None, "num_beams": 7, "dtype": "bfloat16", "batch_size": 1}
+    written = predict(tmp_path, fixed_model, ranking_data, **options)
+    encoder, tree = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES), build_catalogue().tree
+    model = load_model(fixed_model)
+    for row_id, items, scores in written.select("row_id", "items", "scores").iter_rows():
+        prompts = encoder.encode_prompts([row_id], [TEST_ROWS[row_id][0]], SEED)
+        with torch.autocast("cpu", torch.bfloat16):
+            (leaf,), (score,) = beam_search(model, tree, prompts, 7, "catalogue")
+        leaves = [tree.leaf_items[n] for n in leaf.tolist()]
+        assert items == [item for each in leaves for item in each]
+        per_item = [s for s, each in zip(score.tolist(), leaves, strict=True) for _ in each]
+        assert scores == per_item
+
+
 def test_brute_force_prompts_equal_the_encoders():
     """The brute-force ranking tokenises texts by itself, and must agree with the encoder."""
     encoder = PromptEncoder(tokenizer("qwen2"), ITEM_TITLES)

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rere.engine.model.attention import in_rows, own_attention
 from rere.engine.model.forward import forward_logits
+from rere.engine.model.head import head_in_float32
 from rere.engine.model.masks import causal, layer_windows
 from rere.engine.model.padding import left_pad, right_pad, token_positions
 from rere.engine.model.unpadding import UnpaddedTokens
@@ -37,12 +38,13 @@ log = logging.getLogger(__name__)
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switch to eval mode: no dropout, and no gradient checkpointing, which would drop the cache.
 
-    Attention to shared heads makes no copies meanwhile (`rere.engine.model.attention`).
+    Attention to shared heads makes no copies meanwhile (`rere.engine.model.attention`), and logits
+    are in float32 (`rere.engine.model.head`).
     """
     training = model.training
     model.eval()
     try:
-        with own_attention(model):
+        with own_attention(model), head_in_float32(model):
             yield
     finally:
         model.train(training)
@@ -283,12 +285,17 @@ def follows_attention_mask(model: PreTrainedModel) -> bool:
     expected = logits(FullSequenceDecoder(model, prompts))
     try:
         actual = logits(SharedPromptDecoder(model, prompts))
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False
     finite = expected.isfinite()  # a model may rule tokens out
     actual, expected = actual[finite], expected[finite]
     # Right and wrong differ by orders of magnitude in the norm, but not in single bfloat16 logits.
     # Some models always compute the softmax in float32.
-    eps = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
+    kind = model.device.type
+    is_mixed = torch.is_autocast_enabled(kind)
+    arithmetic = torch.get_autocast_dtype(kind) if is_mixed else model.dtype
+    eps = max(torch.finfo(arithmetic).eps, torch.finfo(torch.float32).eps)
     spread = (expected - expected.mean()).norm()
     return bool((actual - expected).norm() <= eps ** (1 / 3) * spread)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rere.engine.model.attention import own_attention, rows_restored
 from rere.engine.model.attention_blocks import make_blocks
+from rere.engine.model.head import head_in_float32
 from rere.engine.model.last_layer import last_layer_for
 from rere.engine.model.masks import attention_mask
 from rere.engine.model.unpadding import UnpaddedTokens
@@ -33,7 +34,7 @@ def forward_logits(
     mask = attention_mask(base.config, visible, position, seen_position, base.dtype)
     rows: AbstractContextManager[None] = nullcontext()
     num_logits = tokens.logits_to_keep
-    with own_attention(base) as is_own:
+    with own_attention(base) as is_own, head_in_float32(base):
         if is_own:
             index = tokens.token_index
             blocks = make_blocks(index, visible, base.config.get_text_config().hidden_size)

@@ -135,6 +135,25 @@ def test_who_follows_a_mask_by_position(dtype):
         assert not follows_attention_mask(causal_lm(family, VOCAB_SIZE).to(dtype)), family
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_who_follows_a_mask_under_autocast(seed):
+    """Weights are float32 there, and products as coarse as bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        for family in FAMILIES:
+            assert follows_attention_mask(causal_lm(family, VOCAB_SIZE, seed)), family
+        for family in MASK_IGNORING:
+            assert not follows_attention_mask(causal_lm(family, VOCAB_SIZE, seed)), family
+
+
+def test_a_probe_without_memory_says_so(monkeypatch):
+    def feed(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SharedPromptDecoder, "feed", feed)
+    with pytest.raises(torch.OutOfMemoryError):
+        follows_attention_mask(causal_lm("qwen2", VOCAB_SIZE))
+
+
 def test_windows_of_layer_types():
     assert layer_windows(GPT2Config()) == {"full_attention": None}
     assert layer_windows(Qwen2Config()) == {"full_attention": None}

@@ -1,0 +1,75 @@
+"""Logits in float32, whatever the arithmetic of the layers below."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from tiny_models import FAMILIES, MASK_IGNORING, VOCAB_SIZE, causal_lm
+from torch.nn.functional import linear
+
+from rere.devices import arithmetic
+from rere.engine.model.decoder import eval_mode
+from rere.engine.model.head import head_in_float32
+
+IDS = torch.arange(24).view(2, 12) % VOCAB_SIZE
+
+
+def is_representable(logits: torch.Tensor) -> bool:
+    """Whether logits are as coarse as bfloat16."""
+    return torch.equal(logits.bfloat16().to(logits.dtype), logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES.keys() | MASK_IGNORING.keys())
+def test_logits_are_float32_products_of_the_last_states(family):
+    model = causal_lm(family, VOCAB_SIZE)
+    head = model.get_output_embeddings()
+    states: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda _, args, output: states.extend([args[0], output]))
+    with torch.no_grad(), arithmetic(model.device, "bfloat16"), head_in_float32(model):
+        logits = model(IDS, use_cache=False).logits
+    hook.remove()
+    hidden, product = states
+    expected = linear(hidden.float(), head.weight, head.bias)
+    torch.testing.assert_close(product, expected, atol=0, rtol=0)
+    assert logits.dtype == torch.float32 and not is_representable(logits)
+
+
+def test_weights_in_bfloat16():
+    model = causal_lm("qwen2", VOCAB_SIZE).bfloat16()
+    with torch.no_grad(), eval_mode(model):
+        logits = model(IDS, use_cache=False).logits
+    assert logits.dtype == torch.float32 and not is_representable(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_changes_in_full_precision(dtype):
+    model = causal_lm("llama", VOCAB_SIZE).to(dtype)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+        with eval_mode(model), head_in_float32(model):  # the inner one does nothing
+            assert torch.equal(model(IDS, use_cache=False).logits, expected)
+        assert torch.equal(model(IDS, use_cache=False).logits, expected)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def test_gradients_reach_tied_embeddings():
+    model = causal_lm("gemma3", VOCAB_SIZE)
+    weight = model.get_output_embeddings().weight
+    assert weight is model.get_input_embeddings().weight
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        weight.grad = None
+        with arithmetic(model.device, dtype), head_in_float32(model):
+            model(IDS, use_cache=False).logits.square().mean().backward()
+        gradients.append(weight.grad)
+    exact, rough = gradients
+    assert rough.dtype == torch.float32
+    assert (rough - exact).norm() < 0.05 * exact.norm()
+
+
+def test_another_forward_of_the_head_stays():
+    model = causal_lm("qwen2", VOCAB_SIZE)
+    with patch.object(model.get_output_embeddings(), "forward", lambda hidden: hidden[..., :1]):
+        with head_in_float32(model):
+            assert model(IDS, use_cache=False).logits.shape == (2, 12, 1)
+        assert "forward" in vars(model.get_output_embeddings())
