@@ -27,10 +27,10 @@ def head_in_float32(model: PreTrainedModel) -> Iterator[None]:
         yield
         return
 
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+    def forward(input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
             weight, bias = upcast(head.weight), head.bias
-            return linear(hidden.to(weight), weight, bias if bias is None else upcast(bias))
+            return linear(input.to(weight), weight, bias if bias is None else upcast(bias))
 
     head.forward = forward  # type: ignore[method-assign]
     try:
