@@ -173,19 +173,29 @@ def load_for_inference(
     with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
         model = load_model(folder)
         if dtype == "bfloat16":
-            halve_linear_layers(model)
+            halve_linear_layers(model.requires_grad_(False))
         return model.to(choose_device(device))
 
 
 def halve_linear_layers(model: PreTrainedModel) -> None:
-    """Store the weights of linear layers in bfloat16, but those of the head.
+    """Store the weights of linear layers in bfloat16, but those of the head and trained ones.
 
     Autocast would cast them for each pass, so results are the same bit for bit.
     """
     head = model.get_output_embeddings()
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
+        is_inner = isinstance(module, torch.nn.Linear) and module is not head
+        if is_inner and not module.weight.requires_grad:
             module.to(torch.bfloat16)
+
+
+def restore_linear_layers(model: PreTrainedModel, folder: Path) -> None:
+    """Undo `halve_linear_layers` for the layers below adapters, with the weights in `folder`."""
+    original = load_model(folder)
+    for name, module in model.named_modules():
+        layer = getattr(module, "base_layer", None)
+        if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == torch.bfloat16:
+            layer.float().load_state_dict(original.get_submodule(name).state_dict())
 
 
 def load_adapted(folder: Path) -> PreTrainedModel:

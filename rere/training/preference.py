@@ -96,7 +96,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(**more)
         self.host_tree, self.tree = tree, tree.to(self.args.device)
         self.is_self_play = self.options.algorithm == "sprec"
-        self.reference = Reference(self.model, is_synced=self.is_self_play)
+        self.reference = Reference(self.model, self.is_self_play, self.options.dtype)
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from rere.backbones import load_model
+from rere.backbones import halve_linear_layers, load_model
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
 from rere.training.models import Model
@@ -20,14 +20,17 @@ FOLDER = "reference"
 class Reference:
     """The model that training started from: a frozen copy, or the policy without its adapters.
 
-    Only a copy can be synced. A reference that `is_synced` is saved in checkpoints.
+    Only a copy can be synced. A reference that `is_synced` is saved in checkpoints. One that never
+    changes has linear layers in `dtype`, the arithmetic it runs under.
     """
 
-    def __init__(self, model: Model, is_synced: bool, temperature: float = 1.0) -> None:
+    def __init__(self, model: Model, is_synced: bool, dtype: str, temperature: float = 1.0) -> None:
         self.is_synced, self.temperature = is_synced, temperature
         self.model = model
         if not isinstance(model, PeftModel):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
+            if dtype == "bfloat16" and not is_synced:
+                halve_linear_layers(self.model)
 
     @torch.no_grad()
     def log_probs(self, packed: PackedBatch) -> Tensor:

@@ -111,7 +111,7 @@ class RlTrainer(Trainer):
         self.add_callback(CollapseStop(options.collapse_steps))
         if options.beta > 0:
             is_synced = options.sync_interval is not None
-            self.reference = Reference(self.model, is_synced, options.temperature)
+            self.reference = Reference(self.model, is_synced, options.dtype, options.temperature)
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None

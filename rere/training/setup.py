@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import set_seed
 
+from rere.backbones import halve_linear_layers, restore_linear_layers
 from rere.catalogue import Catalogue
 from rere.config.training import Training
 from rere.data.dataset import SPLITS, read_items, read_split
@@ -38,6 +40,7 @@ class TrainingSetup:
     base: Base
     init: str  # what training starts from, as the card names it
     start: Start | None  # of adapters that are saved without it
+    folder: Path  # of the initial model
 
     def encode_prompts(self, rows: list[Row]) -> list[list[int]]:
         """The token ids of the rows' prompts."""
@@ -74,6 +77,8 @@ class TrainingSetup:
             adapters_of=self.start and self.start.name,
         )
         card = trained_card(run, self.encoder, self.catalogue.max_history)
+        if isinstance(self.model, PeftModel) and self.start is None:
+            restore_linear_layers(self.model.get_base_model(), self.folder)
         save_trained(self.model, self.encoder, self.catalogue, card, output, self.start)
 
 
@@ -91,27 +96,31 @@ def load_setup(
     encoder = PromptEncoder(tokenizer, items["title"].to_list())
     responses = encoder.encode_responses()
     train = read_rows(data, "train")
-    start, end = (round(share * len(train)) for share in options.train_part)
-    if end - start < min_rows:
+    first, end = (round(share * len(train)) for share in options.train_part)
+    if end - first < min_rows:
         raise InputError(
-            f"{data}: has {end - start} training rows in train_part, fewer than {min_rows}; "
+            f"{data}: has {end - first} training rows in train_part, fewer than {min_rows}; "
             "widen train_part or lower the rows per step"
         )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     max_history = max(len(row["history"]) for row in train)
     check_prompts(encoder, responses, data, seed, context)
+    start = find_start(init, model) if options.save == "adapters" else None
+    if isinstance(model, PeftModel) and options.dtype == "bfloat16":
+        halve_linear_layers(model.get_base_model())
     return TrainingSetup(
         model,
         encoder,
         responses,
         Catalogue.build(encoder, responses, items["raw_id"].to_list(), max_history),
-        train[start:end],
+        train[first:end],
         sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
         seed,
         data.resolve().name,
         read_base(init),
         describe_init(init),
-        find_start(init, model) if options.save == "adapters" else None,
+        start,
+        init,
     )
 
 

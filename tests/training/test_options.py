@@ -18,6 +18,7 @@ from training_runs import (
 )
 from transformers import TrainerState
 
+from rere.backbones import halve_linear_layers
 from rere.config.rl import RlOptions
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
@@ -26,7 +27,7 @@ from rere.engine.candidates.scoring import TokenScores, sum_by_candidate, token_
 from rere.engine.search.rollout import Candidates, roll_out
 from rere.errors import InputError
 from rere.prefix_tree import token_ids
-from rere.training import groups
+from rere.training import groups, reference, setup
 from rere.training import rl as rl_module
 from rere.training.callbacks import CollapseStop
 from rere.training.groups import num_distinct
@@ -88,6 +89,24 @@ def test_bfloat16_rollout_and_update_have_the_same_scores(run, monkeypatch):
         assert 0 < difference < 0.02 * again.abs().max()
     # The reference rounds as the policy does, so there is no KL before the first update.
     assert read_values(folder, "kl")[0] == 0.0
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.1}, {"beta": 0.1, "lora_rank": 2}])
+def test_frozen_weights_in_bfloat16_change_no_bit(run, monkeypatch, options):
+    """Autocast would round them in each pass."""
+    halved = []
+
+    def halve(model: torch.nn.Module) -> None:
+        halve_linear_layers(model)
+        halved.append(sum(weight.dtype == torch.bfloat16 for weight in model.parameters()))
+
+    for module in (reference, setup):
+        monkeypatch.setattr(module, "halve_linear_layers", halve)
+    stored = run("rl", "halved", dtype="bfloat16", **options)
+    assert len(halved) == 1 and halved[0] > 0
+    for module in (reference, setup):
+        monkeypatch.setattr(module, "halve_linear_layers", lambda model: None)
+    assert has_same_weights(stored, run("rl", "whole", dtype="bfloat16", **options))
 
 
 def test_bfloat16_is_close_to_float32(trained):
