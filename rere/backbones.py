@@ -26,9 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from rere.adapters import check_base, find_base, is_adapters, merge_adapters
 from rere.config.backbones import Pretrained, Tiny
+from rere.config.options import Precision
 from rere.config.run import CARD, MODEL_FILES
 from rere.data.dataset import read_items, read_split
-from rere.devices import choose_device
+from rere.devices import choose_device, choose_dtype
 from rere.errors import InputError, first_line, out_of_memory
 from rere.files import replacing
 from rere.model_card import Base, backbone_card, read_base
@@ -164,17 +165,17 @@ def load_model(
 
 
 def load_for_inference(
-    folder: Path, dtype: str, device: str | torch.device = "auto"
+    folder: Path, dtype: Precision, device: str | torch.device = "auto"
 ) -> PreTrainedModel:
     """`load_model` of a folder on a device, to compute in float32 or bfloat16.
 
-    With bfloat16 it runs under `rere.devices.arithmetic` only. Raises InputError if memory is full.
+    In bfloat16 it runs under `rere.devices.arithmetic` only. Raises InputError if memory is full.
     """
     with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
-        model = load_model(folder)
-        if dtype == "bfloat16":
-            halve_linear_layers(model.requires_grad_(False))
-        return model.to(choose_device(device))
+        model, device = load_model(folder).requires_grad_(False), choose_device(device)
+        if choose_dtype(dtype, device) == "bfloat16":
+            halve_linear_layers(model)
+        return model.to(device)
 
 
 def halve_linear_layers(model: PreTrainedModel) -> None:

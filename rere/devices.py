@@ -1,4 +1,8 @@
-"""The device that models run on, and the precision of their arithmetic."""
+"""What models run on: the device, the precision and the order of sums that it is given."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,11 +14,25 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device(device)
 
 
-def arithmetic(device: torch.device, dtype: str) -> torch.autocast:
-    """A context in which models compute in `dtype`, float32 or bfloat16, from float32 weights.
+def choose_dtype(dtype: str, device: torch.device) -> str:
+    """The precision of arithmetic on a device; `auto` is bfloat16 on a GPU, else float32."""
+    if dtype == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return dtype
 
-    Under bfloat16 matrix products and attention are in bfloat16, all other sums in float32. Enter
-    it separately for search and update: it caches the weights it casts, and those cast without
-    gradient in a search would have none in the update.
+
+@contextmanager
+def deterministic_algorithms(is_wanted: bool) -> Iterator[None]:
+    """Let a GPU use only algorithms that add up in a fixed order, if that is wanted.
+
+    Raises RuntimeError within for an operation that has none.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -113,7 +113,7 @@ def test_help_shows_defaults_and_choices(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse("rl", ["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--dtype {float32,bfloat16} Precision of forward" in words
+    assert "--dtype {auto,float32,bfloat16} Precision of forward" in words
     assert "--reward STR [STR ...] Rewards, added up. rule: 1" in words
     assert "a reward has a weight. [rule ranking]" in words
     assert "--clip FLOAT [FLOAT ...]" in words
@@ -262,7 +262,11 @@ def test_an_unknown_stage(arguments, message):
         ("sft", "--epochs nan", "--epochs: input should be a finite number, not 'nan'"),
         ("rl", "--steps 1.5", "--steps: input should be a valid integer, not '1.5'"),
         ("rl", "--steps 0", "--steps: input should be greater than or equal to 1, not '0'"),
-        ("rl", "--dtype f16", "--dtype: input should be 'float32' or 'bfloat16', not 'f16'"),
+        (
+            "rl",
+            "--dtype f16",
+            "--dtype: input should be 'auto', 'float32' or 'bfloat16', not 'f16'",
+        ),
         (
             "rl",
             "--reward rul",

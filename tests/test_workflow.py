@@ -212,13 +212,13 @@ def test_the_path_of_a_run_has_the_options_that_apply_to_it(tmp_path):
     tables = {"sample": SAMPLE}
     d3 = "results/runs/ml-100k/tiny/d3/seed0/rows=40"
     text = commands(f"{SFT}/rows=40-num_beams=20/metrics.json", f"{d3}/metrics.json", tables=tables)
-    assert "--rows=40 --list-length=50 --dtype=float32 --num-beams=20" in text
-    assert "--evaluation rows=40-list_length=50-dtype=float32-num_beams=20-" in text
+    assert "--rows=40 --list-length=50 --dtype=auto --num-beams=20" in text
+    assert "--evaluation rows=40-list_length=50-dtype=auto-num_beams=20-" in text
     assert f"--model {SFT}/model" in text
     assert "--factors results/runs/ml-100k/none/sasrec/seed0/rows=40/factors.test" in text
     # Without these options it is that of the defaults, whatever `evaluation` says.
     text = commands(f"{SFT}/metrics.json", evaluation={"rows": 40, "batch_size": 3})
-    assert "--rows=None --list-length=50 --dtype=float32 --num-beams=50" in text
+    assert "--rows=None --list-length=50 --dtype=auto --num-beams=50" in text
     assert "--batch-size=3" in text
 
 
@@ -425,10 +425,10 @@ def test_the_table_has_one_row_per_method(small_study):
     each = pl.read_csv(small_study / "results" / "tables" / "main.runs.csv")
     identity = each.select("dataset", "backbone", "method", "seed")
     assert identity.rows() == [("small", *run) for run in MAIN]
-    beams = "rows=40-list_length=20-dtype=float32-num_beams=20-scoring=catalogue-length_penalty=0.0"
+    beams = "rows=40-list_length=20-dtype=auto-num_beams=20-scoring=catalogue-length_penalty=0.0"
     assert each["evaluation"].to_list() == [
         *["rows=40-list_length=20"] * 3,
-        "rows=40-list_length=20-dtype=float32",
+        "rows=40-list_length=20-dtype=auto",
         *[beams] * 3,
     ]
     assert each["seconds"].null_count() == 0

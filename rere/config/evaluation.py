@@ -1,11 +1,10 @@
 """How test rows are ranked."""
 
 import re
-from typing import Literal
 
 from pydantic import Field
 
-from rere.config.options import MAX_BEAMS, Options, Scoring
+from rere.config.options import MAX_BEAMS, Options, Precision, Scoring
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
@@ -23,15 +22,17 @@ class Evaluation(Options):
     list_length: int = Field(50, ge=max(CUTOFFS), le=100_000, description="Items kept per row.")
 
 
-class Precision(Options):
-    """Precision of a trained model."""
+class Arithmetic(Options):
+    """Precision of a trained model's arithmetic."""
 
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of forward passes."
+    dtype: Precision = Field(
+        "auto",
+        description="Precision of forward passes. auto: bfloat16 on a GPU, else float32. Logits "
+        "and log-probabilities are float32.",
     )
 
 
-class Inference(Precision):
+class Inference(Arithmetic):
     """Precision and batch size."""
 
     batch_size: int | None = Field(
@@ -42,7 +43,7 @@ class Inference(Precision):
     )
 
 
-class BeamSearch(Precision):
+class BeamSearch(Arithmetic):
     """Constrained beam search over the catalogue."""
 
     num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")

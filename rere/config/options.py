@@ -24,6 +24,8 @@ MAX_BEAMS = 10_000
 Scoring = Literal["catalogue", "vocabulary"]
 """Tokens over which probabilities are normalised: those that continue a title, or all."""
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 RENAMED = {
     "skip_silent": "skip_zero_advantage",
     "redraw": "dynamic_sampling",

@@ -4,9 +4,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rere.config.options import MAX_BEAMS, MAX_EPOCHS, MAX_STEPS, Options, Scoring
+from rere.config.options import MAX_BEAMS, MAX_EPOCHS, MAX_STEPS, Options, Precision, Scoring
 
-LEARNING_RATE = "Peak learning rate of AdamW: linear warm-up, then cosine decay to 0."
+LEARNING_RATE = "Peak learning rate: linear warm-up, then cosine decay to 0."
 VALIDATIONS = (
     "Validations ({}) after training has begun, evenly spread. One more, of the initial model, "
     "comes before step 1. The weights of the best are kept, which may be the initial model's."
@@ -24,14 +24,24 @@ class Training(Options):
     warmup: float = Field(
         0.03, ge=0, le=1, description="Fraction of the steps in which the learning rate rises."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradients with a larger L2 norm are scaled down to this one."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Precision of forward and backward passes. Weights and optimiser state are "
-        "float32.",
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw",
+        description="adamw keeps two float32 numbers per weight, adafactor (Shazeer and Stern "
+        "2018, with the given learning rate) two per row and column of a matrix.",
+    )
+    dtype: Precision = Field(
+        "auto",
+        description="Precision of forward and backward passes. auto: bfloat16 on a GPU, else "
+        "float32. Weights and optimiser state are float32, logits and log-probabilities, too.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Use only algorithms that add up in a fixed order, on a GPU, too, where they "
+        "are slower: the same seed gives the same weights, bit for bit. On the CPU it always does.",
     )
     rows_per_pass: int = Field(
         32,

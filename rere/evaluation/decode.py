@@ -26,9 +26,9 @@ from transformers import PreTrainedModel
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
-from rere.devices import arithmetic
 from rere.engine.model.decoder import eval_mode
 from rere.engine.model.padding import right_pad
+from rere.engine.model.precision import arithmetic
 from rere.engine.search.beam import beam_search
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.engine.search.unconstrained import generate_greedy

@@ -11,8 +11,9 @@ from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, with_titles
 from rere.config.evaluation import Decoding, Recommend
 from rere.data.dataset import read_items, read_split
-from rere.devices import arithmetic
+from rere.devices import choose_dtype
 from rere.engine import SearchScoring
+from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.evaluation.predictions import RawIds, read_raw_ids, write_predictions
@@ -31,7 +32,7 @@ class RankingTask(NamedTuple):
     rows: pl.DataFrame  # of the test split
     prompts: list[list[int]]  # of the rows
     raw_ids: RawIds
-    dtype: str
+    dtype: str  # of its arithmetic
 
     def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
         """Rows per batch that fit in memory."""
@@ -48,7 +49,7 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
     task = load_ranking_task(options, model, data, seed)
 
     def rank(batch: list[int]) -> Iterable[Ranking]:
-        with arithmetic(task.policy.device, options.dtype):
+        with arithmetic(task.policy.device, task.dtype):
             beams = beam_search(
                 task.policy,
                 task.tree,
@@ -75,10 +76,11 @@ def load_ranking_task(
     items = read_items(data)
     raw_ids = read_raw_ids(data, rows, items)
     policy = load_for_inference(model, options.dtype)
+    dtype = choose_dtype(options.dtype, policy.device)
     encoder = PromptEncoder(load_tokenizer(model), items["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
-    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, options.dtype)
+    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, dtype)
 
 
 def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:

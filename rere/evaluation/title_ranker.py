@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.evaluation import BeamSearch
-from rere.devices import arithmetic
+from rere.devices import choose_dtype
+from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
 from rere.errors import InputError
@@ -106,8 +107,8 @@ class TitleRanker:
         tree: PrefixTree | RowTrees = self.tree_on_device
         if any(without):
             tree = prune_rows(self.tree, without).to(self.model.device)
-        options = self.options
-        with arithmetic(self.model.device, options.dtype):
+        options, device = self.options, self.model.device
+        with arithmetic(device, choose_dtype(options.dtype, device)):
             leaf, score = beam_search(
                 self.model, tree, prompts, width, options.scoring, options.length_penalty
             )

@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from rere.config.training import Training
+from rere.devices import choose_device, choose_dtype, deterministic_algorithms
 from rere.errors import InputError
 from rere.files import flush, naming_full_disk, replacing, sha256, sync
 from rere.provenance import RunRecord, provenance
@@ -57,13 +58,15 @@ def resumable(
     """The checkpoints of the training run in `output`, for the body of a `with` statement.
 
     If the body succeeds, log.jsonl and run.json are written and the checkpoints deleted. They stay
-    if the run fails or is killed. Raises InputError if another process trains in the same folder,
-    or under a launcher of several processes.
+    if the run fails or is killed. run.json has the precision that was chosen. Raises InputError if
+    another process trains in the same folder, or under a launcher of several processes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("training takes one process and one device; start it without a launcher")
     folder = output / "checkpoints"
-    with locked(folder):
+    dtype = choose_dtype(options.dtype, choose_device())
+    options = options.model_copy(update={"dtype": dtype})
+    with locked(folder), deterministic_algorithms(options.deterministic):
         with provenance(output / "run.json", options, seed, inputs) as run:
             memory_options = options.model_dump(include=MEMORY_OPTIONS)
             checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run), memory_options)

@@ -13,6 +13,7 @@ from rere.backbones import halve_linear_layers, restore_linear_layers
 from rere.catalogue import Catalogue
 from rere.config.training import Training
 from rere.data.dataset import SPLITS, read_items, read_split
+from rere.devices import choose_device, choose_dtype
 from rere.errors import InputError
 from rere.model_card import Base, TrainedRun, read_base, trained_card
 from rere.token_lengths import check_prompts
@@ -106,7 +107,7 @@ def load_setup(
     max_history = max(len(row["history"]) for row in train)
     check_prompts(encoder, responses, data, seed, context)
     start = find_start(init, model) if options.save == "adapters" else None
-    if isinstance(model, PeftModel) and options.dtype == "bfloat16":
+    if isinstance(model, PeftModel) and choose_dtype(options.dtype, choose_device()) == "bfloat16":
         halve_linear_layers(model.get_base_model())
     return TrainingSetup(
         model,

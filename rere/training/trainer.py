@@ -21,7 +21,8 @@ from transformers.trainer_callback import ExportableState
 
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.devices import arithmetic
+from rere.devices import choose_dtype
+from rere.engine.model.precision import arithmetic
 from rere.errors import InputError
 from rere.provenance import peak_memory
 from rere.signals import Stopped
@@ -64,7 +65,7 @@ class Trainer(transformers.Trainer):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the options, for search, reference, update and validation."""
-        return arithmetic(self.args.device, self.options.dtype)
+        return arithmetic(self.args.device, choose_dtype(self.options.dtype, self.args.device))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return self.autocast()
@@ -222,6 +223,7 @@ def training_arguments(
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         max_steps=total_steps,
+        **({"optim": "adafactor"} if options.optimizer == "adafactor" else {}),
         per_device_train_batch_size=rows // passes,
         per_device_eval_batch_size=options.rows_per_pass,
         gradient_accumulation_steps=passes,

@@ -95,13 +95,11 @@ def test_a_table_may_have_options_of_evaluation_of_its_own():
 def test_a_run_has_all_options_of_evaluation_that_its_stage_uses():
     runs = {run.method: run.evaluation for run in load_study(SHIPPED).runs("main")}
     assert runs["sasrec"] == "rows=None-list_length=50"
-    assert runs["bigrec"] == runs["d3"] == "rows=None-list_length=50-dtype=float32"
+    assert runs["bigrec"] == runs["d3"] == "rows=None-list_length=50-dtype=auto"
     assert (
         runs["sft"]
         == runs["rere"]
-        == (
-            "rows=None-list_length=50-dtype=float32-num_beams=50-scoring=catalogue-length_penalty=0.0"
-        )
+        == ("rows=None-list_length=50-dtype=auto-num_beams=50-scoring=catalogue-length_penalty=0.0")
     )
 
 

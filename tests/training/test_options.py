@@ -22,6 +22,7 @@ from rere.backbones import halve_linear_layers
 from rere.config.rl import RlOptions
 from rere.data.dataset import read_split
 from rere.data.factors import Factors
+from rere.devices import choose_dtype
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import TokenScores, sum_by_candidate, token_scores
 from rere.engine.search.rollout import Candidates, roll_out
@@ -32,6 +33,7 @@ from rere.training import rl as rl_module
 from rere.training.callbacks import CollapseStop
 from rere.training.groups import num_distinct
 from rere.training.rl import rl
+from rere.training.trainer import Trainer
 
 # --------------------------------------------------------------------------- the training rows
 
@@ -107,6 +109,45 @@ def test_frozen_weights_in_bfloat16_change_no_bit(run, monkeypatch, options):
     for module in (reference, setup):
         monkeypatch.setattr(module, "halve_linear_layers", lambda model: None)
     assert has_same_weights(stored, run("rl", "whole", dtype="bfloat16", **options))
+
+
+def test_the_precision_of_the_device_is_chosen_and_recorded(run):
+    assert choose_dtype("auto", torch.device("cpu")) == "float32"
+    assert choose_dtype("auto", torch.device("cuda")) == "bfloat16"
+    assert choose_dtype("float32", torch.device("cuda")) == "float32"
+    folder = run("rl", "auto", steps=1)
+    assert json.loads((folder / "run.json").read_text())["options"]["dtype"] == "float32"
+    assert has_same_weights(folder, run("rl", "float32", steps=1, dtype="float32"))
+
+
+def test_adafactor_keeps_little_state(run, monkeypatch):
+    sizes = []
+
+    def save(trainer: Trainer, folder: str) -> None:
+        states = trainer.optimizer.state_dict()["state"].values()
+        sizes.append(sum(v.numel() for s in states for v in s.values() if torch.is_tensor(v)))
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save)
+    options = {"steps": 2, "checkpoint_seconds": 0.0}
+    runs = [run("rl", name, optimizer=name, **options) for name in ("adamw", "adafactor")]
+    assert not has_same_weights(*runs)
+    weights = sum(weight.numel() for weight in load_weights(runs[0]).values())
+    assert max(sizes) > 1.9 * weights and sizes[-1] < weights / 2
+
+
+def test_deterministic_algorithms_are_wanted_during_the_run_only(run, monkeypatch):
+    wanted = []
+
+    def record(trainer: Trainer, folder: str) -> None:
+        wanted.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", record)
+    options = {"steps": 2, "checkpoint_seconds": 0.0}
+    assert has_same_weights(
+        *(run("rl", str(on), deterministic=on, **options) for on in (False, True))
+    )
+    assert {*wanted[: len(wanted) // 2]} == {False} and wanted[-1]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_bfloat16_is_close_to_float32(trained):

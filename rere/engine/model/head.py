@@ -7,11 +7,11 @@ and change places.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from rere.engine.model.precision import full_float32
 from rere.engine.model.softmax import upcast
 
 
@@ -28,7 +28,7 @@ def head_in_float32(model: PreTrainedModel) -> Iterator[None]:
         return
 
     def forward(input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with full_float32(input.device):
             weight, bias = upcast(head.weight), head.bias
             return linear(input.to(weight), weight, bias if bias is None else upcast(bias))
 

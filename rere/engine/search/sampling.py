@@ -22,6 +22,9 @@ from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import KnownScores, Paths, gather_rows
 from rere.prefix_tree import PrefixTree
 
+UNIT = 2.0**40
+"""Probability 1 in integers, which add up to the same sum in any order; floats on a GPU do not."""
+
 
 class Samples(NamedTuple):
     """Leaves of the tree with their log-probabilities, in the order of sampling."""
@@ -95,8 +98,9 @@ def sample_by_inverse_cdf(
 
     `log_probs` (B, G, F) are those of the choices, of which the first `num_choices` (B, G) exist.
     """
-    cumulative = log_probs.exp().cumsum(-1)
-    below = torch.searchsorted(cumulative, u[..., None] * cumulative[..., -1:], right=True)
+    cumulative = (log_probs.double().exp() * UNIT).long().cumsum(-1)
+    below = (u[..., None].double() * cumulative[..., -1:]).long()
+    below = torch.searchsorted(cumulative, below, right=True)
     # Rounding may lead beyond the last choice.
     chosen = torch.minimum(below[..., 0], (num_choices - 1).clamp(min=0))
     return chosen, log_probs.gather(-1, chosen[..., None])[..., 0]

@@ -7,9 +7,9 @@ import torch
 from tiny_models import FAMILIES, MASK_IGNORING, VOCAB_SIZE, causal_lm
 from torch.nn.functional import linear
 
-from rere.devices import arithmetic
 from rere.engine.model.decoder import eval_mode
 from rere.engine.model.head import head_in_float32
+from rere.engine.model.precision import arithmetic
 
 IDS = torch.arange(24).view(2, 12) % VOCAB_SIZE
 
