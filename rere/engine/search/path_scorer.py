@@ -124,7 +124,7 @@ class PathScorer:
         return is_known.all(-1, keepdim=True) & ~ended.all(-1, keepdim=True)
 
     def plan(self, paths: Paths, known: KnownScores) -> PassPlan:
-        """The next pass. This is the one host synchronisation per pass.
+        """The next pass, by one host synchronisation.
 
         Raises InputError where the model's logits are NaN.
         """
