@@ -71,8 +71,8 @@ class RlOptions(Training):
     rows_per_pass: int = Field(
         8,
         ge=1,
-        description="Prompts per forward pass; must divide `prompts`. Changes memory and speed; "
-        "results differ by rounding only.",
+        description="Prompts per pass of the update; must divide `prompts`. Changes memory and "
+        "speed; results differ by rounding only. Rollouts take as many as memory holds.",
     )
     group_size: int = Field(
         16,

@@ -14,8 +14,9 @@ from rere.config.rl import RlOptions, reward_weights
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
+from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.noise import row_seeds
-from rere.engine.search.rollout import roll_out
+from rere.engine.search.rollout import num_samples, roll_out
 from rere.evaluation.metrics import is_hit
 from rere.prefix_tree import PrefixTree, token_ids
 from rere.training.rewards import Groups, Reward, weighted_sum
@@ -105,6 +106,7 @@ class Rollouts:
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
         target_leaf = self.tree.leaf_of_item[target]
         seeds = row_seeds(self.seed, step, inputs["row_id"]).to(target.device)
+        rows_per_search = self.rows_per_search(policy, prompts)
         found = [
             roll_out(
                 policy,
@@ -117,7 +119,7 @@ class Rollouts:
                 options.temperature,
                 target_leaf[rows],
             )
-            for rows in slices(len(prompts), options.rows_per_pass)
+            for rows in slices(len(prompts), rows_per_search)
         ]
         leaf, log_prob, ids = map(torch.cat, zip(*(each[:3] for each in found), strict=True))
         if options.ground_truth:
@@ -159,6 +161,19 @@ class Rollouts:
             log_prob[rows, -1] = sum_by_candidate(scores, packed)[:, 0]
         leaf[missing, -1] = target[missing]
         ids[missing, -1] = token_ids(self.tree, target[missing])
+
+    def rows_per_search(self, policy: PreTrainedModel, prompts: list[list[int]]) -> int:
+        """How many prompts to search at a time: as many as memory holds.
+
+        A GPU takes about as long for all prompts of a step as for a few. Unconstrained candidates
+        copy their prompts, and are generated for as many as a pass takes.
+        """
+        options = self.options
+        if not options.is_constrained:
+            return options.rows_per_pass
+        paths = num_samples(options.rollout, options.group_size)
+        longest = max(map(len, prompts))
+        return max_batch_size(policy, self.host_tree, longest, paths, options.scoring)
 
     def num_scored(self, groups: RewardedGroups) -> Tensor:
         """The number of scored tokens of each candidate, (B, G) i64: all, or its decisions."""

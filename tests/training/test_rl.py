@@ -88,7 +88,7 @@ def test_without_kl_there_is_no_reference(trained):
 # ------------------------------------------------------------------------------ passes and groups
 
 
-def test_prompts_of_similar_length_share_a_pass(run, monkeypatch):
+def test_prompts_of_similar_length_share_a_search(run, monkeypatch):
     lengths = []
 
     def spy(policy, tree, prompts, *more):
@@ -97,7 +97,8 @@ def test_prompts_of_similar_length_share_a_pass(run, monkeypatch):
 
     monkeypatch.setattr(tokenization, "choose_instruction", lambda seed, row_id: "Go on.")
     monkeypatch.setattr(groups, "roll_out", spy)
-    run("rl", "run", rows_per_pass=4)
+    monkeypatch.setattr(groups, "max_batch_size", lambda *_: 4)
+    run("rl", "run")
     pairs = list(zip(lengths[::2], lengths[1::2], strict=True))
     assert len(pairs) == SHORT["rl"].steps
     assert all(max(first) <= min(second) for first, second in pairs)

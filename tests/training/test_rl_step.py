@@ -30,6 +30,7 @@ from rere.engine.search.rollout import roll_out
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
+from rere.training import groups as groups_module
 from rere.training.advantages import ADVANTAGES
 from rere.training.embeddings import tfidf_embeddings
 from rere.training.groups import RewardedGroups, dynamic_sampling, num_decisions
@@ -322,6 +323,32 @@ def test_samples_do_not_depend_on_rows_per_pass(tmp_path, early_model, one_step,
     for name in ("hit_rate", "distinct", "reward"):
         assert [line[name] for line in one] == pytest.approx([line[name] for line in eight])
     assert_weights_close(tmp_path / "1", tmp_path / "8", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("memory", "rollout", "searched"),
+    [
+        (None, "beam", [8]),
+        (4, "oversample", [4, 4]),
+        (None, "unconstrained", [2, 2, 2, 2]),
+    ],
+)
+def test_memory_says_how_many_prompts_are_searched_at_a_time(
+    memory, rollout, searched, tmp_path, early_model, one_step, monkeypatch
+):
+    sizes = []
+
+    def record(model: Any, tree: Any, prompts: list[list[int]], *more: Any) -> Any:
+        sizes.append(len(prompts))
+        return roll_out(model, tree, prompts, *more)
+
+    monkeypatch.setattr(groups_module, "roll_out", record)
+    if memory is not None:
+        monkeypatch.setattr(groups_module, "max_batch_size", lambda *_: memory)
+    scoring = "catalogue" if rollout == "oversample" else "vocabulary"
+    chosen = options(rows_per_pass=2, rollout=rollout, scoring=scoring, steps=1)
+    rl(chosen, early_model, one_step, 0, tmp_path / "run")
+    assert sizes == searched
 
 
 # ----------------------------------------------------------------------------- dynamic sampling

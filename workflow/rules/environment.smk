@@ -24,7 +24,8 @@ def finds_this_rere():
 # environment puts its own Python first. They import no module of the working folder unless they
 # ask for it. Waiting threads sleep: if two jobs share the processors, spinning threads make the
 # other job a hundred times slower. torch asks the kernel for huge pages, so that a training pass of
-# gigabytes has thousands of page faults, not hundreds of thousands.
+# gigabytes has thousands of page faults, not hundreds of thousands. On a GPU, whose passes differ in
+# size, torch's memory grows in segments that can be extended.
 for place in (workflow.basedir, os.path.dirname(sys.executable)):
     if re.search("[{}:]", place):
         sys.exit(printable(f"{place}: a path with braces or colons cannot be used; rename it"))
@@ -37,6 +38,7 @@ os.environ.update(
     OMP_WAIT_POLICY="passive",
     THP_MEM_ALLOC_ENABLE="1",
 )
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def stop_jobs():

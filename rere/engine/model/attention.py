@@ -74,9 +74,24 @@ def own_attention(model: PreTrainedModel) -> Iterator[bool]:
     else:
         model.set_attn_implementation(NAME)
         try:
-            yield True
+            with without_cudnn():
+                yield True
         finally:
             model.set_attn_implementation("sdpa")
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Leave attention to the other kernels of a GPU.
+
+    cuDNN's plans each new shape for tens of milliseconds, and nearly every pass has a new one.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def recomputes_layers(model: PreTrainedModel) -> bool:

@@ -38,12 +38,13 @@ def max_batch_size(
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes of memory: those free on a GPU, all of the host's elsewhere.
+    """Bytes of memory: on a GPU those that are free or that torch keeps unused, else all.
 
     The host's free memory would mostly tell the size of its file cache.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -67,8 +67,8 @@ def roll_out(
             if target is None and strategy == "oversample_with_target":
                 raise ValueError("oversample_with_target needs the target's leaf of each row")
             first = target if strategy == "oversample_with_target" else None
-            num_samples = -(-3 * group_size // 2)  # half as many again, rounded up
-            samples = sample_candidates(model, tree, prompts, num_samples, seeds, temperature)
+            number = num_samples(strategy, group_size)
+            samples = sample_candidates(model, tree, prompts, number, seeds, temperature)
             leaf, log_prob = keep_distinct(samples, group_size, first)
         case "stochastic_beam":
             leaf, log_prob, _, threshold = stochastic_beam_search(
@@ -83,3 +83,8 @@ def roll_out(
         case _:
             raise ValueError(f"unknown rollout strategy {strategy}")
     return Candidates(leaf, log_prob, token_ids(tree, leaf), threshold)
+
+
+def num_samples(strategy: RolloutStrategy, group_size: int) -> int:
+    """Candidates that a strategy draws per prompt; to oversample half as many again, rounded up."""
+    return -(-3 * group_size // 2) if strategy.startswith("oversample") else group_size
