@@ -93,7 +93,7 @@ def split_by_candidate(values, packed):
 def weighted_sum(values):
     """A sum with distinct weights of either sign, so that no token's gradient can cancel."""
     values = torch.cat(tuple(values))
-    return (torch.linspace(-2, 3, len(values), dtype=values.dtype) * values).sum()
+    return (torch.linspace(-2, 3, len(values)).to(values) * values).sum()
 
 
 def gradients_of(model, loss):
