@@ -19,7 +19,7 @@ MOST = {
     "rollout": (3150, 15),
     "catalogue_rollout": (1740, 6),
     "update": (1140, 0),
-    "step": (4140, 17),
+    "step": (4110, 16),
     "validation": (5550, 34),
     "evaluation": (1750, 11),
 }

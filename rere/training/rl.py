@@ -127,10 +127,12 @@ class RlTrainer(Trainer):
         self.sync_reference()
 
         # Roll out and reward; dynamic sampling replaces some groups.
-        initial = self.roll_out(inputs)
-        groups, extra_prompts = dynamic_sampling(
-            initial, self.roll_out_extra(inputs["row_id"]), self.is_zero_advantage
-        )
+        initial = groups = self.roll_out(inputs)
+        extra_prompts = 0
+        if options.dynamic_sampling:
+            groups, extra_prompts = dynamic_sampling(
+                initial, self.roll_out_extra(inputs["row_id"]), self.is_zero_advantage
+            )
 
         # Advantage: (B, G).
         advantage = ADVANTAGES[options.advantage](groups.reward, groups.exists)
@@ -245,8 +247,6 @@ class RlTrainer(Trainer):
 
         Their training rows depend only on the seed and the step.
         """
-        if not self.options.dynamic_sampling:
-            return  # before all training rows are shuffled for nothing
         seed = row_seeds(self.args.seed, self.state.global_step, [-1])  # -1 is the id of no row
         generator = torch.Generator().manual_seed(int(seed))
         order = torch.randperm(len(self.train_dataset), generator=generator)
