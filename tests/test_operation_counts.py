@@ -20,7 +20,7 @@ MOST = {
     "catalogue_rollout": (1740, 6),
     "update": (1140, 0),
     "step": (4110, 16),
-    "validation": (5550, 34),
+    "validation": (5550, 32),
     "evaluation": (1750, 11),
 }
 """The most operations and host reads.

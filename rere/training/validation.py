@@ -25,8 +25,8 @@ def validate_ndcg(
             leaf, _ = beam_search(
                 trainer.language_model, tree, inputs["prompts"], num_beams, scoring
             )
-        ranked.append(leaf.cpu())
-        targets.append(tree.hit_leaf[inputs["target"]].cpu())
-    ranks = target_ranks(torch.cat(ranked).numpy(), torch.cat(targets).numpy())
+        ranked.append(leaf)
+        targets.append(tree.hit_leaf[inputs["target"]])
+    ranks = target_ranks(torch.cat(ranked).cpu().numpy(), torch.cat(targets).cpu().numpy())
     means = metrics_from_ranks(ranks).mean(axis=0)
     return {SELECTION_METRIC: float(means[METRICS.index("NDCG@10")])}
