@@ -3,22 +3,29 @@
 Code takes its branches for other devices than the CPU. As under CUDA, an operation on tensors of
 both devices raises RuntimeError, but for copies, numbers (tensors without dimensions) of the host,
 and a device tensor that is indexed by a host tensor. Results are those of the CPU's kernels, so
-what is not imitated is CUDA's own arithmetic, memory, and the order in which kernels run.
+what is not imitated is CUDA's own arithmetic, memory, and the order in which kernels run. Autocast
+lowers linear layers and attention alone.
 
 torch's own tensors on `meta`, without values, still come from `with torch.device("meta")`.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
 
+import accelerate
+import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from rere.devices import choose_device
 
 DEVICE = torch.device("meta")
 by_default: ContextVar[bool] = ContextVar("by_default", default=False)
@@ -119,6 +126,8 @@ class DeviceTensor(Tensor):
 
 class FakeGpu(CountOperations):
     """While it is active, the device `meta` has values. Counts operations on its tensors only."""
+
+    is_on = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -246,11 +255,9 @@ def keep_values(make: Any) -> Any:
     """torch's `tensor` or `as_tensor`, which drop the values of tensors on `meta`."""
 
     def made(*args: Any, device: Any = None, **more: Any) -> Tensor:
-        return (
-            make(*args, **more).to(device)
-            if is_fake(device)
-            else make(*args, device=device, **more)
-        )
+        if is_fake(device):
+            return make(*args, **more).to(device)
+        return make(*args, device=device, **more)
 
     return made
 
@@ -273,16 +280,11 @@ def host_type(device_type: str) -> str:
 @contextmanager
 def fake_gpu() -> Iterator[FakeGpu]:
     """A GPU that everything chooses by default: `rere`, the Trainer and accelerate."""
-    import sys
-
-    import accelerate
-    import pytest
-    import transformers
-
-    from rere.devices import choose_device
+    gpu = FakeGpu()
 
     def choose(device: str | torch.device = "auto") -> torch.device:
-        return DEVICE if device == "auto" else choose_device(device)
+        # A module that is imported meanwhile keeps this function.
+        return DEVICE if device == "auto" and gpu.is_on else choose_device(device)
 
     def by_type(function: Any) -> Any:
         return lambda device_type="cuda": function(host_type(device_type))
@@ -310,4 +312,5 @@ def fake_gpu() -> Iterator[FakeGpu]:
         patch.setattr(
             accelerate.PartialState, "set_device", lambda self: setattr(self, "device", DEVICE)
         )
-        yield stack.enter_context(FakeGpu())
+        stack.callback(setattr, gpu, "is_on", False)
+        yield stack.enter_context(gpu)

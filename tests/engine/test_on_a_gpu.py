@@ -21,8 +21,8 @@ from rere.pruning import prune_rows
 
 MODEL = precise("qwen2", seed=1)
 TREE = PrefixTree.build(random_catalogue(40, seed=3))
-PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3]]
-TARGET = TREE.leaf_of_item[:3]
+PROMPTS = [[5, 9, 3, 4, 7], [8], [2, 3], [4, 4, 6], [11, 7, 5, 3], [9, 2]]
+TARGET = TREE.leaf_of_item[: len(PROMPTS)]
 
 
 def on_both(run, model=MODEL):
@@ -50,7 +50,7 @@ def test_beam_search(scoring):
 
 
 def test_beam_search_in_trees_of_the_rows_own():
-    trees = prune_rows(TREE, [TREE.leaf_of_item[:3].tolist(), [], TREE.leaf_of_item[5:30].tolist()])
+    trees = prune_rows(TREE, [TREE.leaf_of_item[: 7 * row].tolist() for row in range(6)])
     assert_equal(*on_both(lambda model, device: beam_search(model, trees.to(device), PROMPTS, 6)))
 
 
@@ -72,7 +72,7 @@ def test_best_first_search(scoring):
 @pytest.mark.parametrize("strategy", RolloutStrategy.__args__)
 def test_rollouts(strategy):
     def run(model, device):
-        seeds, target = row_seeds(0, 0, [11, 12, 13]).to(device), TARGET.to(device)
+        seeds, target = row_seeds(0, 0, range(len(PROMPTS))).to(device), TARGET.to(device)
         return roll_out(model, TREE.to(device), PROMPTS, strategy, 5, seeds, target=target)
 
     assert_equal(*on_both(run))
