@@ -156,6 +156,7 @@ class FakeGpu(CountOperations):
 
         def wrap(tensor: Tensor) -> Tensor:
             ours = known.get(id(tensor))
+            assert ours is None or ours.shape == tensor.shape, f"{func}: changes a shape in place"
             return DeviceTensor(tensor) if ours is None else ours
 
         return map_tensors(wrap, result) if is_ours else result

@@ -3,8 +3,9 @@
 import pytest
 from fake_gpu import fake_gpu
 from polars.testing import assert_frame_equal
-from ranking_data import SEED
+from ranking_data import ITEM_TITLES, SEED
 
+from rere import Recommender
 from rere.config.decoding import D3, Bigrec
 from rere.config.evaluation import Decoding, Recommend
 from rere.evaluation.decode import decode
@@ -47,3 +48,11 @@ def test_bigrec(tmp_path, fixed_model, ranking_data):
     assert_same_on_both(
         lambda path: decode(Bigrec(), Decoding(), fixed_model, ranking_data, SEED, path), tmp_path
     )
+
+
+def test_recommender(recommender, model_with_catalogue):
+    histories = [["Heat", ITEM_TITLES[0]], [ITEM_TITLES[6]]]
+    with fake_gpu() as gpu:
+        found = Recommender(model_with_catalogue).recommend_many(histories, top=5)
+    assert gpu.operations > 1000
+    assert found == recommender.recommend_many(histories, top=5)
