@@ -45,8 +45,11 @@ RENAMED = {
 class Options(BaseModel):
     """Options that reject unknown keys and values of another type."""
 
-    # Strict, so that YAML's `3e-4` (a string in YAML 1.1) is an error and not a guess.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # Strict, so that YAML's `3e-4` (a string in YAML 1.1) is an error and not a guess. Deferred,
+    # since a command needs the validators of one stage only.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod
