@@ -169,7 +169,8 @@ def load_for_inference(
 ) -> PreTrainedModel:
     """`load_model` of a folder on a device, to compute in float32 or bfloat16.
 
-    In bfloat16 it runs under `rere.devices.arithmetic` only. Raises InputError if memory is full.
+    In bfloat16 it runs under `rere.engine.model.precision.arithmetic` only. Raises InputError if
+    memory is full.
     """
     with out_of_memory(f"{folder} does not fit; take dtype: bfloat16 or another device"):
         model, device = load_model(folder).requires_grad_(False), choose_device(device)
@@ -192,11 +193,17 @@ def halve_linear_layers(model: PreTrainedModel) -> None:
 
 def restore_linear_layers(model: PreTrainedModel, folder: Path) -> None:
     """Undo `halve_linear_layers` for the layers below adapters, with the weights in `folder`."""
+    layers = {name: getattr(each, "base_layer", None) for name, each in model.named_modules()}
+    halved = {
+        name: layer
+        for name, layer in layers.items()
+        if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == torch.bfloat16
+    }
+    if not halved:
+        return  # without reading the weights
     original = load_model(folder)
-    for name, module in model.named_modules():
-        layer = getattr(module, "base_layer", None)
-        if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == torch.bfloat16:
-            layer.float().load_state_dict(original.get_submodule(name).state_dict())
+    for name, layer in halved.items():
+        layer.float().load_state_dict(original.get_submodule(name).state_dict())
 
 
 def load_adapted(folder: Path) -> PreTrainedModel:

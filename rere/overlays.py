@@ -38,7 +38,7 @@ def find_overwritten(layers: list[tuple[str, Config]], merge: Merge) -> Iterator
             earlier, known = made.get(path, (layer, source))
             if source != known:
                 changed.setdefault(entry, (path, earlier))
-            made[path] = layer if source != known or path not in made else earlier, source
+            made[path] = (earlier if source == known else layer), source
         if config.get("overwrite") is not True:
             for entry, (path, earlier) in changed.items():
                 yield (

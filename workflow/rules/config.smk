@@ -11,10 +11,10 @@ import sys
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
-from rere.errors import InputError, printable
+from rere.errors import InputError
 from rere.inputs import find_missing
 from rere.overlays import find_overwritten
-from rere.study import load_study
+from rere.study import load_study, one_line_each
 from rere.yaml_files import check_yaml
 
 
@@ -31,7 +31,7 @@ def config_layers():
 def stop_at(lines):
     """Raise InputError with these lines, if there are any."""
     if lines := list(lines):
-        raise InputError("\n".join(map(printable, lines)))
+        raise InputError(one_line_each(lines))
 
 
 try:
