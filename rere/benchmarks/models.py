@@ -1,6 +1,7 @@
 """The model under test: searched by the engine or by transformers' `generate`."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from rere.backbones import load_model, load_tokenizer
+from rere.backbones import load_for_inference, load_tokenizer
 from rere.benchmarks.plain.generate import TokenTree, generate
 from rere.benchmarks.timing import Prompts
 from rere.data.dataset import read_items, read_split
 from rere.devices import choose_device
+from rere.engine.model.precision import arithmetic, full_float32
 from rere.engine.search.beam import beam_search
 from rere.prefix_tree import PrefixTree
 from rere.tokenization import PromptEncoder
@@ -41,14 +43,16 @@ class PromptRow(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model in each dtype, with the token sequences of its data set's titles."""
+    """A model for arithmetic in each dtype, with the token sequences of its data set's titles."""
 
     name: str
     folder: Path
     data: Path
-    models: dict[str, PreTrainedModel]  # by dtype
+    models: dict[str, PreTrainedModel]  # by the dtype they compute in; weights as `precision` takes
     sequences: list[list[int]]
     eos: int
+    dtype: str = "float32"
+    """Arithmetic of training, whose weights are float32."""
 
     @property
     def float32(self) -> PreTrainedModel:
@@ -85,9 +89,18 @@ class BenchmarkModel:
     def search(self, searcher: Searcher, num_beams: int, prompts: Prompts) -> list[list]:
         """Return the ranked leaves of each prompt, of `generate` ranked token sequences."""
         model = self.models[searcher.dtype]
-        if searcher == GENERATE:
-            return generate(model, self.token_tree, self.eos, prompts, num_beams)[0]
-        return beam_search(model, self.tree, prompts, num_beams, searcher.name).leaf.tolist()
+        with self.precision(searcher.dtype):
+            if searcher.name == GENERATE.name:
+                return generate(model, self.token_tree, self.eos, prompts, num_beams)[0]
+            return beam_search(model, self.tree, prompts, num_beams, searcher.name).leaf.tolist()
+
+    def precision(self, dtype: str | None = None) -> AbstractContextManager[None]:
+        """The project's arithmetic in `dtype`, by default that of training.
+
+        float32 is without TF32, so that results can be compared.
+        """
+        dtype = dtype or self.dtype
+        return full_float32(self.device) if dtype == "float32" else arithmetic(self.device, dtype)
 
     def to_leaves(self, found: list[list]) -> list[list[int]]:
         """Return the ranked leaves of each row that `search` found, without filler."""
@@ -122,13 +135,15 @@ class BenchmarkModel:
 def load_benchmark_model(
     name: str, folder: Path, data: Path, dtypes: Sequence[str] = ("float32",)
 ) -> BenchmarkModel:
-    """Load the model in `folder` and the catalogue of the data set in `data`."""
+    """Load the model in `folder` and the catalogue of the data set in `data`.
+
+    All weights have a gradient. So autocast keeps those that it casts within a search, which
+    `generate` needs for its head.
+    """
     device = choose_device()
     tokenizer = load_tokenizer(folder)
     encoder = PromptEncoder(tokenizer, read_items(data)["title"].to_list())
-    models = {
-        dtype: load_model(folder).eval().to(device, getattr(torch, dtype)) for dtype in dtypes
-    }
+    models = {dtype: load_for_inference(folder, dtype, device).requires_grad_() for dtype in dtypes}
     return BenchmarkModel(
         name, folder, data, models, sequences=encoder.encode_responses(), eos=tokenizer.eos_token_id
     )

@@ -228,7 +228,6 @@ def training_arguments(
         per_device_eval_batch_size=options.rows_per_pass,
         gradient_accumulation_steps=passes,
         eval_steps=total_steps,  # ValidationSteps adds the others
-        use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
         save_strategy="best",
         load_best_model_at_end=True,
@@ -239,7 +238,7 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
-        **more,
+        **{"use_cpu": not torch.cuda.is_available()} | more,
     )
     # The Trainer would copy the model to every visible device, and take more rows per step.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -142,4 +142,4 @@ def small_rl_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rl_steps(random_model: BenchmarkModel, small_rl_steps: None, tmp_path: Path) -> dict[Any, Any]:
     """The small RL steps of `random_model`, by implementation and beta."""
-    return rl.make_steps(random_model, tmp_path)
+    return rl.make_steps(random_model, tmp_path, rl.BETAS)

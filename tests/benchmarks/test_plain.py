@@ -98,7 +98,7 @@ def test_the_grpo_gradient_is_that_of_the_objective(random_model, prompt_rows):
     found = []
     for per_pass in (12, 5):
         model.zero_grad()
-        loss = plain.backward_grpo(model, reference, sequences, advantage, beta, per_pass)
+        loss = plain.backward_grpo(random_model, reference, sequences, advantage, beta, per_pass)
         found.append((loss, torch.cat([w.grad.flatten() for w in model.parameters()])))
     packed = pack(prompts, [sequences.responses[i : i + 3] for i in (0, 3, 6, 9)])
     log_prob = token_log_probs(model, packed)

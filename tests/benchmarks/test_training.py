@@ -77,9 +77,8 @@ def test_the_trainers_step_is_the_plain_step(random_model, prompt_rows, rl_steps
 
 
 @pytest.mark.usefixtures("small_rl_steps")
-def test_the_loss_includes_the_kl(random_model, prompt_rows, monkeypatch, tmp_path):
-    monkeypatch.setattr(rl, "BETAS", (1.0,))
-    steps = rl.make_steps(random_model, tmp_path)
+def test_the_loss_includes_the_kl(random_model, prompt_rows, tmp_path):
+    steps = rl.make_steps(random_model, tmp_path, [1.0])
     batch = rl.with_targets(random_model, prompt_rows[:2])
     ours, theirs = steps["vocabulary", 1.0](2, batch), steps[rl.PLAIN, 1.0]((2, 8), batch)
     assert are_same_steps([ours], [theirs])

@@ -75,7 +75,7 @@ def log_probs(
 
 
 def backward_grpo(
-    model: PreTrainedModel,
+    model: BenchmarkModel,
     reference: PreTrainedModel | None,
     sequences: Sequences,
     advantage: Tensor,
@@ -86,10 +86,11 @@ def backward_grpo(
     advantages = advantage.to(model.device).split(sequences_per_pass)
     total = 0.0
     for part, weight in zip(sequences.split(sequences_per_pass), advantages, strict=True):
-        if reference is not None:
-            with torch.no_grad():
-                reference_log_prob, _ = log_probs(reference, part)
-        log_prob, counts = log_probs(model, part)
+        with model.precision():
+            if reference is not None:
+                with torch.no_grad():
+                    reference_log_prob, _ = log_probs(reference, part)
+            log_prob, counts = log_probs(model.float32, part)
         loss = -(log_prob - log_prob.detach()).exp() * weight[:, None]
         if reference is not None:
             loss = loss + beta * k3(log_prob, reference_log_prob)

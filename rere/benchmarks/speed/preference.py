@@ -29,7 +29,7 @@ def benchmark_preference(
     model: BenchmarkModel, rows: Sequence[PromptRow], sizes: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the table's rows, one per scoring, each side with its best rows per pass of `sizes`."""
-    reference = steps.make_reference(model.float32)
+    reference = steps.make_reference(model)
     batches = split_batches(rows, ROWS)
     middle, label = batches[len(batches) // 2], f"speed: {model.name}, {STEP}"
     with TemporaryDirectory() as folder:

@@ -59,7 +59,7 @@ def benchmark_rl(
     batches = split_batches(with_targets(model, rows), PROMPTS)
     middle, label = batches[len(batches) // 2], f"speed: {model.name}, {STEP}"
     with TemporaryDirectory() as folder:
-        calls = make_steps(model, Path(folder))
+        calls = make_steps(model, Path(folder), BETAS)
         choices = list(dict.fromkeys([*sizes, PROMPTS]))
         best = {
             scoring: find_fastest(calls[scoring, BETAS[0]], choices, middle, label)
@@ -85,10 +85,13 @@ def benchmark_rl(
         yield steps.compare_steps(STEP, PLAIN, setting, side, ours, theirs)
 
 
-def make_steps(model: BenchmarkModel, folder: Path) -> dict[tuple[str, float], Any]:
+def make_steps(
+    model: BenchmarkModel, folder: Path, betas: Sequence[float]
+) -> dict[tuple[str, float], Any]:
     """Return the step of each side and beta, a function of its sizes and a batch."""
-    reference, calls = steps.make_reference(model.float32), {}
-    for beta in BETAS:
+    reference, optimizer = steps.make_reference(model), steps.make_optimizer(model.float32)
+    calls = {}
+    for beta in betas:
         for scoring in SCORINGS:
             options = RlOptions(
                 prompts=PROMPTS,
@@ -98,16 +101,22 @@ def make_steps(model: BenchmarkModel, folder: Path) -> dict[tuple[str, float], A
                 reward=list(REWARDS),
                 beta=beta,
                 max_grad_norm=MAX_GRAD_NORM,
+                dtype=model.dtype,
             )
             components = {name: rewards.make_reward(name) for name in REWARDS}
             rollouts = RecordingRollouts(options, 0, model.host_tree, components, model.device)
             trainer = steps.make_trainer(
-                RlTrainer, model, options, PROMPTS, folder, rollouts=rollouts
+                RlTrainer,
+                model,
+                options,
+                PROMPTS,
+                folder,
+                rollouts=rollouts,
+                optimizers=(optimizer, None),
             )
             if beta:
                 trainer.reference.model = reference
             calls[scoring, beta] = partial(take_rl_step, trainer)
-        optimizer = steps.make_optimizer(model.float32)
         calls[PLAIN, beta] = partial(
             take_plain_step, model, reference if beta else None, optimizer, beta
         )
@@ -134,15 +143,13 @@ def take_plain_step(
     """Take a step with `sizes`: prompts per search, and sequences per training pass."""
     prompts_per_search, sequences_per_pass = sizes
     prompts = [row.prompt for row in batch]
-    search = partial(model.search, GENERATE, GROUP_SIZE)
+    search = partial(model.search, GENERATE._replace(dtype=model.dtype), GROUP_SIZE)
     leaves = model.to_leaves(call_in_batches(search, prompts_per_search, prompts))
     targets = model.tree.leaf_of_item[[row.target for row in batch]].tolist()
     advantage = compute_advantage(leaves, targets).flatten()
     sequences = plain.expand(model, prompts, leaves)
     optimizer.zero_grad()
-    loss = plain.backward_grpo(
-        model.float32, reference, sequences, advantage, beta, sequences_per_pass
-    )
+    loss = plain.backward_grpo(model, reference, sequences, advantage, beta, sequences_per_pass)
     norm = steps.update_weights(model.float32, optimizer, MAX_GRAD_NORM)
     return steps.StepResult(loss, norm, leaves)
 

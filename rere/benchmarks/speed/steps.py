@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from rere.backbones import halve_linear_layers
 from rere.benchmarks.models import BenchmarkModel, PromptRow
 from rere.benchmarks.speed.scoring import TOLERANCE
 from rere.benchmarks.table import compare
@@ -40,16 +41,22 @@ def make_trainer(
     **more: Any,
 ) -> AnyTrainer:
     """Build one of the project's trainers, by default without data, for steps of `rows` rows."""
-    args = training_arguments(options, 0, folder, 1, rows)
-    defaults = {"args": args, "train_dataset": [], "eval_dataset": []}
-    return kind(
+    use_cpu = model.device.type == "cpu"
+    defaults = {
+        "args": training_arguments(options, 0, folder, 1, rows, use_cpu=use_cpu),
+        "train_dataset": [],
+        "eval_dataset": [],
+        "optimizers": (make_optimizer(model.float32), None),
+    }
+    trainer = kind(
         options=options,
         checkpoints=Checkpoints(folder, RunRecord({}, time.perf_counter()), "", {}),
         label=f"speed: {model.name}",
         model=model.float32,
-        optimizers=(make_optimizer(model.float32), None),
         **defaults | more,
     )
+    trainer.autocast = model.precision  # type: ignore[method-assign]
+    return trainer
 
 
 def take_trainer_step(
@@ -69,11 +76,13 @@ def take_trainer_step(
     return StepResult(float(loss), norm)
 
 
-def make_reference(model: PreTrainedModel) -> PreTrainedModel:
+def make_reference(model: BenchmarkModel) -> PreTrainedModel:
     """Copy a model with slightly larger weights, so that the KL to it is not 0."""
-    reference = copy.deepcopy(model).requires_grad_(False)
+    reference = copy.deepcopy(model.float32).requires_grad_(False)
     for weight in reference.parameters():
         weight.mul_(1.01)
+    if model.dtype == "bfloat16":
+        halve_linear_layers(reference)
     return reference
 
 
