@@ -414,6 +414,20 @@ class BenchmarkRollouts(config.benchmarks.RolloutOptions):
         benchmark_rollouts(self, self.name, self.model, self.data, self.output)
 
 
+class BenchmarkGpu(config.benchmarks.GpuOptions):
+    """Compare a GPU with the CPU and time it beside plain code, in four minutes without data."""
+
+    model: DirectoryPath | None = Field(
+        None, description="Folder with the weights of SmolLM2-135M. None: random ones."
+    )
+    output: Path = Field(description="The .json to write, with an .md beside it.")
+
+    def run(self) -> None:
+        from rere.benchmarks.gpu.command import benchmark_gpu
+
+        benchmark_gpu(self, self.model, self.output)
+
+
 class BenchmarkRolloutsFigure(Options):
     """Draw distinct items and hits by group size, and what beam search misses by beams."""
 
@@ -497,5 +511,6 @@ STAGES: dict[str, type[BaseModel]] = {
     "benchmark speed-figure": BenchmarkSpeedFigure,
     "benchmark rollouts": BenchmarkRollouts,
     "benchmark rollouts-figure": BenchmarkRolloutsFigure,
+    "benchmark gpu": BenchmarkGpu,
     "schema": Schema,
 }

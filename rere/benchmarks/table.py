@@ -1,6 +1,7 @@
 """Benchmark tables as files: a .csv and an .md."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ def write_table(table: pl.DataFrame, output: Path, names: int, note: str) -> Non
 
     The first `names` columns are text.
     """
-    rows = [[format_cell(cell) for cell in row] for row in table.rows()]
-    sides = ["left"] * names + ["right"] * (table.width - names)
-    text = tabulate(rows, table.columns, "pipe", colalign=sides, disable_numparse=True)
+    text = format_table(table.rows(), table.columns, names)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     texts = {
         ".csv": table.write_csv(float_precision=6),
@@ -38,6 +37,13 @@ def write_table(table: pl.DataFrame, output: Path, names: int, note: str) -> Non
     with replacing_all([output.with_suffix(suffix) for suffix in texts]) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
+
+
+def format_table(rows: Sequence[Sequence[Any]], columns: Sequence[str], names: int) -> str:
+    """Return rows as a table of Markdown, the first `names` columns aligned as text."""
+    sides = ["left"] * names + ["right"] * (len(columns) - names)
+    cells = [[format_cell(cell) for cell in row] for row in rows]
+    return tabulate(cells, columns, "pipe", colalign=sides, disable_numparse=True)
 
 
 def format_cell(value: Any) -> str:

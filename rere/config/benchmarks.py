@@ -104,6 +104,56 @@ class SpeedBenchmark(SpeedOptions):
         return [model.folder(self.dataset) for model in self.models]
 
 
+class GpuOptions(Options):
+    """Sizes at which a GPU is compared with the CPU and timed."""
+
+    seconds: float = Field(
+        220.0,
+        gt=0,
+        description="Time to spend; what it leaves no time for is listed as not measured.",
+    )
+    device: str = Field("auto", description="Device of torch. auto: a GPU, or an error.")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="Dense bfloat16 operations that the device can do, in 1e12 a second. None: of "
+        "a known device.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the titles and the prompts.")
+    scale: int = Field(
+        1, ge=1, le=16, description="Divide the models' sizes by this, to try the command."
+    )
+    titles: int = Field(10_000, ge=50, description="Synthetic titles of 6 to 15 tokens.")
+    prompt_tokens: list[Annotated[int, Field(ge=1)]] = Field(
+        [150, 250],
+        min_length=2,
+        max_length=2,
+        description="Tokens of the shortest and of the longest prompt.",
+    )
+    prompts: int = Field(32, ge=1, description="Prompts of a search and of an RL step.")
+    sft_rows: int = Field(128, ge=1, description="Rows of an SFT step.")
+    beams: list[Annotated[int, Field(ge=2, le=MAX_BEAMS)]] = Field(
+        [16, 50], min_length=1, description="Numbers of beams; the first is timed before training."
+    )
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [8, 32],
+        min_length=1,
+        description="Prompts per pass of a search, ascending; each side uses its fastest.",
+    )
+    training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 2, 4, 8, 16, 32],
+        min_length=1,
+        description="Prompts with their candidates per training pass of RL, ascending; each side "
+        "uses its fastest.",
+    )
+    sft_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [8, 32, 128],
+        min_length=1,
+        description="Rows per pass of SFT, ascending; each side uses its fastest.",
+    )
+    repeats: int = Field(3, ge=1, description="Timed steps or searches of each side.")
+
+
 class RolloutOptions(Options):
     """Sizes at which rollout strategies are measured."""
 

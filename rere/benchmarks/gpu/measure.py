@@ -1,0 +1,142 @@
+"""Seconds, operations and memory of the sides of a comparison, in limited time and memory."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rere.benchmarks.timing import measure_peak_memory, time_in_turn
+from rere.errors import is_out_of_memory
+
+MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "RTX 4090": 165e12,
+    "L40S": 362e12,
+}
+"""Operations a second of dense bfloat16 products, summed in float32, by a part of the name."""
+
+
+class OutOfTime(Exception):
+    """The time that the command may take is over."""
+
+
+class Side(NamedTuple):
+    """One of the compared implementations."""
+
+    name: str
+    call: Callable[[Any, Sequence], Any]
+    """A function of a choice, such as rows per pass, and rows. Its result is on the host, so the
+    device has finished by then."""
+    choices: Sequence[Any]
+    """Those that are tried, ascending."""
+
+
+class Meter(NamedTuple):
+    """What all measurements share."""
+
+    device: torch.device
+    deadline: float
+    """Of time.perf_counter."""
+    repeats: int
+    peak: float | None
+    """Operations a second that the device can do in bfloat16."""
+
+    def measure(
+        self, sides: Sequence[Side], rows: Sequence, tokens: float, label: str
+    ) -> list[dict[str, Any]]:
+        """Return a row for each side with its best choice; raise OutOfTime after the deadline.
+
+        `tokens` are those of prompts and candidates, which are the same for all sides.
+        """
+        best = {side.name: self.find_best(side.call, side.choices, rows) for side in sides}
+        calls = {
+            side.name: partial(self.call, side.call, best[side.name])
+            for side in sides
+            if best[side.name] is not None
+        }
+        timed = time_in_turn(calls, [rows] * self.repeats, label)
+        table = []
+        for side in sides:
+            row: dict[str, Any] = {"side": side.name, "status": OUT_OF_MEMORY, "rows": len(rows)}
+            if side.name in timed and OUT_OF_MEMORY not in timed[side.name].results:
+                seconds = timed[side.name].median * len(rows)
+                operations, peak_mb = self.count(partial(calls[side.name], rows))
+                row |= {
+                    "status": MEASURED,
+                    "choice": best[side.name],
+                    "seconds": seconds,
+                    "tokens_per_second": tokens / seconds,
+                    "operations": operations,
+                    "share_of_peak": self.peak and operations / seconds / self.peak,
+                    "peak_memory_mb": peak_mb,
+                    "planned_memory_mb": None,
+                }
+            table.append(row)
+        return table
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the function's result, or OUT_OF_MEMORY; raise OutOfTime after the deadline."""
+        self.check_time()
+        try:
+            return function(*arguments)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory(self.device)  # now that no traceback holds tensors
+        return OUT_OF_MEMORY
+
+    def find_best(
+        self, function: Callable[[Any, Sequence], Any], choices: Sequence[Any], rows: Sequence
+    ) -> Any:
+        """Return the choice with which a function is fastest; None if memory is too small.
+
+        They are tried, after a warm-up, until one is slower than the one before or too large.
+        """
+        best, fastest = None, math.inf
+        for choice in choices:
+            if self.call(function, choice, rows) is OUT_OF_MEMORY:
+                break
+            started = time.perf_counter()
+            result = self.call(function, choice, rows)
+            seconds = time.perf_counter() - started
+            if result is OUT_OF_MEMORY or seconds >= fastest:
+                break
+            best, fastest = choice, seconds
+        return best
+
+    def check_time(self) -> None:
+        if time.perf_counter() > self.deadline:
+            raise OutOfTime
+
+    def count(self, call: Callable[[], Any]) -> tuple[int, float | None]:
+        """Return the operations of a call, and on a GPU its peak memory above the start in MB."""
+        peak_mb = None
+        with FlopCounterMode(display=False) as counter:
+            if self.device.type == "cuda":
+                peak_mb = measure_peak_memory(call, self.device)
+            else:
+                call()
+        return counter.get_total_flops(), peak_mb
+
+
+def free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def find_peak(device: torch.device) -> float | None:
+    """Return the operations a second of a known GPU in bfloat16."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
