@@ -124,11 +124,8 @@ class GpuOptions(Options):
         1, ge=1, le=16, description="Divide the models' sizes by this, to try the command."
     )
     titles: int = Field(10_000, ge=50, description="Synthetic titles of 6 to 15 tokens.")
-    prompt_tokens: list[Annotated[int, Field(ge=1)]] = Field(
-        [150, 250],
-        min_length=2,
-        max_length=2,
-        description="Tokens of the shortest and of the longest prompt.",
+    prompt_tokens: int = Field(
+        250, ge=5, description="Tokens of the longest prompt; the shortest has three fifths."
     )
     prompts: int = Field(32, ge=1, description="Prompts of a search and of an RL step.")
     sft_rows: int = Field(128, ge=1, description="Rows of an SFT step.")

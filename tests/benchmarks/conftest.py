@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_options import ROLLOUTS, SPEED, SPEED_ROWS
+from benchmark_options import GPU, ROLLOUTS, SPEED, SPEED_ROWS
 from search_oracles import random_catalogue
 from tiny_models import CYCLE, VOCAB_SIZE, causal_lm, write_data
 
 from rere.backbones import load_tokenizer, tiny_model
+from rere.benchmarks.gpu.command import benchmark_gpu
 from rere.benchmarks.models import BenchmarkModel, PromptRow, load_benchmark_model
 from rere.benchmarks.rollouts import benchmark_rollouts
 from rere.benchmarks.speed import preprocessing, rl, search, table
@@ -124,6 +125,14 @@ def speed_results(
         table.benchmark_speed(SPEED, models, names, rows, data, folder / "speed.csv")
         benchmark_speed_curves(SPEED, random, data, folder / "speed.curves.csv")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gpu_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .json that the benchmark of a GPU writes of the CPU."""
+    path = tmp_path_factory.mktemp("gpu") / "tables" / "gpu.json"
+    benchmark_gpu(GPU, None, path)
+    return path
 
 
 @pytest.fixture

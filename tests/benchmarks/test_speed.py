@@ -1,5 +1,7 @@
 """Benchmarks of search: its comparisons, the table, the curves and the figure."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -41,6 +43,26 @@ def test_other_lists_are_not_equal(benchmark_model):
     ours = benchmark_model.search(Searcher("catalogue"), 4, prompts)
     for lists, equal in ((ours, True), ([row[::-1] for row in ours], False)):
         assert search.equals_plain_search(benchmark_model, 4, prompts, lists) is equal
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "generate"])
+def test_bfloat16_is_arithmetic_over_float32_weights(random_inputs, name):
+    model = load_benchmark_model("random", *random_inputs, ["float32", "bfloat16"])
+    halved = {w.dtype for w in model.models["bfloat16"].model.layers.parameters()}
+    assert halved == {torch.float32, torch.bfloat16}  # norms and linear layers
+    assert model.models["bfloat16"].lm_head.weight.dtype == torch.float32
+    seen = []
+
+    def record(layer, inputs, output):
+        seen.append(output.dtype)
+
+    prompts = [row.prompt for row in model.sample_prompts(SPEED_ROWS, seed=0)]
+    handle = model.models["bfloat16"].model.layers[0].mlp.down_proj.register_forward_hook(record)
+    found = model.search(Searcher(name, "bfloat16"), 4, prompts)
+    handle.remove()
+    assert set(seen) == {torch.bfloat16}
+    same = replace(model, models={"bfloat16": model.float32})
+    assert found == same.search(Searcher(name, "bfloat16"), 4, prompts)
 
 
 def test_peak_memory_of_a_search_in_a_fresh_process(inputs):

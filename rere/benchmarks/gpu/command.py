@@ -2,13 +2,12 @@
 
 The .json has `machine`, `options`, `seconds` in all, and
 
-    parts        in the order they were measured: name, status, seconds, and the traceback of one
-                 that failed
+    parts        in the order they were measured: name, status, seconds, perhaps a traceback
     agreement    a row per model, thing compared and dtype (`rere.benchmarks.gpu.agreement`)
     speed        a row per model, thing timed and side: `rows` of a step or search, the best
-                 `choice` of rows per pass, `seconds` a step, median, `tokens_per_second` of prompts
-                 and candidates, `operations`, their `share_of_peak`, `peak_memory_mb` above the
-                 start, `speedup` over the plain side
+                 `choice` of rows per pass, `seconds` a step, median, `speedup` over the plain side,
+                 `tokens_per_second` of prompts and candidates, `operations`, their
+                 `share_of_peak`, and `peak_memory_mb` above the start
 
 The .md beside it has the last two as tables. Both are written after every part.
 """
@@ -35,23 +34,20 @@ from rere.config.benchmarks import GpuOptions
 from rere.devices import choose_device
 from rere.engine.model.attention import without_cudnn
 from rere.errors import InputError, first_line
-from rere.files import replacing_all, write_json
+from rere.files import replacing, write_json
 from rere.progress import progress
 from rere.provenance import commit
 
 DTYPE = "bfloat16"
 NOT_MEASURED, FAILED = "not measured: out of time", "failed"
-AGREEMENT, SPEED = "agreement", "speed"
-COLUMNS = {
-    AGREEMENT: [
-        *("model", "what", "dtype", "equal_lists", "value_difference", "gradient_difference"),
-    ],
-    SPEED: [
-        *("model", "what", "side", "status", "choice", "seconds", "speedup", "tokens_per_second"),
-        *("share_of_peak", "peak_memory_mb"),
-    ],
+TABLES = {
+    "agreement": ("equal_lists", "value_difference", "gradient_difference"),
+    "speed": (
+        *("status", "choice", "seconds", "speedup", "tokens_per_second", "share_of_peak"),
+        *("peak_memory_mb", "planned_memory_mb"),
+    ),
 }
-"""Of the tables in the .md."""
+"""Columns of numbers in the .md."""
 Rows = list[dict[str, Any]]
 
 
@@ -66,31 +62,26 @@ def benchmark_gpu(options: GpuOptions, model: Path | None, output: Path) -> None
         raise InputError("torch finds no GPU; --device cpu tries the command without one")
     peak = options.peak_tflops * 1e12 if options.peak_tflops else find_peak(device)
     meter = Meter(device, started + options.seconds, options.repeats, peak)
-    report: dict[str, Any] = {
-        "machine": describe(device, peak),
-        "options": options.model_dump(mode="json"),
-        "seconds": 0.0,
-        **{"parts": [], AGREEMENT: [], SPEED: []},
-    }
+    machine = describe(device, peak)
+    results: dict[str, Rows] = {"parts": [], **{name: [] for name in TABLES}}
     parts = list(all_parts(options, model, meter))
     with progress(len(parts), "gpu", "part") as bar, without_cudnn():
         for table, name, measure in parts:
             part, before = {"name": name, "status": MEASURED}, time.perf_counter()
             try:
                 meter.check_time()
-                report[table] += measure()
+                results[table] += measure()
             except OutOfTime:
                 part["status"] = NOT_MEASURED
             except Exception as error:  # the others are still worth measuring
                 part["status"] = f"{FAILED}: {first_line(error)}"
                 part["traceback"] = traceback.format_exc()
-            now = time.perf_counter()
-            report["parts"].append(part | {"seconds": round(now - before, 3)})
-            report["seconds"] = round(now - started, 3)
-            write(report, output)
             free_memory(device)
+            now = time.perf_counter()
+            results["parts"].append(part | {"seconds": round(now - before, 3)})
+            write(machine, options, round(now - started, 3), results, output)
             bar.update()
-    if failed := [p["name"] for p in report["parts"] if p["status"].startswith(FAILED)]:
+    if failed := [p["name"] for p in results["parts"] if p["status"].startswith(FAILED)]:
         raise InputError(f"{', '.join(failed)}: failed; {output} has the traceback and the others")
 
 
@@ -98,28 +89,29 @@ def all_parts(
     options: GpuOptions, folder: Path | None, meter: Meter
 ) -> Iterator[tuple[str, str, Callable[[], Rows]]]:
     """Yield table, name and function of each part, the most important ones first."""
-    small = partial(make_model, QWEN, options.scale, options.seed)
-    few = {"num_hidden_layers": 2, "vocab_size": 18_992 // options.scale}
     build = lru_cache(maxsize=1)(partial(build_model, options, folder, meter.device))
-
-    def agree(name: str, **sizes: int) -> tuple[str, str, Callable[[], Rows]]:
-        def run() -> Rows:
-            return list(compare_with_cpu(name, small(**sizes), meter.device, options))
-
-        return AGREEMENT, f"agreement, {name}", run
-
-    def time_all(name: str) -> Iterator[tuple[str, str, Callable[[], Rows]]]:
+    few = {"num_hidden_layers": 2 * options.scale, "vocab_size": 16_384}
+    narrow = {"hidden_size": 448, "intermediate_size": 896}
+    for compared, sizes, timed in (("448 wide", narrow, QWEN), ("896 wide", {}, SMOLLM)):
+        name = f"2 layers, {compared}"
+        run = partial(compare_with_cpu, name, meter.device, options, **few, **sizes)
+        yield "agreement", f"agreement, {name}", run
         for what, measure in list_parts(options):
-            yield (
-                SPEED,
-                f"{name}, {what}",
-                lambda measure=measure: measure(build(name), options, meter),
-            )
+            run = partial(time_part, build, timed, what, measure, options, meter)
+            yield "speed", f"{timed}, {what}", run
 
-    yield agree("small model", hidden_size=112, intermediate_size=224, **few)
-    yield from time_all(QWEN)
-    yield agree(f"{QWEN} with 2 layers", **few)
-    yield from time_all(SMOLLM)
+
+def time_part(
+    build: Callable[[str], BenchmarkModel],
+    name: str,
+    what: str,
+    measure: Callable[..., Rows],
+    options: GpuOptions,
+    meter: Meter,
+) -> Rows:
+    """Build a model, unless it was the last one, and return the rows of a measurement."""
+    rows = measure(build(name), options, meter, f"gpu: {name}, {what}")
+    return [{"model": name, "what": what} | row for row in rows]
 
 
 def build_model(
@@ -129,7 +121,7 @@ def build_model(
     if folder is not None and name == SMOLLM:
         weights = load_model(folder).to(device)
     else:
-        weights = make_model(name, options.scale, options.seed, device)
+        weights = make_model(name, options, device)
     return with_titles(name, weights, options, DTYPE)
 
 
@@ -140,23 +132,27 @@ def describe(device: torch.device, peak: float | None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
         "peak_tflops": peak and peak / 1e12,
         "dtype": DTYPE,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "commit": commit(),
+        **{"torch": torch.__version__, "transformers": transformers.__version__},
+        **{"platform": platform.platform(), "commit": commit()},
     }
 
 
-def write(report: dict[str, Any], output: Path) -> None:
+def write(
+    machine: dict[str, Any],
+    options: GpuOptions,
+    seconds: float,
+    results: dict[str, Rows],
+    output: Path,
+) -> None:
     """Write the .json and the .md."""
-    machine, left = report["machine"], [p for p in report["parts"] if p["status"] != MEASURED]
-    tables = [
-        format_table([[row.get(key) for key in COLUMNS[name]] for row in report[name]], keys, 3)
-        for name, keys in COLUMNS.items()
-    ]
-    lines = [f"* {part['name']}: {part['status']}" for part in left]
-    note = ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
-    with replacing_all([output.with_suffix(".md")]) as (text,):
-        text.write_text("\n\n".join([*tables, "\n".join(lines), f"{note}."]) + "\n")
-    write_json(output, report)
+    texts = [", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)]
+    for name, numbers in TABLES.items():
+        columns = ("model", "what", {"agreement": "dtype", "speed": "side"}[name], *numbers)
+        cells = [[row.get(column) for column in columns] for row in results[name]]
+        texts.append(format_table(cells, columns, 3))
+    others = [part for part in results["parts"] if part["status"] != MEASURED]
+    texts += ["\n".join(f"* {part['name']}: {part['status']}" for part in others)] if others else []
+    with replacing(output.with_suffix(".md")) as temporary:
+        temporary.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    given = options.model_dump(mode="json")
+    write_json(output, {"machine": machine, "options": given, "seconds": seconds, **results})

@@ -15,14 +15,10 @@ from rere.errors import is_out_of_memory
 
 MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
 PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "RTX 4090": 165e12,
-    "L40S": 362e12,
+    **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12},
+    **{"RTX 4090": 165e12, "L40S": 362e12},
 }
-"""Operations a second of dense bfloat16 products, summed in float32, by a part of the name."""
+"""Operations a second of dense bfloat16 products with float32 sums, by a part of the name."""
 
 
 class OutOfTime(Exception):
@@ -30,32 +26,30 @@ class OutOfTime(Exception):
 
 
 class Side(NamedTuple):
-    """One of the compared implementations."""
+    """One of the compared implementations.
+
+    The result of `call` is on the host, so that a GPU has finished when the clock is read.
+    """
 
     name: str
-    call: Callable[[Any, Sequence], Any]
-    """A function of a choice, such as rows per pass, and rows. Its result is on the host, so the
-    device has finished by then."""
-    choices: Sequence[Any]
-    """Those that are tried, ascending."""
+    call: Callable[[Any, Sequence], Any]  # of a choice and rows
+    choices: Sequence[Any]  # such as rows per pass, ascending
 
 
 class Meter(NamedTuple):
-    """What all measurements share."""
+    """What all measurements share. Its methods raise OutOfTime after the deadline."""
 
     device: torch.device
-    deadline: float
-    """Of time.perf_counter."""
+    deadline: float  # of time.perf_counter
     repeats: int
-    peak: float | None
-    """Operations a second that the device can do in bfloat16."""
+    peak: float | None  # bfloat16 operations a second
 
     def measure(
-        self, sides: Sequence[Side], rows: Sequence, tokens: float, label: str
+        self, label: str, sides: Sequence[Side], rows: Sequence, tokens: float
     ) -> list[dict[str, Any]]:
-        """Return a row for each side with its best choice; raise OutOfTime after the deadline.
+        """Return a row for each side at its best choice; the last side is the plain one.
 
-        `tokens` are those of prompts and candidates, which are the same for all sides.
+        `tokens` are those of the rows' prompts and candidates, the same number for all sides.
         """
         best = {side.name: self.find_best(side.call, side.choices, rows) for side in sides}
         calls = {
@@ -65,15 +59,16 @@ class Meter(NamedTuple):
         }
         timed = time_in_turn(calls, [rows] * self.repeats, label)
         table = []
-        for side in sides:
-            row: dict[str, Any] = {"side": side.name, "status": OUT_OF_MEMORY, "rows": len(rows)}
-            if side.name in timed and OUT_OF_MEMORY not in timed[side.name].results:
-                seconds = timed[side.name].median * len(rows)
-                operations, peak_mb = self.count(partial(calls[side.name], rows))
+        for name, choice in reversed(best.items()):
+            row = {"side": name, "status": OUT_OF_MEMORY, "rows": len(rows)}
+            if name in timed and OUT_OF_MEMORY not in timed[name].results:
+                seconds = timed[name].median * len(rows)
+                operations, peak_mb = self.count(partial(calls[name], rows))
                 row |= {
                     "status": MEASURED,
-                    "choice": best[side.name],
+                    "choice": choice,
                     "seconds": seconds,
+                    "speedup": (table and table[0].get("seconds", 0) / seconds) or None,
                     "tokens_per_second": tokens / seconds,
                     "operations": operations,
                     "share_of_peak": self.peak and operations / seconds / self.peak,
@@ -81,10 +76,27 @@ class Meter(NamedTuple):
                     "planned_memory_mb": None,
                 }
             table.append(row)
-        return table
+        return table[::-1]
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the function's result, or OUT_OF_MEMORY; raise OutOfTime after the deadline."""
+    def find_best(self, call: Callable, choices: Sequence[Any], rows: Sequence) -> Any:
+        """Return the choice with which a call is fastest; None if memory is too small.
+
+        They are tried, after a warm-up, until one is slower than the one before or too large.
+        """
+        best, fastest = None, math.inf
+        for choice in choices:
+            if self.call(call, choice, rows) is OUT_OF_MEMORY:
+                break
+            started = time.perf_counter()
+            result = self.call(call, choice, rows)
+            seconds = time.perf_counter() - started
+            if result is OUT_OF_MEMORY or seconds >= fastest:
+                break
+            best, fastest = choice, seconds
+        return best
+
+    def call(self, function: Callable, *arguments: Any) -> Any:
+        """Return the function's result, or OUT_OF_MEMORY."""
         self.check_time()
         try:
             return function(*arguments)
@@ -93,25 +105,6 @@ class Meter(NamedTuple):
                 raise
         free_memory(self.device)  # now that no traceback holds tensors
         return OUT_OF_MEMORY
-
-    def find_best(
-        self, function: Callable[[Any, Sequence], Any], choices: Sequence[Any], rows: Sequence
-    ) -> Any:
-        """Return the choice with which a function is fastest; None if memory is too small.
-
-        They are tried, after a warm-up, until one is slower than the one before or too large.
-        """
-        best, fastest = None, math.inf
-        for choice in choices:
-            if self.call(function, choice, rows) is OUT_OF_MEMORY:
-                break
-            started = time.perf_counter()
-            result = self.call(function, choice, rows)
-            seconds = time.perf_counter() - started
-            if result is OUT_OF_MEMORY or seconds >= fastest:
-                break
-            best, fastest = choice, seconds
-        return best
 
     def check_time(self) -> None:
         if time.perf_counter() > self.deadline:
@@ -135,8 +128,6 @@ def free_memory(device: torch.device) -> None:
 
 
 def find_peak(device: torch.device) -> float | None:
-    """Return the operations a second of a known GPU in bfloat16."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    """Return the bfloat16 operations a second of a known GPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if part in name), None)

@@ -55,7 +55,7 @@ def make_trainer(
         model=model.float32,
         **defaults | more,
     )
-    trainer.autocast = model.precision  # type: ignore[method-assign]
+    trainer.autocast = model.precision
     return trainer
 
 
