@@ -138,7 +138,7 @@ class GpuOptions(Options):
         description="Prompts per pass of a search, ascending; each side uses its fastest.",
     )
     training_batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [1, 2, 4, 8, 16, 32],
+        [1, 4, 16, 32],
         min_length=1,
         description="Prompts with their candidates per training pass of RL, ascending; each side "
         "uses its fastest.",

@@ -3,13 +3,14 @@
 import copy
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from benchmark_options import GPU
 from fake_gpu import fake_gpu
 
-from rere.benchmarks.gpu import agreement, command, speed
+from rere.benchmarks.gpu import agreement, command, sft, speed
 from rere.benchmarks.gpu.measure import PEAKS, Meter, OutOfTime, Side, find_peak
 from rere.benchmarks.gpu.models import QWEN, SMOLLM, make_model, make_rows, with_titles
 from rere.benchmarks.speed import rl, steps
@@ -214,6 +215,23 @@ def test_the_peak_of_a_gpu_is_known_by_its_name(monkeypatch, name, peak):
     assert list(PEAKS).index("H100 PCIe") < list(PEAKS).index("H100")
 
 
+# ----------------------------------------------------------------------------------------- SFT
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_trainers_step_is_the_plain_step(random_model, prompt_rows, dtype, tmp_path):
+    models = dict.fromkeys(["float32", dtype], random_model.float32)
+    model = replace(random_model, models=models, dtype=dtype)
+    calls = sft.make_steps(model, tmp_path)
+    ours = [calls[sft.OURS](size, prompt_rows) for size in (8, 3)]
+    plain = [calls[sft.PLAIN](size, prompt_rows) for size in (8, 3)]
+    if dtype == "float32":
+        assert steps.are_same_steps(ours, plain)
+    for result in (*ours, *plain):
+        assert result.loss == pytest.approx(ours[0].loss, rel=0.01)
+        assert result.gradient_norm == pytest.approx(ours[0].gradient_norm, rel=0.02)
+
+
 # ----------------------------------------------------------------------------------- agreement
 
 
@@ -239,7 +257,7 @@ def test_differences_are_relative():
 def test_the_imitated_gpu_agrees_with_the_cpu():
     weights = make_model(QWEN, GPU, num_hidden_layers=32)
     model = with_titles("model", weights, GPU, "float32")
-    rows = rl.with_targets(model, make_rows(model, agreement.ROWS, GPU))
+    rows = rl.with_targets(model, make_rows(model, agreement.ROWS, 6, seed=0))
     groups = agreement.find_groups(model, [row.prompt for row in rows], rl.GROUP_SIZE)
     expected = agreement.measure(model, rows, groups)
     with fake_gpu() as gpu:
@@ -257,12 +275,13 @@ def test_the_imitated_gpu_agrees_with_the_cpu():
 def test_every_part_runs_on_the_imitated_gpu(monkeypatch):
     for module in (speed, steps):  # the imitation's tensors cannot change their type in place
         monkeypatch.setattr(module, "halve_linear_layers", lambda model: None)
-    weights = make_model(SMOLLM, GPU, num_hidden_layers=32)
+    weights = make_model(SMOLLM, GPU, num_hidden_layers=16, vocab_size=16 * 100)
+    options = GPU.model_copy(update={"prompts": 2, "sft_rows": 2})
     with fake_gpu():
         model = with_titles("model", weights.to("meta"), GPU, "bfloat16")
         meter = make_meter(device=torch.device("meta"))
-        for what, measure in speed.list_parts(GPU):
-            rows = measure(model, GPU, meter, what)
+        for what, measure in speed.list_parts(options):
+            rows = measure(model, options, meter, what)
             assert [row["side"] for row in rows] == SIDES[what]
             assert {row["status"] for row in rows} == {"measured"}
             assert all(row["operations"] > 0 for row in rows)

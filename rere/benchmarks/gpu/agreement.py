@@ -26,7 +26,9 @@ from rere.engine.model.precision import products_in
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import roll_out
 
-ROWS, TOP = 8, 10
+ROWS, TOP = 4, 10
+MAX_TOKENS = 50
+"""Of a prompt: the CPU is slow."""
 BETA = rl.BETAS[0]
 
 
@@ -57,7 +59,9 @@ def compare_with_cpu(
     """
     weights = make_model(QWEN, options, **sizes)
     model = with_titles(name, weights, options, "float32")
-    rows = rl.with_targets(model, make_rows(model, ROWS, options))
+    rows = rl.with_targets(
+        model, make_rows(model, ROWS, min(options.prompt_tokens, MAX_TOKENS), options.seed)
+    )
     groups = find_groups(model, [row.prompt for row in rows], rl.GROUP_SIZE)
     expected, table = measure(model, rows, groups), []
     for dtype in ("float32", "bfloat16"):

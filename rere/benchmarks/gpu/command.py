@@ -90,7 +90,7 @@ def all_parts(
 ) -> Iterator[tuple[str, str, Callable[[], Rows]]]:
     """Yield table, name and function of each part, the most important ones first."""
     build = lru_cache(maxsize=1)(partial(build_model, options, folder, meter.device))
-    few = {"num_hidden_layers": 2 * options.scale, "vocab_size": 16_384}
+    few = {"num_hidden_layers": 2 * options.scale, "vocab_size": 8192}
     narrow = {"hidden_size": 448, "intermediate_size": 896}
     for compared, sizes, timed in (("448 wide", narrow, QWEN), ("896 wide", {}, SMOLLM)):
         name = f"2 layers, {compared}"

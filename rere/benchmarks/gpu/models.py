@@ -44,10 +44,9 @@ def with_titles(
     return BenchmarkModel(name, Path(), Path("synthetic"), models, titles, eos=0, dtype=dtype)
 
 
-def make_rows(model: BenchmarkModel, number: int, options: GpuOptions) -> list[PromptRow]:
+def make_rows(model: BenchmarkModel, number: int, longest: int, seed: int) -> list[PromptRow]:
     """Return rows with prompts of random tokens, the shortest first, and random targets."""
-    random = np.random.default_rng(options.seed)
-    longest = options.prompt_tokens
+    random = np.random.default_rng(seed)
     lengths = sorted(random.integers(longest * 3 // 5, longest, number, endpoint=True))
     prompts = [random.integers(3, model.vocab_size, length).tolist() for length in lengths]
     targets = random.integers(0, len(model.sequences), number).tolist()

@@ -36,14 +36,19 @@ def time_search(
     find = partial(search, replace(model, models=models), num_beams)
     names = OURS | {GENERATE.name: PLAIN}
     sides = [Side(names[name], partial(find, name), options.batch_sizes) for name in names]
-    rows = make_rows(model, options.prompts, options)
+    rows = make_rows(model, options.prompts, options.prompt_tokens, options.seed)
     tokens = count_tokens(model, rows, num_beams)
     return meter.measure(label, sides, [row.prompt for row in rows], tokens)
 
 
 def time_rl(model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str) -> list[dict]:
     """Return a row per scoring and one of the plain step, all with a reference."""
-    rows, beta = rl.with_targets(model, make_rows(model, options.prompts, options)), rl.BETAS[0]
+    rows, beta = (
+        rl.with_targets(
+            model, make_rows(model, options.prompts, options.prompt_tokens, options.seed)
+        ),
+        rl.BETAS[0],
+    )
     sizes, find = options.training_batch_sizes, partial(search, model, rl.GROUP_SIZE, GENERATE.name)
     found = meter.find_best(find, options.batch_sizes, [row.prompt for row in rows])
     plain_sizes = [(found or options.batch_sizes[0], rl.GROUP_SIZE * size) for size in sizes]
@@ -56,7 +61,7 @@ def time_rl(model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str
 
 def time_sft(model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str) -> list[dict]:
     """Return a row of the project's step and one of the plain step."""
-    rows = make_rows(model, options.sft_rows, options)
+    rows = make_rows(model, options.sft_rows, options.prompt_tokens, options.seed)
     with TemporaryDirectory() as folder:
         steps = sft.make_steps(model, Path(folder))
         sides = [Side(name, call, options.sft_batch_sizes) for name, call in steps.items()]
