@@ -12,7 +12,7 @@ from fake_gpu import fake_gpu
 
 from rere.benchmarks.gpu import agreement, command, sft, speed
 from rere.benchmarks.gpu.measure import PEAKS, Meter, OutOfTime, Side, find_peak
-from rere.benchmarks.gpu.models import QWEN, SMOLLM, make_model, make_rows, with_titles
+from rere.benchmarks.gpu.models import QWEN, SMOLLM, load_timed, make_model, make_rows, with_titles
 from rere.benchmarks.speed import rl, steps
 from rere.errors import InputError
 
@@ -53,8 +53,7 @@ def make_meter(**changes):
 def test_the_parts_are_measured_in_the_order_of_importance(gpu_results):
     results = read(gpu_results)
     first, second = ("agreement, 2 layers, 448 wide", "agreement, 2 layers, 896 wide")
-    parts = [first, *(f"{QWEN}, {what}" for what in SIDES)]
-    parts += [second, *(f"{SMOLLM}, {what}" for what in SIDES)]
+    parts = [first, second, *(f"{name}, {what}" for name in (QWEN, SMOLLM) for what in SIDES)]
     assert status_of_parts(results) == dict.fromkeys(parts, "measured")
     assert list(status_of_parts(results)) == parts
     assert sum(part["seconds"] for part in results["parts"]) <= results["seconds"]
@@ -118,13 +117,13 @@ def test_what_there_is_no_time_for_is_listed(tmp_path):
 
 
 def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
-    def compare_with_cpu(name, *_, **__):
+    def compare_with_cpu(name, *_):
         if "448" in name:
             raise RuntimeError("CUDA error: an illegal memory access\nand more")
         return [{"model": name}]
 
-    monkeypatch.setattr(command, "compare_with_cpu", compare_with_cpu)
-    monkeypatch.setattr(command, "list_parts", lambda options: [])
+    monkeypatch.setattr(agreement, "compare_with_cpu", compare_with_cpu)
+    monkeypatch.setattr(speed, "list_parts", lambda *_: [])
     path = tmp_path / "gpu.json"
     with pytest.raises(InputError, match=r"^agreement, 2 layers, 448 wide: failed; .*gpu\.json"):
         command.benchmark_gpu(GPU, None, path)
@@ -148,7 +147,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
 
 def test_a_folder_with_other_weights_is_taken(fixed_model):
     for name, layers in ((SMOLLM, 2), (QWEN, 1)):
-        model = command.build_model(GPU, fixed_model, torch.device("cpu"), name)
+        model = load_timed(name, GPU, fixed_model, torch.device("cpu"))
         assert len(model.float32.model.layers) == layers
 
 
@@ -161,7 +160,7 @@ def test_a_row_by_hand():
         return (torch.ones(10, 20) @ torch.ones(20, 30)).sum().item()
 
     sides = [Side("ours", multiply, [1, 2]), Side("plain", multiply, [2])]
-    ours, plain = make_meter(peak=1e6).measure("label", sides, [1, 2, 3], tokens=60)
+    ours, plain = make_meter(peak=1e6).measure(("model", "step"), sides, [1, 2, 3], tokens=60)
     assert [row["choice"] for row in (ours, plain)] == [1, 2]
     for row in (ours, plain):
         assert row["rows"] == 3
@@ -182,10 +181,11 @@ def test_a_side_may_be_out_of_memory(error):
             raise error
 
     sides = [Side("ours", take, [1, 4, 8]), Side("plain", take, [3, 4])]
-    ours, plain = make_meter().measure("label", sides, [1], tokens=1)
+    ours, plain = make_meter().measure(("model", "step"), sides, [1], tokens=1)
     assert ours["choice"] == 1
     assert ours["speedup"] is None
-    assert plain == {"side": "plain", "status": "out of memory", "rows": 1}
+    names = {"model": "model", "what": "step", "side": "plain"}
+    assert plain == {**names, "status": "out of memory", "rows": 1}
     assert tried[:4] == [1, 1, 4, 3]  # a warm-up of each, and no larger size
 
 
@@ -194,14 +194,14 @@ def test_another_error_is_raised():
         raise RuntimeError("CUDA error: device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        make_meter().measure("label", [Side("ours", take, [1])], [1], tokens=1)
+        make_meter().measure(("model", "step"), [Side("ours", take, [1])], [1], tokens=1)
 
 
 def test_time_may_run_out_within_a_measurement():
     meter = make_meter(deadline=time.perf_counter() + 0.1)
     sides = [Side("ours", lambda size, rows: time.sleep(0.06), range(1, 9))]
     with pytest.raises(OutOfTime):
-        meter.measure("label", sides, [1], tokens=1)
+        meter.measure(("model", "step"), sides, [1], tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +279,12 @@ def test_every_part_runs_on_the_imitated_gpu(monkeypatch):
     options = GPU.model_copy(update={"prompts": 2, "sft_rows": 2})
     with fake_gpu():
         model = with_titles("model", weights.to("meta"), GPU, "bfloat16")
-        meter = make_meter(device=torch.device("meta"))
-        for what, measure in speed.list_parts(options):
-            rows = measure(model, options, meter, what)
-            assert [row["side"] for row in rows] == SIDES[what]
+        monkeypatch.setattr(speed, "load_timed", lambda *_, **__: model)
+        parts = speed.list_parts(options, None, make_meter(device=torch.device("meta")))
+        for what, (_, measure) in zip(SIDES, parts, strict=False):
+            rows = measure()
+            assert [(row["what"], row["side"]) for row in rows] == [
+                (what, side) for side in SIDES[what]
+            ]
             assert {row["status"] for row in rows} == {"measured"}
             assert all(row["operations"] > 0 for row in rows)

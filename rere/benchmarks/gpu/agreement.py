@@ -6,7 +6,8 @@ another one; unconstrained samples change easily, among many tokens.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args
@@ -49,8 +50,17 @@ class Gradient(NamedTuple):
 Found = dict[str, Lists | Gradient]
 
 
+def list_parts(options: GpuOptions, device: torch.device) -> Iterator[tuple[str, Callable]]:
+    """Yield a name and a function that compares a device with the CPU."""
+    few = {"num_hidden_layers": 2 * options.scale, "vocab_size": 8192}
+    for width in (448, 896):
+        sizes = few | {"hidden_size": width, "intermediate_size": 2 * width}
+        name = f"2 layers, {width} wide"
+        yield f"agreement, {name}", partial(compare_with_cpu, name, sizes, options, device)
+
+
 def compare_with_cpu(
-    name: str, device: torch.device, options: GpuOptions, **sizes: int
+    name: str, sizes: dict[str, int], options: GpuOptions, device: torch.device
 ) -> list[dict[str, Any]]:
     """Return a row for each dtype and thing compared, of a random model with Qwen2's heads.
 

@@ -3,11 +3,8 @@
 The .json has `machine`, `options`, `seconds` in all, and
 
     parts        in the order they were measured: name, status, seconds, perhaps a traceback
-    agreement    a row per model, thing compared and dtype (`rere.benchmarks.gpu.agreement`)
-    speed        a row per model, thing timed and side: `rows` of a step or search, the best
-                 `choice` of rows per pass, `seconds` a step, median, `speedup` over the plain side,
-                 `tokens_per_second` of prompts and candidates, `operations`, their
-                 `share_of_peak`, and `peak_memory_mb` above the start
+    agreement    the rows of `rere.benchmarks.gpu.agreement`
+    speed        the rows of `rere.benchmarks.gpu.measure`
 
 The .md beside it has the last two as tables. Both are written after every part.
 """
@@ -15,20 +12,15 @@ The .md beside it has the last two as tables. Both are written after every part.
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from rere.backbones import load_model
-from rere.benchmarks.gpu.agreement import compare_with_cpu
+from rere.benchmarks.gpu import agreement, speed
 from rere.benchmarks.gpu.measure import MEASURED, Meter, OutOfTime, find_peak, free_memory
-from rere.benchmarks.gpu.models import QWEN, SMOLLM, make_model, with_titles
-from rere.benchmarks.gpu.speed import list_parts
-from rere.benchmarks.models import BenchmarkModel
+from rere.benchmarks.gpu.models import DTYPE
 from rere.benchmarks.table import format_table
 from rere.config.benchmarks import GpuOptions
 from rere.devices import choose_device
@@ -38,7 +30,6 @@ from rere.files import replacing, write_json
 from rere.progress import progress
 from rere.provenance import commit
 
-DTYPE = "bfloat16"
 NOT_MEASURED, FAILED = "not measured: out of time", "failed"
 TABLES = {
     "agreement": ("equal_lists", "value_difference", "gradient_difference"),
@@ -64,7 +55,8 @@ def benchmark_gpu(options: GpuOptions, model: Path | None, output: Path) -> None
     meter = Meter(device, started + options.seconds, options.repeats, peak)
     machine = describe(device, peak)
     results: dict[str, Rows] = {"parts": [], **{name: [] for name in TABLES}}
-    parts = list(all_parts(options, model, meter))
+    parts = [("agreement", *part) for part in agreement.list_parts(options, device)]
+    parts += [("speed", *part) for part in speed.list_parts(options, model, meter)]
     with progress(len(parts), "gpu", "part") as bar, without_cudnn():
         for table, name, measure in parts:
             part, before = {"name": name, "status": MEASURED}, time.perf_counter()
@@ -83,46 +75,6 @@ def benchmark_gpu(options: GpuOptions, model: Path | None, output: Path) -> None
             bar.update()
     if failed := [p["name"] for p in results["parts"] if p["status"].startswith(FAILED)]:
         raise InputError(f"{', '.join(failed)}: failed; {output} has the traceback and the others")
-
-
-def all_parts(
-    options: GpuOptions, folder: Path | None, meter: Meter
-) -> Iterator[tuple[str, str, Callable[[], Rows]]]:
-    """Yield table, name and function of each part, the most important ones first."""
-    build = lru_cache(maxsize=1)(partial(build_model, options, folder, meter.device))
-    few = {"num_hidden_layers": 2 * options.scale, "vocab_size": 8192}
-    narrow = {"hidden_size": 448, "intermediate_size": 896}
-    for compared, sizes, timed in (("448 wide", narrow, QWEN), ("896 wide", {}, SMOLLM)):
-        name = f"2 layers, {compared}"
-        run = partial(compare_with_cpu, name, meter.device, options, **few, **sizes)
-        yield "agreement", f"agreement, {name}", run
-        for what, measure in list_parts(options):
-            run = partial(time_part, build, timed, what, measure, options, meter)
-            yield "speed", f"{timed}, {what}", run
-
-
-def time_part(
-    build: Callable[[str], BenchmarkModel],
-    name: str,
-    what: str,
-    measure: Callable[..., Rows],
-    options: GpuOptions,
-    meter: Meter,
-) -> Rows:
-    """Build a model, unless it was the last one, and return the rows of a measurement."""
-    rows = measure(build(name), options, meter, f"gpu: {name}, {what}")
-    return [{"model": name, "what": what} | row for row in rows]
-
-
-def build_model(
-    options: GpuOptions, folder: Path | None, device: torch.device, name: str
-) -> BenchmarkModel:
-    """Return a model to time, on its device."""
-    if folder is not None and name == SMOLLM:
-        weights = load_model(folder).to(device)
-    else:
-        weights = make_model(name, options, device)
-    return with_titles(name, weights, options, DTYPE)
 
 
 def describe(device: torch.device, peak: float | None) -> dict[str, Any]:

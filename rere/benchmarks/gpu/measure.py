@@ -1,4 +1,19 @@
-"""Seconds, operations and memory of the sides of a comparison, in limited time and memory."""
+"""Seconds, operations and memory of the sides of a comparison, in limited time and memory.
+
+Columns of a row:
+
+    model, what, side    what is timed, and whose
+    status               measured, or out of memory, without the columns below `rows`
+    rows                 of a step or search
+    choice               rows per pass, the best; of a plain RL step prompts per search, sequences
+    seconds              of a step or search, median
+    speedup              over the plain side
+    tokens_per_second    of prompts and candidates, which are the same for all sides
+    operations           of matrix products and attention
+    share_of_peak        operations a second over those that the device can do
+    peak_memory_mb       above the start, of a GPU
+    planned_memory_mb    not known yet
+"""
 
 import gc
 import math
@@ -13,6 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rere.benchmarks.timing import measure_peak_memory, time_in_turn
 from rere.errors import is_out_of_memory
 
+Rows = list[dict[str, Any]]
+Names = tuple[str, str]
+"""The model and what is timed."""
 MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
 PEAKS = {
     **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12},
@@ -44,23 +62,19 @@ class Meter(NamedTuple):
     repeats: int
     peak: float | None  # bfloat16 operations a second
 
-    def measure(
-        self, label: str, sides: Sequence[Side], rows: Sequence, tokens: float
-    ) -> list[dict[str, Any]]:
-        """Return a row for each side at its best choice; the last side is the plain one.
-
-        `tokens` are those of the rows' prompts and candidates, the same number for all sides.
-        """
+    def measure(self, names: Names, sides: Sequence[Side], rows: Sequence, tokens: float) -> Rows:
+        """Return a row for each side at its best choice; the last side is the plain one."""
         best = {side.name: self.find_best(side.call, side.choices, rows) for side in sides}
         calls = {
             side.name: partial(self.call, side.call, best[side.name])
             for side in sides
             if best[side.name] is not None
         }
-        timed = time_in_turn(calls, [rows] * self.repeats, label)
+        timed = time_in_turn(calls, [rows] * self.repeats, f"gpu: {', '.join(names)}")
         table = []
         for name, choice in reversed(best.items()):
-            row = {"side": name, "status": OUT_OF_MEMORY, "rows": len(rows)}
+            row = dict(zip(("model", "what", "side"), (*names, name), strict=True))
+            row |= {"status": OUT_OF_MEMORY, "rows": len(rows)}
             if name in timed and OUT_OF_MEMORY not in timed[name].results:
                 seconds = timed[name].median * len(rows)
                 operations, peak_mb = self.count(partial(calls[name], rows))

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rere.backbones import load_model
 from rere.benchmarks.models import BenchmarkModel, PromptRow
 from rere.benchmarks.speed.curves import make_titles
 from rere.config.benchmarks import GpuOptions
 
+DTYPE = "bfloat16"
+"""Arithmetic of what is timed."""
 QWEN, SMOLLM = "Qwen2-0.5B", "SmolLM2-135M"
 COLUMNS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),  # these are scaled
@@ -33,6 +36,17 @@ def make_model(
     torch.manual_seed(options.seed)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def load_timed(
+    name: str, options: GpuOptions, folder: Path | None, device: torch.device
+) -> BenchmarkModel:
+    """Return a model to time; `folder` may hold weights of SMOLLM."""
+    if folder is not None and name == SMOLLM:
+        weights = load_model(folder).to(device)
+    else:
+        weights = make_model(name, options, device)
+    return with_titles(name, weights, options, DTYPE)
 
 
 def with_titles(

@@ -1,16 +1,17 @@
 """Search and training steps in bfloat16 arithmetic over float32 weights, beside plain ones."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rere.backbones import halve_linear_layers
 from rere.benchmarks.gpu import sft
-from rere.benchmarks.gpu.measure import Meter, Side
-from rere.benchmarks.gpu.models import make_rows
+from rere.benchmarks.gpu.measure import Meter, Rows, Side
+from rere.benchmarks.gpu.models import QWEN, SMOLLM, load_timed, make_rows
 from rere.benchmarks.models import GENERATE, SCORINGS, BenchmarkModel, Searcher
 from rere.benchmarks.speed import rl
 from rere.benchmarks.speed.search import PLAIN
@@ -18,18 +19,31 @@ from rere.benchmarks.timing import call_in_batches
 from rere.config.benchmarks import GpuOptions
 
 OURS = {scoring: f"rere, {scoring}" for scoring in SCORINGS}
+Compared = tuple[list[Side], Sequence, float]
+"""The sides, the last of them the plain one; their rows; the tokens of these."""
 
 
-def list_parts(options: GpuOptions) -> Iterator[tuple[str, Callable[..., list[dict]]]]:
+def list_parts(
+    options: GpuOptions, folder: Path | None, meter: Meter
+) -> Iterator[tuple[str, Callable[[], Rows]]]:
     """Yield name and function of each measurement, the most important ones first."""
-    searches = [(f"search, {beams} beams", partial(time_search, beams)) for beams in options.beams]
-    yield from (searches[0], (rl.STEP, time_rl), *searches[1:], (sft.STEP, time_sft))
+    load = lru_cache(maxsize=1)(partial(load_timed, options=options, folder=folder))
+    first, *others = ((f"search, {n} beams", partial(searches, n)) for n in options.beams)
+    measured = (first, (rl.STEP, rl_steps), *others, (sft.STEP, sft_steps))
+    for name, (what, prepare) in itertools.product((QWEN, SMOLLM), measured):
+
+        def run(name=name, what=what, prepare=prepare) -> Rows:
+            with TemporaryDirectory() as scratch:
+                compared = prepare(load(name, device=meter.device), options, meter, Path(scratch))
+                return meter.measure((name, what), *compared)
+
+        yield f"{name}, {what}", run
 
 
-def time_search(
-    num_beams: int, model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str
-) -> list[dict]:
-    """Return a row per scoring and one of `generate`, with weights as for inference."""
+def searches(
+    num_beams: int, model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path
+) -> Compared:
+    """Return a search per scoring and `generate`, with weights as for inference."""
     weights = copy.deepcopy(model.float32).requires_grad_(False)
     halve_linear_layers(weights)
     models = {model.dtype: weights.requires_grad_()}  # as in `load_benchmark_model`
@@ -37,35 +51,28 @@ def time_search(
     names = OURS | {GENERATE.name: PLAIN}
     sides = [Side(names[name], partial(find, name), options.batch_sizes) for name in names]
     rows = make_rows(model, options.prompts, options.prompt_tokens, options.seed)
-    tokens = count_tokens(model, rows, num_beams)
-    return meter.measure(label, sides, [row.prompt for row in rows], tokens)
+    return sides, [row.prompt for row in rows], count_tokens(model, rows, num_beams)
 
 
-def time_rl(model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str) -> list[dict]:
-    """Return a row per scoring and one of the plain step, all with a reference."""
-    rows, beta = (
-        rl.with_targets(
-            model, make_rows(model, options.prompts, options.prompt_tokens, options.seed)
-        ),
-        rl.BETAS[0],
-    )
+def rl_steps(model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path) -> Compared:
+    """Return a step per scoring and the plain step, all with a reference."""
+    rows = make_rows(model, options.prompts, options.prompt_tokens, options.seed)
     sizes, find = options.training_batch_sizes, partial(search, model, rl.GROUP_SIZE, GENERATE.name)
     found = meter.find_best(find, options.batch_sizes, [row.prompt for row in rows])
     plain_sizes = [(found or options.batch_sizes[0], rl.GROUP_SIZE * size) for size in sizes]
-    with TemporaryDirectory() as folder:
-        calls = rl.make_steps(model, Path(folder), [beta])
-        sides = [Side(OURS[scoring], calls[scoring, beta], sizes) for scoring in SCORINGS]
-        sides.append(Side(rl.PLAIN, calls[rl.PLAIN, beta], plain_sizes))
-        return meter.measure(label, sides, rows, count_tokens(model, rows, rl.GROUP_SIZE))
+    beta = rl.BETAS[0]
+    calls = rl.make_steps(model, scratch, [beta])
+    sides = [Side(OURS[scoring], calls[scoring, beta], sizes) for scoring in SCORINGS]
+    sides.append(Side(rl.PLAIN, calls[rl.PLAIN, beta], plain_sizes))
+    return sides, rl.with_targets(model, rows), count_tokens(model, rows, rl.GROUP_SIZE)
 
 
-def time_sft(model: BenchmarkModel, options: GpuOptions, meter: Meter, label: str) -> list[dict]:
-    """Return a row of the project's step and one of the plain step."""
+def sft_steps(model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path) -> Compared:
+    """Return the project's step and the plain step."""
     rows = make_rows(model, options.sft_rows, options.prompt_tokens, options.seed)
-    with TemporaryDirectory() as folder:
-        steps = sft.make_steps(model, Path(folder))
-        sides = [Side(name, call, options.sft_batch_sizes) for name, call in steps.items()]
-        return meter.measure(label, sides, rows, count_tokens(model, rows, 1))
+    calls = sft.make_steps(model, scratch)
+    sides = [Side(name, call, options.sft_batch_sizes) for name, call in calls.items()]
+    return sides, rows, count_tokens(model, rows, 1)
 
 
 def search(
