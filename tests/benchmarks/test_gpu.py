@@ -242,6 +242,13 @@ def test_lists_are_equal_except_for_ties():
     assert agreement.compare(ours, theirs) == {"equal_lists": 0.5}
 
 
+def test_a_difference_is_a_number_that_json_has():
+    zero, nan = torch.zeros(2), torch.tensor([torch.nan, 1.0])
+    assert agreement.difference(zero, zero) == "not finite"
+    assert agreement.difference(torch.ones(2), nan) == "not finite"
+    assert agreement.difference(zero, torch.ones(2)) == 1
+
+
 def test_differences_are_relative():
     theirs = agreement.Gradient(torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0]))
     ours = agreement.Gradient(torch.tensor([3.0, 4.5]), torch.tensor([torch.nan, 0.0]))

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from rere.benchmarks.gpu import agreement, speed
-from rere.benchmarks.gpu.measure import MEASURED, Meter, OutOfTime, find_peak, free_memory
+from rere.benchmarks.gpu.measure import MEASURED, Meter, OutOfTime, Rows, find_peak, free_memory
 from rere.benchmarks.gpu.models import DTYPE
 from rere.benchmarks.table import format_table
 from rere.config.benchmarks import GpuOptions
@@ -39,7 +39,6 @@ TABLES = {
     ),
 }
 """Columns of numbers in the .md."""
-Rows = list[dict[str, Any]]
 
 
 def benchmark_gpu(options: GpuOptions, model: Path | None, output: Path) -> None:
@@ -62,13 +61,13 @@ def benchmark_gpu(options: GpuOptions, model: Path | None, output: Path) -> None
             part, before = {"name": name, "status": MEASURED}, time.perf_counter()
             try:
                 meter.check_time()
+                free_memory(device)
                 results[table] += measure()
             except OutOfTime:
                 part["status"] = NOT_MEASURED
             except Exception as error:  # the others are still worth measuring
                 part["status"] = f"{FAILED}: {first_line(error)}"
                 part["traceback"] = traceback.format_exc()
-            free_memory(device)
             now = time.perf_counter()
             results["parts"].append(part | {"seconds": round(now - before, 3)})
             write(machine, options, round(now - started, 3), results, output)
