@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rere.config.options import Options
 from rere.config.run import CARD
@@ -26,6 +27,7 @@ class RunRecord:
     seconds_before: float = 0.0
     resumed: int = 0
     best_step: int | None = None  # of the weights that training keeps; 0: the initial model
+    chosen: dict[str, Any] = field(default_factory=dict)  # for the device: precision and sizes
 
     @property
     def seconds(self) -> float:
@@ -38,9 +40,9 @@ def provenance(
 ) -> Iterator[RunRecord]:
     """Yield a record of the run, and write it to `path` (run.json) if the block succeeds.
 
-    It has versions, commit, options, seed, the sha256 of every input file, wall-clock seconds, how
-    often the run was resumed, the step whose weights are kept, and peak memory in MB. Seconds of a
-    killed run count up to the checkpoint that it resumed from.
+    It has versions, commit, options, seed, what was chosen for the device, the sha256 of every
+    input file, wall-clock seconds, how often the run was resumed, the step whose weights are kept,
+    and peak memory in MB. Seconds of a killed run count up to the checkpoint that it resumed from.
     """
     started = time.perf_counter()
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
@@ -53,6 +55,7 @@ def provenance(
             "command": sys.argv,
             "options": options.model_dump(mode="json"),
             "seed": seed,
+            "chosen": record.chosen,
             "seconds": round(record.seconds, 3),
             "resumed": record.resumed,
             "best_step": record.best_step,

@@ -162,8 +162,8 @@ class Decode(config.evaluation.Decoding):
         factors = getattr(self, "factors", None)
         predictions = self.output / "predictions.parquet"
         inputs = [self.model, self.data, *filter(None, [factors])]
-        with provenance(self.output / "run.json", self, self.seed, inputs):
-            decode(self, self, self.model, self.data, self.seed, predictions, factors)
+        with provenance(self.output / "run.json", self, self.seed, inputs) as run:
+            run.chosen = decode(self, self, self.model, self.data, self.seed, predictions, factors)
 
 
 class D3(Decode):

@@ -17,13 +17,14 @@ def test_run_json_has_command_options_inputs_and_costs(tmp_path, monkeypatch):
     for path in (folder / "b", folder / "a", folder / SNAKEMAKE, folder / CARD, file):
         path.write_bytes(b"abc")
     monkeypatch.setattr(sys, "argv", ["rere", "fetch"])
-    with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]):
+    with provenance(output, Fetch(source="ml-100k"), 3, [folder, file]) as record:
+        record.chosen["dtype"] = "float32"
         assert output.parent.is_dir()
         assert not output.exists()
     run = read_json(output, "`rere`")
     options = {"source": "ml-100k", "category": None}
     assert (run["command"], run["options"]) == (["rere", "fetch"], options)
-    assert run["seed"] == 3
+    assert (run["seed"], run["chosen"]) == (3, {"dtype": "float32"})
     assert 0 <= run["seconds"] < 60
     assert 10 < run["peak_memory_mb"] < 100_000
     assert list(run["inputs_sha256"]) == [f"{folder}/a", f"{folder}/b", str(file)]

@@ -18,6 +18,7 @@ B rows of a batch, I items, N nodes of the tree, T distinct titles, D hidden siz
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +48,12 @@ def decode(
     seed: int,
     output: Path,
     factors: Path | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the predictions of the model in folder `model` for a data set's test split.
 
     `factors` are a sequential model's factors of the test rows (`rere.data.factors`), which `d3`
     needs where alpha is below 1. Scores are log-probabilities, for `bigrec` negative distances.
+    Returns what was chosen for the device: precision and sizes.
     """
     task = load_ranking_task(evaluation, model, data, seed)
     match options:
@@ -62,6 +64,7 @@ def decode(
             rank = make_bigrec_ranker(task)
             batch_size = task.max_batch_size(1, "vocabulary")
     write_rankings(output, task, evaluation.batch_size or batch_size, evaluation.list_length, rank)
+    return {"dtype": task.dtype, **task.sizes._asdict()}
 
 
 def make_d3_ranker(
@@ -86,7 +89,13 @@ def make_d3_ranker(
         prompts = [task.prompts[row] for row in batch]
         with arithmetic(task.policy.device, task.dtype):
             beams = beam_search(
-                task.policy, task.tree, prompts, options.num_beams, "decisions", auxiliary=auxiliary
+                task.policy,
+                task.tree,
+                prompts,
+                options.num_beams,
+                "decisions",
+                auxiliary=auxiliary,
+                sizes=task.sizes,
             )
         return rank_items(task, beams)
 

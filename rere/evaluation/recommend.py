@@ -16,6 +16,7 @@ from rere.engine import SearchScoring
 from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
+from rere.engine.search.sizes import SearchSizes, choose_sizes
 from rere.evaluation.predictions import RawIds, read_raw_ids, write_predictions
 from rere.evaluation.ranking import Ranking, rank_by_length, rank_leaves, with_first_title
 from rere.prefix_tree import PrefixTree
@@ -33,11 +34,12 @@ class RankingTask(NamedTuple):
     prompts: list[list[int]]  # of the rows
     raw_ids: RawIds
     dtype: str  # of its arithmetic
+    sizes: SearchSizes
 
     def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
         """Rows per batch that fit in memory."""
         longest = max(map(len, self.prompts), default=0)
-        return max_batch_size(self.policy, self.tree, longest, num_beams, scoring)
+        return max_batch_size(self.policy, self.tree, longest, num_beams, scoring, self.sizes)
 
 
 def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Path) -> None:
@@ -57,6 +59,7 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
                 options.num_beams,
                 options.scoring,
                 options.length_penalty,
+                sizes=task.sizes,
             )
         return rank_items(task, beams)
 
@@ -80,7 +83,9 @@ def load_ranking_task(
     encoder = PromptEncoder(load_tokenizer(model), items["title"].to_list())
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
-    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, dtype)
+    with arithmetic(policy.device, dtype):
+        sizes = choose_sizes(policy)
+    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, dtype, sizes)
 
 
 def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:

@@ -17,6 +17,7 @@ from rere.devices import choose_dtype
 from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.beam import Beams, beam_search
+from rere.engine.search.sizes import SearchSizes, choose_sizes
 from rere.errors import InputError
 from rere.evaluation.ranking import Ranking, rank_by_length, rank_leaves, with_first_title
 from rere.prefix_tree import PrefixTree
@@ -37,6 +38,8 @@ class TitleRanker:
     tree: PrefixTree  # on the CPU
     items: np.ndarray  # i64, ascending
     options: BeamSearch
+    dtype: str  # of its arithmetic
+    sizes: SearchSizes
 
     @classmethod
     def load(
@@ -54,8 +57,10 @@ class TitleRanker:
             raise InputError(
                 f"{path}: made with another tokenizer or prompt wording; train the model again"
             )
-        ranker = cls(model, encoder, catalogue.tree, np.arange(len(catalogue.titles)), options)
-        return ranker, catalogue
+        items, dtype = np.arange(len(catalogue.titles)), choose_dtype(options.dtype, model.device)
+        with arithmetic(model.device, dtype):
+            sizes = choose_sizes(model)
+        return cls(model, encoder, catalogue.tree, items, options, dtype, sizes), catalogue
 
     def only(self, items: Sequence[int]) -> Self:
         numbers = self.numbers_of(items)
@@ -82,7 +87,7 @@ class TitleRanker:
         width = max(self.options.num_beams, top)
         longest = max(map(len, prompts), default=0)
         batch_size = batch_size or max_batch_size(
-            self.model, self.tree, longest, width, self.options.scoring
+            self.model, self.tree, longest, width, self.options.scoring, self.sizes
         )
         without = [self.leaves_without(items) for items in excluded]
         num_leaves = int((self.tree.fanout == 0).sum())
@@ -107,10 +112,16 @@ class TitleRanker:
         tree: PrefixTree | RowTrees = self.tree_on_device
         if any(without):
             tree = prune_rows(self.tree, without).to(self.model.device)
-        options, device = self.options, self.model.device
-        with arithmetic(device, choose_dtype(options.dtype, device)):
+        options = self.options
+        with arithmetic(self.model.device, self.dtype):
             leaf, score = beam_search(
-                self.model, tree, prompts, width, options.scoring, options.length_penalty
+                self.model,
+                tree,
+                prompts,
+                width,
+                options.scoring,
+                options.length_penalty,
+                sizes=self.sizes,
             )
         if isinstance(tree, RowTrees):
             leaf = torch.where(leaf < 0, leaf, tree.original[leaf])

@@ -17,11 +17,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from rere.config.training import Training
-from rere.devices import choose_device, choose_dtype, deterministic_algorithms
+from rere.devices import deterministic_algorithms
 from rere.errors import InputError
 from rere.files import flush, naming_full_disk, replacing, sha256, sync
 from rere.provenance import RunRecord, provenance
@@ -58,16 +59,15 @@ def resumable(
     """The checkpoints of the training run in `output`, for the body of a `with` statement.
 
     If the body succeeds, log.jsonl and run.json are written and the checkpoints deleted. They stay
-    if the run fails or is killed. run.json has the precision that was chosen. Raises InputError if
-    another process trains in the same folder, or under a launcher of several processes.
+    if the run fails or is killed. Raises InputError if another process trains in the same folder,
+    or under a launcher of several processes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("training takes one process and one device; start it without a launcher")
     folder = output / "checkpoints"
-    dtype = choose_dtype(options.dtype, choose_device())
-    options = options.model_copy(update={"dtype": dtype})
     with locked(folder), deterministic_algorithms(options.deterministic):
         with provenance(output / "run.json", options, seed, inputs) as run:
+            run.chosen["dtype"] = options.dtype
             memory_options = options.model_dump(include=MEMORY_OPTIONS)
             checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run), memory_options)
             yield checkpoints
@@ -93,6 +93,7 @@ class CheckpointMetadata(BaseModel):
     seconds: float  # of the run up to this step
     resumed: int  # how many times the run was killed and resumed
     memory_options: dict[str, int | bool]  # values of MEMORY_OPTIONS
+    chosen: dict[str, Any]  # for the device, when the run began
     files: dict[str, str]  # name to sha256
     sha256: str = ""  # of the metadata without this field
 
@@ -105,7 +106,8 @@ class Checkpoints:
 
     `latest` is the checkpoint to resume from, None for a new run. The log and the seconds of `run`
     are reset to that checkpoint. Damaged checkpoints and those of other runs are removed, with a
-    warning. Other `memory_options` than the checkpoint's are logged.
+    warning. Other `memory_options` than the checkpoint's are logged. What was chosen for the device
+    when the run began stays in `run`.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Checkpoints:
             last = own[max(own)]
             self.latest = self.path(last.step)
             run.seconds_before, run.resumed = last.seconds, last.resumed + 1
+            run.chosen = last.chosen
             with naming_full_disk(self.log):
                 shutil.copyfile(self.latest / LOG, self.log)
             log.warning("%s: the run resumes from here", self.latest)
@@ -219,6 +222,7 @@ class Checkpoints:
             seconds=self.run.seconds,
             resumed=self.run.resumed,
             memory_options=self.memory_options,
+            chosen=self.run.chosen,
             files=hash_files(path),
         )
         metadata.sha256 = metadata.hash()

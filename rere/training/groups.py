@@ -17,6 +17,7 @@ from rere.engine.candidates.scoring import sum_by_candidate, token_log_probs
 from rere.engine.search.batch_size import max_batch_size
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import num_samples, roll_out
+from rere.engine.search.sizes import SearchSizes
 from rere.evaluation.metrics import is_hit
 from rere.prefix_tree import PrefixTree, token_ids
 from rere.training.rewards import Groups, Reward, weighted_sum
@@ -100,13 +101,17 @@ class Rollouts:
 
     @torch.no_grad()
     def __call__(
-        self, policy: PreTrainedModel, inputs: dict[str, Any], step: int
+        self,
+        policy: PreTrainedModel,
+        inputs: dict[str, Any],
+        step: int,
+        sizes: SearchSizes | None = None,
     ) -> RewardedGroups:
         """The rewarded groups of a step's prompts; they do not depend on `rows_per_pass`."""
         options, prompts, target = self.options, inputs["prompts"], inputs["target"]
         target_leaf = self.tree.leaf_of_item[target]
         seeds = row_seeds(self.seed, step, inputs["row_id"]).to(target.device)
-        rows_per_search = self.rows_per_search(policy, prompts)
+        rows_per_search = self.rows_per_search(policy, prompts, sizes)
         found = [
             roll_out(
                 policy,
@@ -118,6 +123,7 @@ class Rollouts:
                 options.scoring,
                 options.temperature,
                 target_leaf[rows],
+                sizes,
             )
             for rows in slices(len(prompts), rows_per_search)
         ]
@@ -162,8 +168,10 @@ class Rollouts:
         leaf[missing, -1] = target[missing]
         ids[missing, -1] = token_ids(self.tree, target[missing])
 
-    def rows_per_search(self, policy: PreTrainedModel, prompts: list[list[int]]) -> int:
-        """How many prompts to search at a time: as many as memory holds.
+    def rows_per_search(
+        self, policy: PreTrainedModel, prompts: list[list[int]], sizes: SearchSizes | None
+    ) -> int:
+        """How many prompts to search at a time: as many as the memory of `sizes` holds.
 
         A GPU takes about as long for all prompts of a step as for a few. Unconstrained candidates
         copy their prompts, and are generated for as many as a pass takes.
@@ -173,7 +181,7 @@ class Rollouts:
             return options.rows_per_pass
         paths = num_samples(options.rollout, options.group_size)
         longest = max(map(len, prompts))
-        return max_batch_size(policy, self.host_tree, longest, paths, options.scoring)
+        return max_batch_size(policy, self.host_tree, longest, paths, options.scoring, sizes)
 
     def num_scored(self, groups: RewardedGroups) -> Tensor:
         """The number of scored tokens of each candidate, (B, G) i64: all, or its decisions."""

@@ -37,7 +37,7 @@ from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
 from rere.training.groups import slices
 from rere.training.reference import Reference
-from rere.training.setup import data_files, load_setup, memory_remedy
+from rere.training.setup import choose_precision, data_files, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -50,7 +50,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
     last checkpoint. Raises InputError for fewer training rows than a step takes, and for fewer
     titles than candidates per row.
     """
-    remedy = memory_remedy(options)
+    options, remedy = choose_precision(options), memory_remedy(options)
     inputs = [init, *data_files(data)]
     with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.batch_size)
@@ -97,6 +97,7 @@ class PreferenceTrainer(Trainer):
         self.host_tree, self.tree = tree, tree.to(self.args.device)
         self.is_self_play = self.options.algorithm == "sprec"
         self.reference = Reference(self.model, self.is_self_play, self.options.dtype)
+        self.sizes = self.choose_sizes()
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -173,6 +174,7 @@ class PreferenceTrainer(Trainer):
                     prompts[rows],
                     options.num_beams,
                     options.scoring,
+                    sizes=self.sizes,
                 )
             found.append(best_except(leaf, target[rows], count))
         return torch.cat(found)
@@ -187,7 +189,8 @@ class PreferenceTrainer(Trainer):
         return SprecSampler(len(self.train_dataset), rows_per_phase, iterations, self.args.seed)
 
     def validate(self) -> dict[str, float]:
-        return validate_ndcg(self, self.tree, self.options.num_beams, self.options.scoring)
+        options = self.options
+        return validate_ndcg(self, self.tree, options.num_beams, options.scoring, self.sizes)
 
 
 def margins(log_prob: Tensor, reference: Tensor, beta: float, exists: Tensor) -> Tensor:

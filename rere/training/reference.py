@@ -9,8 +9,6 @@ from peft import PeftModel
 from torch import Tensor
 
 from rere.backbones import halve_linear_layers, load_model
-from rere.config.options import Precision
-from rere.devices import choose_dtype
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
 from rere.training.models import Model
@@ -26,14 +24,12 @@ class Reference:
     changes has linear layers in `dtype`, the arithmetic it runs under.
     """
 
-    def __init__(
-        self, model: Model, is_synced: bool, dtype: Precision, temperature: float = 1.0
-    ) -> None:
+    def __init__(self, model: Model, is_synced: bool, dtype: str, temperature: float = 1.0) -> None:
         self.is_synced, self.temperature = is_synced, temperature
         self.model = model
         if not isinstance(model, PeftModel):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
-            if not is_synced and choose_dtype(dtype, model.device) == "bfloat16":
+            if not is_synced and dtype == "bfloat16":
                 halve_linear_layers(self.model)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, sli
 from rere.training.objectives import KL, OBJECTIVES, is_linear, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
-from rere.training.setup import data_files, load_setup, memory_remedy
+from rere.training.setup import choose_precision, data_files, load_setup, memory_remedy
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -54,7 +54,7 @@ def rl(
         *filter(None, [factors, embeddings]),
         *own_reward_files(options),
     ]
-    remedy = memory_remedy(options)
+    options, remedy = choose_precision(options), memory_remedy(options)
     with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=options.prompts)
         args = training_arguments(
@@ -112,6 +112,7 @@ class RlTrainer(Trainer):
         if options.beta > 0:
             is_synced = options.sync_interval is not None
             self.reference = Reference(self.model, is_synced, options.dtype, options.temperature)
+        self.sizes = self.choose_sizes()
 
     def training_step(
         self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -240,7 +241,7 @@ class RlTrainer(Trainer):
 
     def roll_out(self, inputs: dict[str, Any]) -> RewardedGroups:
         with self.autocast():
-            return self.rollouts(self.language_model, inputs, self.state.global_step)
+            return self.rollouts(self.language_model, inputs, self.state.global_step, self.sizes)
 
     def roll_out_extra(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
         """Yield up to `dynamic_sampling` batches of groups of other prompts, rolled out lazily.
@@ -281,5 +282,9 @@ class RlTrainer(Trainer):
 
     def validate(self) -> dict[str, float]:
         return validate_ndcg(
-            self, self.rollouts.tree, self.options.group_size, self.options.scoring
+            self,
+            self.rollouts.tree,
+            self.options.group_size,
+            self.options.scoring,
+            self.sizes,
         )

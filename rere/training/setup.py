@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -24,6 +24,15 @@ from rere.training.trainer import Trainer
 
 Row = dict[str, Any]
 """A row of a split: row_id, history and target."""
+
+
+AnyTraining = TypeVar("AnyTraining", bound=Training)
+
+
+def choose_precision(options: AnyTraining) -> AnyTraining:
+    """The options with the precision that `dtype: auto` means on this machine's device."""
+    dtype = choose_dtype(options.dtype, choose_device())
+    return options.model_copy(update={"dtype": dtype})
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def load_setup(
     max_history = max(len(row["history"]) for row in train)
     check_prompts(encoder, responses, data, seed, context)
     start = find_start(init, model) if options.save == "adapters" else None
-    if isinstance(model, PeftModel) and choose_dtype(options.dtype, choose_device()) == "bfloat16":
+    if isinstance(model, PeftModel) and options.dtype == "bfloat16":
         halve_linear_layers(model.get_base_model())
     return TrainingSetup(
         model,

@@ -15,7 +15,14 @@ from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.errors import out_of_memory
 from rere.training.checkpoints import resumable
-from rere.training.setup import Row, data_files, history_length, load_setup, memory_remedy
+from rere.training.setup import (
+    Row,
+    choose_precision,
+    data_files,
+    history_length,
+    load_setup,
+    memory_remedy,
+)
 from rere.training.trainer import Trainer, training_arguments
 
 
@@ -26,7 +33,7 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     checkpoint, perhaps the initial model; of the test split only the lengths of prompts are read. A
     killed run resumes from its last checkpoint.
     """
-    remedy = memory_remedy(options)
+    options, remedy = choose_precision(options), memory_remedy(options)
     inputs = [init, *data_files(data)]
     with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=1)

@@ -21,8 +21,8 @@ from transformers.trainer_callback import ExportableState
 
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.devices import choose_dtype
 from rere.engine.model.precision import arithmetic
+from rere.engine.search.sizes import SearchSizes, choose_sizes
 from rere.errors import InputError
 from rere.provenance import peak_memory
 from rere.signals import Stopped
@@ -65,7 +65,26 @@ class Trainer(transformers.Trainer):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the options, for search, reference, update and validation."""
-        return arithmetic(self.args.device, choose_dtype(self.options.dtype, self.args.device))
+        return arithmetic(self.args.device, self.options.dtype)
+
+    def choose_sizes(self) -> SearchSizes:
+        """The sizes of the run's searches: those that it began with, or new ones, now recorded.
+
+        Gradients and the optimiser's state do not have their memory yet. Under `deterministic`
+        nothing is timed.
+        """
+        chosen = self.checkpoints.run.chosen
+        if "search_memory" not in chosen:
+            weights = [each for each in self.model.parameters() if each.requires_grad]
+            copies = 3 if self.options.optimizer == "adamw" else 1
+            with self.autocast():
+                sizes = choose_sizes(
+                    self.language_model,
+                    reserved=copies * sum(each.nbytes for each in weights),
+                    is_timed=not self.options.deterministic,
+                )
+            chosen |= sizes._asdict()
+        return SearchSizes(*(chosen[name] for name in SearchSizes._fields))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return self.autocast()

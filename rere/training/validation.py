@@ -5,6 +5,7 @@ import torch
 from rere.config.evaluation import METRICS
 from rere.config.options import Scoring
 from rere.engine.search.beam import beam_search
+from rere.engine.search.sizes import SearchSizes
 from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.prefix_tree import PrefixTree
 from rere.training.trainer import Trainer
@@ -13,7 +14,7 @@ SELECTION_METRIC = "ndcg@10"
 
 
 def validate_ndcg(
-    trainer: Trainer, tree: PrefixTree, num_beams: int, scoring: Scoring
+    trainer: Trainer, tree: PrefixTree, num_beams: int, scoring: Scoring, sizes: SearchSizes
 ) -> dict[str, float]:
     """{"ndcg@10": value} of a beam search over the trainer's validation rows.
 
@@ -23,7 +24,12 @@ def validate_ndcg(
     for inputs in trainer.get_eval_dataloader():
         with trainer.autocast():
             leaf, _ = beam_search(
-                trainer.language_model, tree, inputs["prompts"], num_beams, scoring
+                trainer.language_model,
+                tree,
+                inputs["prompts"],
+                num_beams,
+                scoring,
+                sizes=sizes,
             )
         ranked.append(leaf)
         targets.append(tree.hit_leaf[inputs["target"]])

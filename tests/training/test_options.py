@@ -116,7 +116,8 @@ def test_the_precision_of_the_device_is_chosen_and_recorded(run):
     assert choose_dtype("auto", torch.device("cuda")) == "bfloat16"
     assert choose_dtype("float32", torch.device("cuda")) == "float32"
     folder = run("rl", "auto", steps=1)
-    assert json.loads((folder / "run.json").read_text())["options"]["dtype"] == "float32"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["options"]["dtype"] == record["chosen"]["dtype"] == "float32"
     assert has_same_weights(folder, run("rl", "float32", steps=1, dtype="float32"))
 
 

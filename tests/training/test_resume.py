@@ -21,6 +21,7 @@ from training_runs import (
 )
 
 from rere.config.options import flags
+from rere.engine.search import sizes
 from rere.errors import InputError
 from rere.training.checkpoint_folder import locked
 from rere.training.checkpoints import CheckpointMetadata
@@ -113,6 +114,19 @@ def test_interrupted_run_resumes_with_the_same_results(
     interrupt(stage, tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
     run_stage(RESUMED[stage], dropout_model, cycle, 0, tmp_path)
+    assert_same(tmp_path, uninterrupted(stage))
+
+
+@pytest.mark.parametrize("stage", ["s_dpo", "rl"])
+def test_a_resumed_run_keeps_what_was_chosen_for_the_device(
+    stage, tmp_path, dropout_model, cycle, uninterrupted, interrupt, monkeypatch
+):
+    monkeypatch.setattr(sizes, "available_memory", lambda device: 1 << 20)
+    interrupt(stage, tmp_path, 7)
+    monkeypatch.setattr(sizes, "available_memory", lambda device: 1 << 10)
+    run_stage(RESUMED[stage], dropout_model, cycle, 0, tmp_path)
+    chosen = {"dtype": "float32", "full_pass_tokens": 768, "search_memory": 1 << 19}
+    assert provenance(tmp_path)["chosen"] == chosen
     assert_same(tmp_path, uninterrupted(stage))
 
 

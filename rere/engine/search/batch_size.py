@@ -1,20 +1,15 @@
 """Choose the number of rows that a search takes at a time, by memory and speed."""
 
-import os
-
-import torch
 from transformers import PreTrainedModel
 
 from rere.engine import SearchScoring
 from rere.engine.search.layout import full_pass_tokens
+from rere.engine.search.sizes import MEMORY_SHARE, SearchSizes, available_memory, total_memory
 from rere.prefix_tree import PrefixTree
 
 MAX_ROWS = {"cpu": 32}
 """Rows beyond which a larger batch is no faster, by device."""
 MAX_ROWS_ELSEWHERE = 256
-
-MEMORY_SHARE = 0.5
-"""Share of the memory that a search may fill; other processes and estimation errors need some."""
 
 
 def max_batch_size(
@@ -23,29 +18,21 @@ def max_batch_size(
     prompt_length: int,
     num_beams: int,
     scoring: SearchScoring,
+    sizes: SearchSizes | None = None,
 ) -> int:
     """Rows per search for prompts of up to `prompt_length` tokens; at least one.
 
-    Always a power of two, so that small differences in memory seldom change the batches: other
-    batches round differently.
+    By the memory of `sizes`, or else by what is available now. Always a power of two, so that small
+    differences in memory seldom change the batches: other batches round differently.
     """
     rows = MAX_ROWS.get(model.device.type, MAX_ROWS_ELSEWHERE)
     budget = MEMORY_SHARE * available_memory(model.device)
-    sizes = prompt_length, num_beams, scoring
-    while rows > 1 and estimate_bytes(model, tree, rows, *sizes) > budget:
+    if sizes is not None:  # perhaps those of a run that began on a larger device
+        budget = min(sizes.search_memory, MEMORY_SHARE * total_memory(model.device))
+    search = prompt_length, num_beams, scoring
+    while rows > 1 and estimate_bytes(model, tree, rows, *search) > budget:
         rows //= 2
     return rows
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes of memory: on a GPU those that are free or that torch keeps unused, else all.
-
-    The host's free memory would mostly tell the size of its file cache.
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def estimate_bytes(

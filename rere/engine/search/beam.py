@@ -25,6 +25,7 @@ from rere.engine import SearchScoring
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer
 from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
+from rere.engine.search.sizes import SearchSizes
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees
 
@@ -49,19 +50,23 @@ def beam_search(
     length_penalty: float = 0.0,
     temperature: float = 1.0,
     auxiliary: AuxiliaryScorer | None = None,
+    sizes: SearchSizes | None = None,
 ) -> Beams:
     """The `num_beams` best paths for each prompt, (B, num_beams), of the tree or the row's own.
 
     `tree` and `auxiliary` lie on the model's device. Final scores are divided by length **
-    `length_penalty`, the length in tokens including the end of sequence. Raises ValueError for
-    num_beams below 1 and for a temperature of 0 or below; InputError for a prompt beyond the
-    model's positions and for logits that are NaN.
+    `length_penalty`, the length in tokens including the end of sequence. `sizes` are those of the
+    model's device; None: its constants. Raises ValueError for num_beams below 1 and for a
+    temperature of 0 or below; InputError for a prompt beyond the model's positions and for logits
+    that are NaN.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, not {num_beams}")
     rows = torch.arange(len(prompts), device=model.device)
     with eval_mode(model):
-        scorer = PathScorer(model, tree, prompts, scoring, temperature, auxiliary=auxiliary)
+        scorer = PathScorer(
+            model, tree, prompts, scoring, temperature, auxiliary=auxiliary, sizes=sizes
+        )
         beams, known, num_steps = scorer.start()
         found, results = (empty_beams(beams.score, num_beams) for _ in range(2))
         while True:

@@ -46,6 +46,7 @@ from rere.engine.search.paths import (
     gather_rows,
     replace_rows,
 )
+from rere.engine.search.sizes import SearchSizes
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees
@@ -68,6 +69,7 @@ class PathScorer:
         temperature: float = 1.0,
         whole_edges: bool = False,
         auxiliary: AuxiliaryScorer | None = None,
+        sizes: SearchSizes | None = None,
     ) -> None:
         check_temperature(temperature)
         if auxiliary is not None and scoring == "vocabulary":
@@ -78,7 +80,7 @@ class PathScorer:
         self.decoder = make_decoder(model, prompts, tree.longest)
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
-        self.full_pass_tokens = full_pass_tokens(model)
+        self.full_pass_tokens = sizes.full_pass_tokens if sizes else full_pass_tokens(model)
 
     def start(self) -> tuple[Paths, KnownScores, int]:
         """One path per row at the root, its known scores, and the steps that these suffice for.

@@ -17,6 +17,7 @@ from rere.engine.search.sampling import (
     sample_candidates,
     stochastic_beam_search,
 )
+from rere.engine.search.sizes import SearchSizes
 from rere.engine.search.unconstrained import generate_beams, generate_samples
 from rere.prefix_tree import PrefixTree, find_leaf, token_ids
 
@@ -46,20 +47,21 @@ def roll_out(
     scoring: Scoring = "vocabulary",
     temperature: float = 1.0,
     target: Tensor | None = None,
+    sizes: SearchSizes | None = None,
 ) -> Candidates:
     """`group_size` candidates per prompt, best first from searches, else in the order of sampling.
 
     `tree`, `seeds` (B,) i64 (`rere.engine.search.noise.row_seeds`) and `target` (B,) i64, the leaf
-    that `oversample_with_target` keeps, lie on the model's device. `scoring` is for `beam` only:
-    constrained samples have `catalogue` scores, unconstrained candidates `vocabulary` ones. Raises
-    ValueError for an unknown strategy, a missing target and numbers out of range; InputError as
-    `rere.engine.search.beam.beam_search` does.
+    that `oversample_with_target` keeps, lie on the model's device. `scoring` and `sizes` are for
+    `beam` only: constrained samples have `catalogue` scores, unconstrained candidates `vocabulary`
+    ones. Raises ValueError for an unknown strategy, a missing target and numbers out of range;
+    InputError as `rere.engine.search.beam.beam_search` does.
     """
     threshold = None
     match strategy:
         case "beam":
             leaf, log_prob = beam_search(
-                model, tree, prompts, group_size, scoring, temperature=temperature
+                model, tree, prompts, group_size, scoring, temperature=temperature, sizes=sizes
             )
         case "iid":
             leaf, log_prob = sample_candidates(model, tree, prompts, group_size, seeds, temperature)
