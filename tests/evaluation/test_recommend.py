@@ -206,9 +206,9 @@ def test_the_batch_size_defaults_to_what_fits_in_memory(
 ):
     sizes = []
 
-    def search(policy, tree, prompts, *rest):
+    def search(policy, tree, prompts, *rest, **more):
         sizes.append(len(prompts))
-        return beam_search(policy, tree, prompts, *rest)
+        return beam_search(policy, tree, prompts, *rest, **more)
 
     monkeypatch.setattr(module, "beam_search", search)
     monkeypatch.setattr(module, "max_batch_size", lambda *_: 8)

@@ -243,9 +243,9 @@ def rolled_out(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     row_ids: list[list[int]] = []
     call: Callable[..., RewardedGroups] = Rollouts.__call__
 
-    def spy(self, policy, inputs, step):
+    def spy(self, policy, inputs, *more):
         row_ids.append(inputs["row_id"])
-        return call(self, policy, inputs, step)
+        return call(self, policy, inputs, *more)
 
     monkeypatch.setattr(Rollouts, "__call__", spy)
     return row_ids

@@ -1,10 +1,11 @@
-"""How many tokens a pass of a search feeds."""
+"""How many tokens a pass of a search feeds, and the device that this is chosen for."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
-from rere.engine.search import path_scorer
+from rere.engine.search import path_scorer, sizes
 
 CHAINS = {"short chains": 0, "long chains": 10**6}
 """How many forced tokens a pass may feed, which changes no result."""
@@ -26,3 +27,11 @@ def chain_lengths(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]
             yield name
 
     return set_each
+
+
+@pytest.fixture
+def timed_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU as a device that passes are timed on, with 80 GiB left."""
+    monkeypatch.setattr(sizes, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(sizes, "available_memory", lambda device: 80 << 30)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)

@@ -15,14 +15,6 @@ from rere.prefix_tree import PrefixTree
 TREE = PrefixTree.build(random_catalogue(50, seed=1))
 
 
-@pytest.fixture
-def timed_device(monkeypatch):
-    """The CPU as a device that passes are timed on, with 80 GiB left."""
-    monkeypatch.setattr(sizes, "is_accelerator", lambda device: True)
-    monkeypatch.setattr(sizes, "available_memory", lambda device: 80 << 30)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
-
-
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
