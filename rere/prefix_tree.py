@@ -108,6 +108,16 @@ class PrefixTree:
         node = torch.arange(len(self.fanout), device=self.fanout.device)
         return torch.cat([node[:1], node.repeat_interleave(self.fanout)])
 
+    @cached_property
+    def first_tokens(self) -> tuple[Tensor, Tensor]:
+        """The tokens with which edges begin, (C,) ascending, and which of them each node's does.
+
+        The second is (N,), arbitrary for the root.
+        """
+        first = self.token[self.edge[:-1].clamp(max=len(self.token) - 1)]
+        token, index = first.unique(return_inverse=True)
+        return token, index
+
     def children(self, node: Tensor, max_fanout: int) -> tuple[Tensor, Tensor]:
         """Return the children (..., max_fanout) i64 of each `node` (...), and which exist, bool.
 

@@ -19,13 +19,15 @@ children of a node, C tokens of an edge, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rere.engine import SearchScoring
-from rere.engine.model.decoder import make_decoder
+from rere.engine.model.decoder import FullSequenceDecoder, SharedPromptDecoder, make_decoder
+from rere.engine.model.head import TokenHead
 from rere.engine.model.softmax import logsumexp_of_rows, upcast
 from rere.engine.model.unpadding import UnpaddedTokens
 from rere.engine.search.layout import (
@@ -50,6 +52,9 @@ from rere.engine.search.sizes import SearchSizes
 from rere.errors import InputError
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees
+
+MAX_HEAD_SHARE = 0.25
+"""Share of the vocabulary up to which the embeddings of a tree's tokens are copied for a search."""
 
 
 class PathScorer:
@@ -78,6 +83,7 @@ class PathScorer:
         self.is_normalised = scoring == "catalogue"
         self.temperature, self.auxiliary = temperature, auxiliary
         self.decoder = make_decoder(model, prompts, tree.longest)
+        self.head = make_tree_head(model, tree, self.decoder) if self.is_normalised else None
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass_tokens = sizes.full_pass_tokens if sizes else full_pass_tokens(model)
@@ -91,7 +97,8 @@ class PathScorer:
         opening = tree.token[: tree.root_length]
         num_fed = len(opening) if tree.root_fanout else len(opening) - 1
         logits_to_keep = 1 if self.by_decision else 1 + num_fed
-        logits = upcast(self.decoder.prefill(opening[:num_fed], logits_to_keep))
+        with self._only_tree_tokens():
+            logits = upcast(self.decoder.prefill(opening[:num_fed], logits_to_keep))
         logits_index = torch.arange(len(logits), device=logits.device).view(-1, logits_to_keep)
         zero = torch.zeros_like(logits_index[:, :1])
         node = zero + tree.root[:, None]
@@ -198,7 +205,8 @@ class PathScorer:
         if self.by_decision:
             logits_to_keep, num_logits = plan.num_feeding, plan.num_ends
         tokens = UnpaddedTokens(layout.is_token, plan.num_tokens, logits_to_keep, num_logits)
-        logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
+        with self._only_tree_tokens():
+            logits = upcast(self.decoder.feed(ids, depth, visible, tokens))
         logits_index = tokens.logits_index  # (B, logits_to_keep)
         last_index = logits_index.gather(1, layout.last - (ids.shape[1] - logits_to_keep))
 
@@ -220,6 +228,10 @@ class PathScorer:
         paths = paths._replace(num_fed=paths.num_fed + count, parent=every.expand_as(count))
         return paths, known
 
+    def _only_tree_tokens(self) -> AbstractContextManager[None]:
+        """Passes compute the logits of `PrefixTree.first_tokens` alone, where that pays."""
+        return nullcontext() if self.head is None else self.head.used_in(self.decoder.model)
+
     def _count_tokens_to_feed(self, paths: Paths) -> Tensor:
         """Number of tokens that each path feeds next, (B, K); 0 where its next scores are known."""
         # The last token of a leaf's edge predicts nothing.
@@ -238,8 +250,12 @@ class PathScorer:
         `norm` is the log-sum-exp of each row of logits; None normalises over the children.
         """
         child, exists = self.tree.children(node, fanout)
-        token = self.tree.token[self.tree.edge[child]]
-        scores = logits[row[..., None], token] / self.temperature
+        if self.head is None:
+            column = self.tree.token[self.tree.edge[child]]
+        else:
+            assert isinstance(self.tree, PrefixTree)
+            column = self.tree.first_tokens[1][child]
+        scores = logits[row[..., None], column] / self.temperature
         of_children = scores.masked_fill(~exists, -torch.inf)
         total = of_children.logsumexp(-1) if norm is None else norm[row]
         scores = scores - total[..., None]
@@ -267,6 +283,23 @@ class PathScorer:
         offset = torch.minimum(num_fed[..., None] + 1 + step, last)
         token = self.tree.token[self.tree.edge[node][..., None] + offset]
         return logits[row, token] / self.temperature - norm[row]
+
+
+def make_tree_head(
+    model: PreTrainedModel,
+    tree: PrefixTree | RowTrees,
+    decoder: SharedPromptDecoder | FullSequenceDecoder,
+) -> TokenHead | None:
+    """The embeddings of the tokens that decide between children; None for the whole head.
+
+    Trees of rows have the whole one: their first tokens would be sought for each search.
+    """
+    if isinstance(tree, RowTrees) or isinstance(decoder, FullSequenceDecoder):
+        return None
+    token, _ = tree.first_tokens
+    if len(token) > MAX_HEAD_SHARE * model.config.get_text_config().vocab_size:
+        return None
+    return TokenHead.of(model, token)
 
 
 def check_temperature(temperature: float) -> None:

@@ -4,11 +4,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, MASK_IGNORING, VOCAB_SIZE, causal_lm
 from torch.nn.functional import linear
 
 from rere.engine.model.decoder import eval_mode
-from rere.engine.model.head import head_in_float32
+from rere.engine.model.head import TokenHead, head_in_float32
 from rere.engine.model.precision import arithmetic
 
 IDS = torch.arange(24).view(2, 12) % VOCAB_SIZE
@@ -73,3 +74,42 @@ def test_another_forward_of_the_head_stays():
         with head_in_float32(model):
             assert model(IDS, use_cache=False).logits.shape == (2, 12, 1)
         assert "forward" in vars(model.get_output_embeddings())
+
+
+# --------------------------------------------------------------------------- some tokens
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_some_tokens_are_those_of_the_whole_head(family, dtype):
+    model, token = causal_lm(family, VOCAB_SIZE), torch.tensor([2, 3, 11, VOCAB_SIZE - 1])
+    with torch.no_grad(), arithmetic(model.device, dtype), eval_mode(model):
+        head = TokenHead.of(model, token)
+        assert head is not None
+        expected = model(IDS, use_cache=False).logits
+        with head.used_in(model):
+            actual = model(IDS, use_cache=False).logits
+        torch.testing.assert_close(actual, expected[..., token])
+        assert torch.equal(model(IDS, use_cache=False).logits, expected)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("barred", [100, 1])
+def test_a_model_that_looks_for_a_token_has_its_whole_head(barred):
+    """By a place that the logits of some tokens lack, or where they have another token."""
+    model = causal_lm("qwen2", 200)
+    forward = model.forward
+
+    def bar(**inputs):
+        output = forward(**inputs)
+        output.logits[..., barred] = -1e9
+        return output
+
+    with patch.object(model, "forward", bar):
+        assert TokenHead.of(model, torch.tensor([2, 3])) is None
+
+
+def test_a_head_with_adapters_is_whole():
+    model = causal_lm("qwen2", VOCAB_SIZE)
+    get_peft_model(model, LoraConfig(target_modules=["lm_head"], r=2))
+    assert TokenHead.of(model, torch.tensor([2, 3])) is None
