@@ -9,6 +9,7 @@ from training_runs import SHORT
 
 from rere.config.evaluation import Recommend
 from rere.engine.model.decoder import supports_shared_prompt
+from rere.engine.model.head import computes_logits_by_token
 from rere.engine.search.beam import beam_search
 from rere.evaluation import recommend as recommend_module
 from rere.evaluation.recommend import recommend
@@ -79,7 +80,9 @@ def test_a_batch_of_an_evaluation(fixed_model, tmp_path, monkeypatch):
     write_rankings = recommend_module.write_rankings
 
     def counted(output, task, *more):
-        supports_shared_prompt(task.policy)  # tries it once
+        supports_shared_prompt(task.policy)  # finds out about model and tree, once
+        computes_logits_by_token(task.policy)
+        assert len(task.tree.first_tokens) == 2
         gpu.reset()
         write_rankings(output, task, *more)
         check("evaluation", gpu.operations, gpu.host_reads)
