@@ -17,12 +17,12 @@ from rere.prefix_tree import PrefixTree
 from rere.training.rl import RlTrainer, rl
 
 MOST = {
-    "rollout": (3150, 15),
-    "catalogue_rollout": (1740, 6),
+    "rollout": (2860, 15),
+    "catalogue_rollout": (1660, 6),
     "update": (1140, 0),
-    "step": (4110, 16),
-    "validation": (5550, 32),
-    "evaluation": (1750, 11),
+    "step": (3910, 16),
+    "validation": (5150, 32),
+    "evaluation": (1670, 11),
 }
 """The most operations and host reads.
 

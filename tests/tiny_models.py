@@ -146,10 +146,15 @@ MIXED_LAYERS = ["sliding_attention", "full_attention"]
 GROUPED = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 2}
 VOCAB_SIZE = 24
 WINDOWED = {**GROUPED, "head_dim": 8, "sliding_window": 5}
+LLAMA3_ROPE = {
+    **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0},
+    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+}
 FAMILIES = {
     "qwen2": (transformers.Qwen2Config, GROUPED),
     "qwen3": (transformers.Qwen3Config, {**GROUPED, "head_dim": 8}),
     "llama": (transformers.LlamaConfig, GROUPED),
+    "llama3": (transformers.LlamaConfig, {**GROUPED, "rope_parameters": LLAMA3_ROPE}),
     "gpt2": (transformers.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 4}),
     "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16}),
     "gpt_neox": (transformers.GPTNeoXConfig, {**SIZES, "intermediate_size": 32}),

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from rere.engine import SearchScoring
 from rere.engine.model.decoder import eval_mode
 from rere.engine.search.path_scorer import PathScorer
-from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths, gather_rows
+from rere.engine.search.paths import AuxiliaryScorer, KnownScores, Paths
 from rere.engine.search.sizes import SearchSizes
 from rere.prefix_tree import PrefixTree
 from rere.pruning import RowTrees
@@ -111,58 +111,66 @@ def step(
     """
     tree, num_beams = scorer.tree, results.leaf.shape[1]
     node, num_taken, num_fed, score, parent = beams
+    row = torch.arange(len(node), device=node.device)[:, None]
+    forced, children = known.forced[row, parent], known.children[row, parent]  # (B, K, C or F)
     end = torch.minimum(tree.edge_length[node], num_fed + 1)  # tokens of the edge that are known
-    in_edge = num_taken < end
-    forced = gather_rows(known.forced, parent)  # (B, K, C)
-    first_forced = known.first_forced.gather(1, parent)
+    is_at_end = num_taken >= end
     num_known = (end - num_taken).masked_fill(score.isneginf(), forced.shape[-1])
     stride = num_known.amin(-1, keepdim=True).clamp(min=1)
     ahead = torch.arange(forced.shape[-1], device=node.device)
-    ahead = ahead - (num_taken - first_forced)[..., None]
-    is_taken = (ahead >= 0) & (ahead < stride[..., None])
-    inside = forced.where(is_taken, 0).sum(-1, keepdim=True)
-    children = gather_rows(known.children, parent)
+    ahead = ahead - (num_taken - known.first_forced.gather(1, parent))[..., None]
+    is_not_taken = (ahead < 0) | (ahead >= stride[..., None])
+    inside = forced.masked_fill(is_not_taken, 0).sum(-1, keepdim=True)
     fanout = children.shape[-1]
     inside = pad(inside, (0, fanout - 1), value=-torch.inf)
-    continued = score[..., None] + torch.where(in_edge[..., None], inside, children)
-    continued = continued.masked_fill(~can_step[..., None], -torch.inf)
+    continued = score[..., None] + torch.where(is_at_end[..., None], children, inside)
 
     # 2 K continuations compete, so that K unfinished ones remain even if K of the best end.
     width = min(2 * num_beams, continued[0].numel())
     score, best = continued.flatten(1).topk(width)
     beam = best // fanout
-    node, num_taken, num_fed, parent = (
-        x.gather(1, beam) for x in (node, num_taken, num_fed, parent)
-    )
-    enters = ~in_edge.gather(1, beam) & score.isfinite()
+    # A GPU gathers the four fields as fast as one.
+    fields = torch.stack([node, num_taken, num_fed, parent])
+    node, num_taken, num_fed, parent = gather_fields(fields, beam)
+    enters = is_at_end.gather(1, beam) & (score > -torch.inf) & can_step
     node = torch.where(enters, tree.first_child[node] + best % fanout, node)
-    entered = tree.edge_length[node] if scorer.by_decision else 1
-    num_taken = torch.where(enters, entered, num_taken + stride)
+    num_taken = num_taken + stride
+    if scorer.by_decision:
+        num_taken = torch.where(enters, tree.edge_length[node], num_taken)
+    else:
+        num_taken = num_taken.masked_fill(enters, 1)
     num_fed = num_fed.masked_fill(enters, 0)
 
     # As in transformers, a path that ends outside the best K is discarded.
-    ends = (tree.fanout[node] == 0) & (num_taken == tree.edge_length[node])
-    is_result = ends & (torch.arange(width, device=ends.device) < num_beams)
-    result = score / tree.depth[node].to(score.dtype) ** length_penalty
-    new_results = keep_best(results, node, result.masked_fill(~is_result, -torch.inf))
+    ends = num_taken == scorer.leaf_length[node]
+    result = bound = score
+    if length_penalty:
+        result = score / tree.depth[node].to(score.dtype) ** length_penalty
+        bound = score / (tree.longest if length_penalty > 0 else 1) ** length_penalty
+    first = slice(0, num_beams)
+    result = result[:, first].masked_fill(~ends[:, first], -torch.inf)
+    new_results = keep_best(results, node[:, first], result)
 
     # Scores only fall along a path: drop beams that can no longer beat the K results.
-    bound = score / (tree.longest if length_penalty > 0 else 1) ** length_penalty
-    is_open = ~ends & (bound > new_results.score[:, -1:])
-    score, chosen = score.masked_fill(~is_open, -torch.inf).topk(min(num_beams, width))
-    node, num_taken, num_fed, parent = (
-        x.gather(1, chosen) for x in (node, num_taken, num_fed, parent)
-    )
-    new_beams = Paths(node, num_taken, num_fed, score, parent)
+    is_closed = ends | (bound <= new_results.score[:, -1:])
+    score, chosen = score.masked_fill(is_closed, -torch.inf).topk(min(num_beams, width))
+    new_fields = gather_fields(torch.stack([node, num_taken, num_fed, parent]), chosen)
 
-    missing = (0, score.shape[1] - beams.score.shape[1])
-    beams = Paths(*(pad(x, missing) for x in beams))._replace(
-        score=pad(beams.score, missing, value=-torch.inf)
-    )
+    old_score = beams.score
+    if missing := score.shape[1] - old_score.shape[1]:
+        fields = pad(fields, (0, missing))
+        old_score = pad(old_score, (0, missing), value=-torch.inf)
+    node, num_taken, num_fed, parent = torch.where(can_step, new_fields, fields)
+    score = torch.where(can_step, score, old_score)
     return (
-        Paths(*(torch.where(can_step, a, b) for a, b in zip(new_beams, beams, strict=True))),
+        Paths(node, num_taken, num_fed, score, parent),
         Beams(*(torch.where(can_step, a, b) for a, b in zip(new_results, results, strict=True))),
     )
+
+
+def gather_fields(fields: Tensor, index: Tensor) -> Tensor:
+    """Fields (4, B, K) of paths, those at `index` (B, N): (4, B, N)."""
+    return fields.gather(2, index.expand(len(fields), -1, -1))
 
 
 def empty_beams(score: Tensor, num_beams: int) -> Beams:

@@ -84,6 +84,8 @@ class PathScorer:
         self.temperature, self.auxiliary = temperature, auxiliary
         self.decoder = make_decoder(model, prompts, tree.longest)
         self.head = make_tree_head(model, tree, self.decoder) if self.is_normalised else None
+        # The length of each leaf's edge; no path takes -1 tokens of another edge.
+        self.leaf_length = tree.edge_length.masked_fill(tree.fanout > 0, -1)
         self.whole_edges = whole_edges
         self.longest_chain = tree.longest if whole_edges else min(MAX_CHAIN, tree.longest)
         self.full_pass_tokens = sizes.full_pass_tokens if sizes else full_pass_tokens(model)
