@@ -76,7 +76,7 @@ class TokenHead(NamedTuple):
 def replaced_forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let a module compute by `forward`."""
     before = vars(head).get("forward")
-    head.forward = forward  # type: ignore[assignment]
+    head.forward = forward
     try:
         yield
     finally:
