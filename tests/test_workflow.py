@@ -458,7 +458,7 @@ def test_run_json_has_the_provenance_of_a_run(small_study):
         provenance = json.loads((run / "run.json").read_text())
         assert provenance.keys() == {
             *("command", "options", "seed", "seconds", "resumed", "best_step", "peak_memory_mb"),
-            *("commit", "python", "packages", "inputs_sha256"),
+            *("chosen", "commit", "python", "packages", "inputs_sha256"),
         }
         assert provenance["seed"] == seed
         assert "results/data/small/test.parquet" in provenance["inputs_sha256"]
