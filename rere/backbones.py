@@ -188,7 +188,8 @@ def halve_linear_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         is_inner = isinstance(module, torch.nn.Linear) and module is not head
         if is_inner and not module.weight.requires_grad:
-            module.to(torch.bfloat16)
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(weight.bfloat16(), requires_grad=False))
 
 
 def restore_linear_layers(model: PreTrainedModel, folder: Path) -> None:

@@ -284,6 +284,45 @@ class Serve(config.evaluation.BeamSearch):
         )
 
 
+class Planned(Options):
+    """What `rere plan` asks beside the options of the planned stage."""
+
+    data: Data
+    seed: Seed = 0
+    device: str = Field("auto", description="Device of the run. auto: a GPU if there is one.")
+    memory: float | None = Field(
+        None, gt=0, description="Its memory in GB. None: that of this machine's."
+    )
+
+    def target(self, dtype: str) -> "Target":
+        from rere.devices import choose_device
+        from rere.planning.plan import Target
+
+        memory = None if self.memory is None else self.memory * 1e9
+        return Target.choose(choose_device(self.device), dtype, memory)
+
+
+class PlanTraining(Planned):
+    init: str = Field(description="Folder or Hugging Face id of the initial model.")
+
+    def run(self) -> None:
+        from rere.planning.plan import plan_training, report
+
+        target = self.target(self.dtype)
+        plan = plan_training(self, self.init, self.data, self.seed, target)
+        print(report(plan, target, self.rows_per_pass))
+
+
+class PlanRecommend(Planned):
+    model: str = Field(description="Folder or Hugging Face id of the model.")
+
+    def run(self) -> None:
+        from rere.planning.plan import plan_recommend, report
+
+        target = self.target(self.dtype)
+        print(report(plan_recommend(self, self.model, self.data, self.seed, target), target))
+
+
 class Metrics(config.run.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
@@ -500,6 +539,10 @@ STAGES: dict[str, type[BaseModel]] = {
     "recommend --history": RecommendHistory,
     "recommend --histories": RecommendHistories,
     "serve": Serve,
+    "plan sft": combine(PlanTraining, config.training.SftOptions),
+    "plan preference": combine(PlanTraining, config.training.PreferenceOptions),
+    "plan rl": combine(PlanTraining, config.rl.RlOptions),
+    "plan recommend": combine(PlanRecommend, config.evaluation.Recommend),
     "metrics": Metrics,
     "push": Push,
     "table": Table,

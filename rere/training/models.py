@@ -64,17 +64,22 @@ def load_trainable(folder: Path, options: Training) -> tuple[PreTrainedTokenizer
             f"{folder}: {type(model).__name__} cannot be trained, since its attention does not "
             "follow a mask by position; take another architecture"
         )
+    return tokenizer, prepare(model, options)
+
+
+def prepare(model: PreTrainedModel, options: Training) -> Model:
+    """The model with checkpointed layers and LoRA adapters, if the options ask for them."""
     if options.gradient_checkpointing:
         checkpoint_layers(model)
-    if options.lora_rank is not None:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=options.lora_rank,
-            lora_alpha=options.lora_alpha,
-            target_modules="all-linear",
-        )
-        model = get_peft_model(model, config)
-    return tokenizer, model
+    if options.lora_rank is None:
+        return model
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        target_modules="all-linear",
+    )
+    return get_peft_model(model, config)
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -106,12 +106,7 @@ def load_setup(
     encoder = PromptEncoder(tokenizer, items["title"].to_list())
     responses = encoder.encode_responses()
     train = read_rows(data, "train")
-    first, end = (round(share * len(train)) for share in options.train_part)
-    if end - first < min_rows:
-        raise InputError(
-            f"{data}: has {end - first} training rows in train_part, fewer than {min_rows}; "
-            "widen train_part or lower the rows per step"
-        )
+    part = select_part(train, options, data, min_rows)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     max_history = max(len(row["history"]) for row in train)
     check_prompts(encoder, responses, data, seed, context)
@@ -123,7 +118,7 @@ def load_setup(
         encoder,
         responses,
         Catalogue.build(encoder, responses, items["raw_id"].to_list(), max_history),
-        train[first:end],
+        part,
         sort_by_length(read_rows(data, "valid", options.valid_rows), responses),
         seed,
         data.resolve().name,
@@ -132,6 +127,17 @@ def load_setup(
         start,
         init,
     )
+
+
+def select_part(train: list[Row], options: Training, data: Path, min_rows: int) -> list[Row]:
+    """The rows in the options' `train_part`; raises InputError if they are below `min_rows`."""
+    first, end = (round(share * len(train)) for share in options.train_part)
+    if end - first < min_rows:
+        raise InputError(
+            f"{data}: has {end - first} training rows in train_part, fewer than {min_rows}; "
+            "widen train_part or lower the rows per step"
+        )
+    return train[first:end]
 
 
 def describe_init(init: Path) -> str:

@@ -147,7 +147,10 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        key_states, value_states = in_rows(key_states), in_rows(value_states)
+        # Rotary embeddings leave keys in float32 under autocast, which attention would round to the
+        # values' dtype in each pass.
+        key_states = in_rows(key_states).to(value_states.dtype)
+        value_states = in_rows(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]

@@ -1,6 +1,9 @@
 """Choose the number of rows that a search takes at a time, by memory and speed."""
 
-from transformers import PreTrainedModel
+import math
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rere.engine import SearchScoring
 from rere.engine.search.layout import full_pass_tokens
@@ -43,38 +46,81 @@ def estimate_bytes(
     num_beams: int,
     scoring: SearchScoring,
 ) -> int:
-    """Upper estimate of the bytes that a search of `rows` rows needs besides the weights.
+    """Upper estimate of the bytes that a search of `rows` rows needs besides the weights."""
+    sizes = rows, prompt_length, num_beams, scoring
+    full_pass = full_pass_tokens(model)
+    return search_bytes(model.config, tree, *sizes, full_pass, model.dtype.itemsize)
+
+
+def search_bytes(
+    config: PreTrainedConfig,
+    tree: PrefixTree,
+    rows: int,
+    prompt_length: int,
+    num_beams: int,
+    scoring: SearchScoring,
+    full_pass: int,
+    itemsize: int,
+    share_of_titles: float = 1.0,
+) -> int:
+    """Bytes that a search needs besides the weights; the last four are as in the functions below.
+
+    A pass feeds up to `full_pass` tokens under `vocabulary` scoring.
+    """
+    most = max(num_beams, full_pass // rows)
+    fed = count_fed_tokens(tree, num_beams, scoring, most, share_of_titles)
+    positions = fed.in_one_pass if scoring == "vocabulary" else num_beams
+    return rows * row_bytes(config, prompt_length, fed, positions, itemsize)
+
+
+class FedTokens(NamedTuple):
+    """Tokens that a row of a search feeds behind its prompt."""
+
+    total: int
+    in_one_pass: int
+
+
+def row_bytes(
+    config: PreTrainedConfig, prompt_length: int, fed: FedTokens, positions: int, itemsize: int
+) -> int:
+    """Bytes that a row of a search needs, with logits at `positions` tokens of a pass.
 
     Counts the cache of all tokens and, for the largest forward pass, the attention mask, a layer's
-    states and the logits: at every position under `vocabulary` scores, else one per beam.
+    states and the logits. `itemsize` is that of keys, values and states.
     """
-    config, item = model.config.get_text_config(), model.dtype.itemsize
+    config = config.get_text_config()
     all_heads = getattr(config, "num_attention_heads", 1)  # recurrent models have none
     num_heads = getattr(config, "num_key_value_heads", None) or all_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    most = max(num_beams, full_pass_tokens(model) // rows)
-    fed, in_one_pass = count_fed_tokens(tree, num_beams, scoring, most)
-    total, widest = prompt_length + fed, max(prompt_length, in_one_pass)
-    positions = in_one_pass if scoring == "vocabulary" else num_beams
-    cache = 3 * config.num_hidden_layers * num_heads * head * item * total  # with spare capacity
-    mask = (item + 1) * widest * total + num_beams * fed
-    states = 16 * config.hidden_size * item * widest
-    logits = (item + 8) * config.vocab_size * positions  # also in float32, with exponentials
-    return int(rows * (cache + mask + states + logits))
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    total, widest = prompt_length + fed.total, max(prompt_length, fed.in_one_pass)
+    cache = 2 * config.num_hidden_layers * num_heads * head * itemsize * 3 * total // 2
+    # In float32 at first, then a copy for the queries that share a key.
+    copies = all_heads // num_heads if all_heads > num_heads else 0
+    seen = max(prompt_length**2, fed.in_one_pass * total)
+    mask = (4 + 1 + copies * itemsize) * seen + positions * fed.total
+    states = (8 * config.hidden_size + 3 * inner) * itemsize * widest
+    logits = 2 * 4 * config.vocab_size * positions  # float32, with exponentials
+    return int(cache + mask + states + logits)
 
 
 def count_fed_tokens(
-    tree: PrefixTree, num_beams: int, scoring: SearchScoring, most: int
-) -> tuple[int, int]:
-    """The most tokens that a row feeds behind its prompt, in all passes and in one.
+    tree: PrefixTree,
+    num_beams: int,
+    scoring: SearchScoring,
+    most: int,
+    share_of_titles: float = 1.0,
+) -> FedTokens:
+    """The most tokens that a row feeds behind its prompt, if all its titles are that long.
 
-    Under `vocabulary` scores a pass feeds at most `most`. Otherwise it feeds whole edges, except
-    those into leaves.
+    That is as long as `share_of_titles` of all titles are at most. Under `vocabulary` scores a pass
+    feeds at most `most`. Otherwise it feeds whole edges, except those into leaves.
     """
-    length, depth = tree.edge_length, tree.depth
+    leaf, length, depth = tree.fanout == 0, tree.edge_length, tree.depth
     if scoring != "vocabulary":
-        inner = tree.fanout > 0
-        length, depth = length * inner, depth * inner
-    fed = min(num_beams * int(depth.max()), int(length.sum()))
-    in_one_pass = min(num_beams * int(length.max()), fed)
-    return fed, min(in_one_pass, most) if scoring == "vocabulary" else in_one_pass
+        depth, length = depth - length, length * ~leaf  # without the edges into leaves
+    depths = depth[leaf]
+    longest = int(depths.kthvalue(max(1, math.ceil(share_of_titles * len(depths)))).values)
+    total = min(num_beams * longest, int(length.sum()))
+    in_one_pass = min(num_beams * int(length.max()), total)
+    return FedTokens(total, min(in_one_pass, most) if scoring == "vocabulary" else in_one_pass)

@@ -1,0 +1,223 @@
+"""Say how much memory a run takes, before it runs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tabulate import tabulate
+from transformers import AutoConfig, PreTrainedConfig
+
+from rere.adapters import find_base, is_adapters
+from rere.backbones import load_tokenizer, refusing
+from rere.config.evaluation import Recommend
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions
+from rere.data.dataset import read_items, read_split
+from rere.devices import choose_dtype
+from rere.engine import SearchScoring
+from rere.engine.search.batch_size import MAX_ROWS, MAX_ROWS_ELSEWHERE, search_bytes
+from rere.engine.search.layout import FULL_PASS, FULL_PASS_ELSEWHERE
+from rere.engine.search.rollout import num_samples
+from rere.engine.search.sizes import MEMORY_SHARE, available_memory
+from rere.planning.memory import count_parameters, inference_weights, training_memory
+from rere.planning.passes import TrainingOptions, largest_pass
+from rere.prefix_tree import PrefixTree
+from rere.provenance import peak_memory
+from rere.tokenization import PromptEncoder
+from rere.training.setup import read_rows, select_part
+
+SHARE_OF_TITLES = 0.9
+"""A search is taken to feed titles that are as long as this share of all titles at most."""
+
+
+class Target(NamedTuple):
+    """Where a run is to run."""
+
+    device: torch.device
+    dtype: str
+    memory: float | None  # bytes; None: unknown
+
+    @classmethod
+    def choose(cls, device: torch.device, dtype: str, memory: float | None) -> "Target":
+        """The device with its own memory, if it is here, and the precision that `auto` means."""
+        is_here = device.type != "cuda" or torch.cuda.is_available()
+        memory = available_memory(device) if memory is None and is_here else memory
+        return cls(device, choose_dtype(dtype, device), memory)
+
+
+class Part(NamedTuple):
+    """Something that a run holds in memory."""
+
+    name: str
+    bytes: int
+    remark: str = ""
+
+
+class Plan(NamedTuple):
+    """What a run holds: at all times, and beside it in an update or in a search."""
+
+    lasting: list[Part]
+    update: list[Part]  # empty for a run without updates
+    search: list[Part]  # empty for a run without searches
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the moment that needs most."""
+        update, search = (sum(part.bytes for part in parts) for parts in self[1:])
+        return sum(part.bytes for part in self.lasting) + max(update, search)
+
+
+class Texts(NamedTuple):
+    """The catalogue in a model's tokens."""
+
+    encoder: PromptEncoder
+    responses: list[list[int]]
+    tree: PrefixTree
+
+    @classmethod
+    def read(cls, init: str, data: Path) -> "Texts":
+        encoder = PromptEncoder(load_tokenizer(init), read_items(data)["title"].to_list())
+        responses = encoder.encode_responses()
+        return cls(encoder, responses, PrefixTree.build(responses))
+
+
+def plan_training(
+    options: TrainingOptions, init: str, data: Path, seed: int, target: Target
+) -> Plan:
+    """The memory of a training run from the model `init`, a folder or a Hugging Face id.
+
+    Of the model only its config and tokenizer are read. Raises InputError as the run itself would
+    for missing or malformed files.
+    """
+    process = start_process(target)
+    options = options.model_copy(update={"dtype": target.dtype})
+    config, texts = load_config(init), Texts.read(init, data)
+    per_step = getattr(options, options.rows_option)
+    rows = select_part(read_rows(data, "train"), options, data, min_rows=options.rows_per_pass)
+    packed = largest_pass(options, rows, *texts, seed)
+    has_reference, is_synced, searches = False, False, []
+    longest = len(packed.input_ids[0]) - packed.ancestors.shape[1]
+    if isinstance(options, RlOptions):
+        has_reference, is_synced = options.beta > 0, options.sync_interval is not None
+        paths = num_samples(options.rollout, options.group_size)
+        searches.append((per_step, paths))
+    elif isinstance(options, PreferenceOptions):
+        has_reference, is_synced = True, options.algorithm == "sprec"
+        searches.append((options.valid_rows, options.num_beams))
+    memory = training_memory(config, options, packed, has_reference, is_synced, target.device)
+    search = [
+        plan_search(config, texts.tree, count, longest, beams, options.scoring, target)
+        for count, beams in searches
+    ]
+    logits = packed.num_logits * config.get_text_config().vocab_size * 4
+    size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"
+    return Plan(
+        lasting=[
+            *process,
+            Part("weights", memory.weights),
+            *([Part("reference", memory.reference)] if has_reference else []),
+            Part("optimizer", memory.optimizer),
+        ],
+        update=[
+            Part("gradients", memory.gradients),
+            Part("activations", memory.activations - logits, size),
+            Part("logits", logits, f"of {packed.num_logits} tokens"),
+        ],
+        search=search,
+    )
+
+
+def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target: Target) -> Plan:
+    """The memory of ranking the catalogue for the test rows with the model `model`."""
+    process = start_process(target)
+    config, texts = load_config(model), Texts.read(model, data)
+    rows = read_split(data, "test", options.rows)
+    prompts = texts.encoder.encode_prompts(
+        rows["row_id"].to_list(), rows["history"].to_list(), seed
+    )
+    search = plan_search(
+        config,
+        texts.tree,
+        options.batch_size or len(prompts),
+        max(map(len, prompts), default=1),
+        options.num_beams,
+        options.scoring,
+        target,
+        is_fixed=options.batch_size is not None,
+    )
+    weights = Part("weights", inference_weights(config, target.dtype))
+    return Plan([*process, weights], [], [search])
+
+
+def plan_search(
+    config: PreTrainedConfig,
+    tree: PrefixTree,
+    rows: int,
+    prompt_length: int,
+    num_beams: int,
+    scoring: SearchScoring,
+    target: Target,
+    is_fixed: bool = False,
+) -> Part:
+    """The memory of a search of up to `rows` rows, as many as `target` holds if not `is_fixed`."""
+    tokens, work = FULL_PASS.get(target.device.type, FULL_PASS_ELSEWHERE)
+    full_pass = min(tokens, int(work / count_parameters(config)))
+
+    def needed(rows: int, itemsize: int, share_of_titles: float) -> int:
+        sizes = rows, prompt_length, num_beams, scoring
+        return search_bytes(config, tree, *sizes, full_pass, itemsize, share_of_titles)
+
+    if not is_fixed:
+        rows = min(rows, MAX_ROWS.get(target.device.type, MAX_ROWS_ELSEWHERE))
+        while target.memory and rows > 1 and needed(rows, 4, 1.0) > MEMORY_SHARE * target.memory:
+            rows //= 2
+    itemsize = 2 if target.dtype == "bfloat16" else 4
+    return Part(
+        "search", needed(rows, itemsize, SHARE_OF_TITLES), f"{rows} rows, {num_beams} beams"
+    )
+
+
+def start_process(target: Target) -> list[Part]:
+    """What a process holds before it loads a model; nothing on a GPU."""
+    if target.device.type != "cpu":
+        return []
+    return [Part("process", int(peak_memory()["peak_memory_mb"] * 1e6), "Python and libraries")]
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """The architecture of a model in a folder or on the hub; of adapters, that of their base."""
+    if is_adapters(model):
+        model = find_base(Path(model))
+    with refusing(model, "a language model's config"):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+
+
+def report(plan: Plan, target: Target, rows_per_pass: int | None = None) -> str:
+    """The plan as a table in GB (1e9 bytes), and whether it fits."""
+    rows = [
+        (part.name, f"{part.bytes / 1e9:.2f}", when, part.remark)
+        for when, parts in zip(("always", "update", "search"), plan, strict=True)
+        for part in parts
+    ]
+    rows.append(("peak", f"{plan.peak / 1e9:.2f}", "", f"{target.dtype} on {target.device}"))
+    table = tabulate(
+        rows, ["", "GB", "when", ""], "plain", colalign=("left", "right", "left", "left")
+    )
+    return "\n".join([table, *verdict(plan, target, rows_per_pass)])
+
+
+def verdict(plan: Plan, target: Target, rows_per_pass: int | None) -> list[str]:
+    """Whether a plan fits into memory, and how many rows a pass may have."""
+    if target.memory is None:
+        return []
+    fits = plan.peak <= target.memory
+    lines = [f"{'Fits' if fits else 'Does not fit'} into {target.memory / 1e9:.1f} GB."]
+    by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
+    if rows_per_pass is not None:
+        fixed = sum(part.bytes for part in [*plan.lasting, *plan.update]) - by_row
+        most = int((target.memory - fixed) / (by_row / rows_per_pass))
+        if most > 0:
+            lines.append(f"rows_per_pass fits up to {most}.")
+        else:
+            lines.append("Take gradient_checkpointing, optimizer adafactor, lora_rank.")
+    return lines
