@@ -7,7 +7,7 @@ docstring of its options. `run` imports the function, so that `rere --help` load
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, DirectoryPath, Field, FilePath, create_model, model_validator
 
@@ -15,6 +15,9 @@ from rere import config
 from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
 from rere.errors import InputError
 from rere.provenance import provenance
+
+if TYPE_CHECKING:
+    from rere.planning.plan import Plan, Target
 
 Data = Annotated[Path, Field(description="Folder that `rere preprocess` wrote.")]
 Model = Annotated[DirectoryPath, Field(description="Folder of a model and its tokenizer.")]
@@ -293,6 +296,7 @@ class Planned(Options):
     memory: float | None = Field(
         None, gt=0, description="Its memory in GB. None: that of this machine's."
     )
+    json_: bool = Field(False, description="Print bytes as JSON.")
 
     def target(self, dtype: str) -> "Target":
         from rere.devices import choose_device
@@ -301,26 +305,31 @@ class Planned(Options):
         memory = None if self.memory is None else self.memory * 1e9
         return Target.choose(choose_device(self.device), dtype, memory)
 
+    def print(self, plan: "Plan", target: "Target") -> None:
+        from rere.planning.plan import as_json, as_text
+
+        rows_per_pass = getattr(self, "rows_per_pass", None)
+        print(as_json(plan, target) if self.json_ else as_text(plan, target, rows_per_pass))
+
 
 class PlanTraining(Planned):
     init: str = Field(description="Folder or Hugging Face id of the initial model.")
 
     def run(self) -> None:
-        from rere.planning.plan import plan_training, report
+        from rere.planning.plan import plan_training
 
         target = self.target(self.dtype)
-        plan = plan_training(self, self.init, self.data, self.seed, target)
-        print(report(plan, target, self.rows_per_pass))
+        self.print(plan_training(self, self.init, self.data, self.seed, target), target)
 
 
 class PlanRecommend(Planned):
     model: str = Field(description="Folder or Hugging Face id of the model.")
 
     def run(self) -> None:
-        from rere.planning.plan import plan_recommend, report
+        from rere.planning.plan import plan_recommend
 
         target = self.target(self.dtype)
-        print(report(plan_recommend(self, self.model, self.data, self.seed, target), target))
+        self.print(plan_recommend(self, self.model, self.data, self.seed, target), target)
 
 
 class Metrics(config.run.Run):
@@ -509,6 +518,13 @@ def combine(paths: type[BaseModel], options: type[BaseModel], **fields: Any) -> 
     )
 
 
+def plan_for(stage: str, plan: type[BaseModel], options: type[BaseModel]) -> type[BaseModel]:
+    """The stage that says what a run of another one takes, with the same options."""
+    planned = combine(plan, options)
+    planned.__doc__ = f"Say how much memory `rere {stage}` takes, before it runs."
+    return planned
+
+
 def per_choice(
     stage: str, key: str, paths: type[BaseModel], *options: type[BaseModel]
 ) -> dict[str, type[BaseModel]]:
@@ -539,10 +555,10 @@ STAGES: dict[str, type[BaseModel]] = {
     "recommend --history": RecommendHistory,
     "recommend --histories": RecommendHistories,
     "serve": Serve,
-    "plan sft": combine(PlanTraining, config.training.SftOptions),
-    "plan preference": combine(PlanTraining, config.training.PreferenceOptions),
-    "plan rl": combine(PlanTraining, config.rl.RlOptions),
-    "plan recommend": combine(PlanRecommend, config.evaluation.Recommend),
+    "plan sft": plan_for("sft", PlanTraining, config.training.SftOptions),
+    "plan preference": plan_for("preference", PlanTraining, config.training.PreferenceOptions),
+    "plan rl": plan_for("rl", PlanTraining, config.rl.RlOptions),
+    "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
     "metrics": Metrics,
     "push": Push,
     "table": Table,

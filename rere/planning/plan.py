@@ -1,5 +1,6 @@
 """Say how much memory a run takes, before it runs."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ SHARE_OF_TITLES = 0.9
 """A search is taken to feed titles that are as long as this share of all titles at most."""
 
 
+MOMENTS = ("always", "at the start", "in an update", "in a search")
+"""Of the parts of a plan, in this order."""
+
+
 class Target(NamedTuple):
     """Where a run is to run."""
 
@@ -54,17 +59,19 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run holds: at all times, and beside it in an update or in a search."""
+    """What a run holds: at all times, and beside it at three moments, none of which all runs have.
+    """
 
     lasting: list[Part]
-    update: list[Part]  # empty for a run without updates
-    search: list[Part]  # empty for a run without searches
+    load: list[Part]
+    update: list[Part]
+    search: list[Part]
 
     @property
     def peak(self) -> int:
         """Bytes at the moment that needs most."""
-        update, search = (sum(part.bytes for part in parts) for parts in self[1:])
-        return sum(part.bytes for part in self.lasting) + max(update, search)
+        lasting, *moments = (sum(part.bytes for part in parts) for parts in self)
+        return lasting + max(moments)
 
 
 class Texts(NamedTuple):
@@ -111,13 +118,14 @@ def plan_training(
     ]
     logits = packed.num_logits * config.get_text_config().vocab_size * 4
     size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"
+    lasting = [
+        Part("weights", memory.weights),
+        *([Part("reference", memory.reference)] if has_reference else []),
+        Part("optimizer", memory.optimizer),
+    ]
     return Plan(
-        lasting=[
-            *process,
-            Part("weights", memory.weights),
-            *([Part("reference", memory.reference)] if has_reference else []),
-            Part("optimizer", memory.optimizer),
-        ],
+        lasting=[*process, *lasting],
+        load=plan_load(config, lasting, target),
         update=[
             Part("gradients", memory.gradients),
             Part("activations", memory.activations - logits, size),
@@ -145,8 +153,16 @@ def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target
         target,
         is_fixed=options.batch_size is not None,
     )
-    weights = Part("weights", inference_weights(config, target.dtype))
-    return Plan([*process, weights], [], [search])
+    lasting = [Part("weights", inference_weights(config, target.dtype))]
+    return Plan([*process, *lasting], plan_load(config, lasting, target), [], [search])
+
+
+def plan_load(config: PreTrainedConfig, lasting: list[Part], target: Target) -> list[Part]:
+    """What reading the weights takes on the CPU beyond what then lasts: the file, and a copy."""
+    if target.device.type != "cpu":
+        return []
+    read = 2 * inference_weights(config, "float32")
+    return [Part("file", max(0, read - sum(part.bytes for part in lasting)))]
 
 
 def plan_search(
@@ -192,32 +208,43 @@ def load_config(model: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
-def report(plan: Plan, target: Target, rows_per_pass: int | None = None) -> str:
-    """The plan as a table in GB (1e9 bytes), and whether it fits."""
+def as_json(plan: Plan, target: Target) -> str:
+    """The plan on one line: bytes by moment and part, the peak, and the target's memory."""
+    moments = {
+        moment: {part.name: part.bytes for part in parts}
+        for moment, parts in plan._asdict().items()
+    }
+    memory = None if target.memory is None else int(target.memory)
+    return json.dumps({**moments, "peak": plan.peak, "memory": memory})
+
+
+def as_text(plan: Plan, target: Target, rows_per_pass: int | None) -> str:
+    """The plan as a table in GB (1e9 bytes), and whether it fits.
+
+    `rows_per_pass` is that of training.
+    """
     rows = [
-        (part.name, f"{part.bytes / 1e9:.2f}", when, part.remark)
-        for when, parts in zip(("always", "update", "search"), plan, strict=True)
+        (part.name, f"{part.bytes / 1e9:.2f}", moment, part.remark)
+        for moment, parts in zip(MOMENTS, plan, strict=True)
         for part in parts
     ]
-    rows.append(("peak", f"{plan.peak / 1e9:.2f}", "", f"{target.dtype} on {target.device}"))
-    table = tabulate(
-        rows, ["", "GB", "when", ""], "plain", colalign=("left", "right", "left", "left")
-    )
-    return "\n".join([table, *verdict(plan, target, rows_per_pass)])
+    rows.append(("peak", f"{plan.peak / 1e9:.2f}", f"{target.dtype}, {target.device}", ""))
+    sides = ("left", "right", "left", "left")
+    table = tabulate(rows, ["", "GB", "", ""], "plain", colalign=sides, disable_numparse=True)
+    lines = [table, *verdict(plan, target, rows_per_pass)]
+    return "\n".join(line.rstrip() for text in lines for line in text.splitlines())
 
 
 def verdict(plan: Plan, target: Target, rows_per_pass: int | None) -> list[str]:
-    """Whether a plan fits into memory, and how many rows a pass may have."""
+    """Whether a plan fits into memory, and how many rows a pass of training may have."""
     if target.memory is None:
         return []
-    fits = plan.peak <= target.memory
-    lines = [f"{'Fits' if fits else 'Does not fit'} into {target.memory / 1e9:.1f} GB."]
-    by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
+    fits = "Fits" if plan.peak <= target.memory else "Does not fit"
+    lines = [f"{fits} into {target.memory / 1e9:.1f} GB."]
     if rows_per_pass is not None:
+        by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
         fixed = sum(part.bytes for part in [*plan.lasting, *plan.update]) - by_row
         most = int((target.memory - fixed) / (by_row / rows_per_pass))
-        if most > 0:
-            lines.append(f"rows_per_pass fits up to {most}.")
-        else:
-            lines.append("Take gradient_checkpointing, optimizer adafactor, lora_rank.")
+        remedy = "set gradient_checkpointing, lora_rank or optimizer: adafactor"
+        lines.append(f"rows_per_pass may be up to {most}." if most > 0 else f"To fit, {remedy}.")
     return lines

@@ -1,0 +1,189 @@
+"""`rere plan`: what it prints, and its bytes beside the peak of the run that it is for."""
+
+import pytest
+import torch
+from forks import STAGE_FORKS
+from tiny_models import CYCLE, tokenizer, write_cycle, write_data
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from rere.cli import parse
+from rere.config.evaluation import Recommend
+from rere.config.rl import RlOptions
+from rere.config.training import PreferenceOptions
+from rere.planning.plan import Part, Plan, Target, as_text, plan_recommend, plan_training
+
+GB = 10**9
+CPU = Target(torch.device("cpu"), "float32", 8 * GB)
+
+
+def rere(*arguments):
+    return STAGE_FORKS.run("-m", "rere", *arguments)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_cycle(tmp_path_factory.mktemp("cycle"))
+    rows = [([start], (start + 1) % 8) for start in range(8)]
+    return write_data(folder, CYCLE, train=rows * 4, valid=rows, test=rows)
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory):
+    """A random model of 127 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    config = Qwen2Config(
+        vocab_size=30_000,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer("qwen2").save_pretrained(folder)
+    return folder
+
+
+TRAINING = ("--valid-rows", 4, "--validations", 1)
+RUNS = {
+    "sft": ("--batch-size", 16, "--rows-per-pass", 16, *TRAINING),
+    "sft of small passes": ("--batch-size", 16, "--rows-per-pass", 4, *TRAINING),
+    "rl": ("--prompts", 8, "--rows-per-pass", 8, "--group-size", 8, "--steps", 2, *TRAINING),
+    "recommend": ("--num-beams", 8),
+}
+
+
+MEASURE = """
+import ctypes, sys
+import torch
+from rere.benchmarks.timing import measure_peak_memory
+from rere.cli import parse
+
+# Freed memory goes back to the system and does not count.
+ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+stage, tiny, large, output, *options = sys.argv[1:]
+model = "--model" if stage == "recommend" else "--init"
+for folder in (tiny, large):  # the first loads what every run needs
+    command = parse(stage, [model, folder, "--output", f"{output}/{folder[-5:]}/run", *options])
+    print(measure_peak_memory(command.run, torch.device("cpu")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_the_plan_is_within_15_percent_of_the_measured_peak(
+    name, fixed_model, large_model, data, tmp_path
+):
+    stage, options = name.split()[0], list(map(str, RUNS[name]))
+    ran = STAGE_FORKS.run(
+        "-c", MEASURE, stage, fixed_model, large_model, tmp_path, "--data", data, *options
+    )
+    assert ran.returncode == 0, ran.stdout
+    measured = float(ran.stdout.split()[-1]) * 1e6
+
+    init = "--model" if stage == "recommend" else "--init"
+    given = [init, str(large_model), "--data", str(data), "--device", "cpu"]
+    command = parse(f"plan {stage}", [*given, *options])
+    plan_run = plan_recommend if stage == "recommend" else plan_training
+    plan = plan_run(command, str(large_model), data, 0, CPU)
+    process = plan.lasting[0].bytes
+    assert plan.peak - process == pytest.approx(measured, rel=0.15)
+
+
+def test_the_peak_is_that_of_the_larger_moment():
+    lasting = [Part("weights", 10), Part("optimizer", 20)]
+    update, search = [Part("gradients", 5), Part("activations", 7)], [Part("search", 11)]
+    load = [Part("file", 2)]
+    assert Plan(lasting, load, update, search).peak == 42
+    assert Plan(lasting, load, [], search).peak == 41
+    assert Plan(lasting, load, [], []).peak == 32
+
+
+def test_a_plan_in_words():
+    plan = Plan(
+        [Part("weights", 2 * GB)],
+        [Part("file", GB // 2)],
+        [Part("gradients", GB), Part("activations", 4 * GB, "8 prompts")],
+        [Part("search", GB // 2)],
+    )
+    assert as_text(plan, CPU, 8).splitlines() == [
+        "               GB",
+        "weights      2.00  always",
+        "file         0.50  at the start",
+        "gradients    1.00  in an update",
+        "activations  4.00  in an update  8 prompts",
+        "search       0.50  in a search",
+        "peak         7.00  float32, cpu",
+        "Fits into 8.0 GB.",
+        "rows_per_pass may be up to 10.",  # 3 GB, and half a GB a row
+    ]
+    small = CPU._replace(memory=2 * GB)
+    assert as_text(plan, small, 8).splitlines()[-2:] == [
+        "Does not fit into 2.0 GB.",
+        "To fit, set gradient_checkpointing, lora_rank or optimizer: adafactor.",
+    ]
+    assert "it" not in as_text(plan, CPU._replace(memory=None), 8).split()
+
+
+def test_precision_follows_the_device_and_its_memory_is_known_or_given():
+    assert Target.choose(torch.device("cuda"), "auto", None) == (
+        torch.device("cuda"),
+        "bfloat16",
+        None,
+    )
+    here = Target.choose(torch.device("cpu"), "auto", None)
+    assert here.dtype == "float32" and here.memory > GB
+    assert Target.choose(torch.device("cuda"), "float32", 80 * GB).memory == 80 * GB
+
+
+def test_parts_follow_the_method(fixed_model, data):
+    def names(options, **changes):
+        changed = options.model_copy(update=changes)
+        plan = plan_training(changed, str(fixed_model), data, 0, CPU)
+        return [part.name for parts in plan for part in parts]
+
+    rl = RlOptions(prompts=8, rows_per_pass=8, group_size=4)
+    update = ["optimizer", "file", "gradients", "activations", "logits", "search"]
+    assert names(rl) == ["process", "weights", "reference", *update]
+    assert names(rl, beta=0.0) == ["process", "weights", *update]
+    preference = PreferenceOptions(batch_size=8, rows_per_pass=8)
+    assert names(preference) == ["process", "weights", "reference", *update]
+
+
+def test_a_gpu_has_no_process_and_smaller_searches(fixed_model, data):
+    gpu = Target(torch.device("cuda"), "bfloat16", None)
+    on_cpu, on_gpu = (
+        plan_recommend(Recommend(), str(fixed_model), data, 0, target) for target in (CPU, gpu)
+    )
+    assert [part.name for part in on_gpu.lasting] == ["weights"]
+    assert on_gpu.search[0].bytes < on_cpu.search[0].bytes
+
+
+def test_little_memory_means_fewer_rows_a_search(fixed_model, data):
+    def remark(memory, **options):
+        target = CPU._replace(memory=memory)
+        plan = plan_recommend(Recommend(**options), str(fixed_model), data, 0, target)
+        return plan.search[0].remark
+
+    assert remark(8 * GB) == "8 rows, 50 beams"
+    assert remark(1e5) == "1 rows, 50 beams"
+    assert remark(1e5, batch_size=4) == "4 rows, 50 beams"
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("--init", "cannot load a language model's config"),
+        ("--data", "items.parquet: no such file"),
+    ],
+)
+def test_missing_files_are_one_line(missing, message, fixed_model, data, tmp_path):
+    given = {"--init": fixed_model, "--data": data} | {missing: tmp_path / "none"}
+    words = [word for pair in given.items() for word in pair]
+    ran = rere("plan", "sft", *words)
+    assert ran.returncode == 1
+    assert message in ran.stdout
+    assert len(ran.stdout.splitlines()) == 1
