@@ -31,6 +31,7 @@ LAYERS = (
     {"engine.candidates", "engine.search", "token_lengths"},
     {"evaluation"},
     {"baselines", "reporting", "training"},
+    {"planning"},
     {"benchmarks", "push", "recommender"},
     {"serve"},
     {"stages"},

@@ -91,7 +91,6 @@ def training_memory(
     `options` have a dtype other than `auto`. `is_synced` says that the reference moves.
     """
     score = token_scores if isinstance(options, RlOptions) else token_log_probs
-    has_several_passes = getattr(options, options.rows_option) > options.rows_per_pass
     with torch.device("meta"):
         model = prepare(shape_of(config), options).eval()
         if isinstance(model, PeftModel) and options.dtype == "bfloat16":
@@ -110,8 +109,8 @@ def training_memory(
         optimizer = make_optimizer(trained, options)
         optimizer.step()
         lasting = memory.now - gradients
-        if not has_several_passes:
-            optimizer.zero_grad()
+        # Gradients stay, as those of a step's earlier passes. With one pass a step they come as
+        # activations go, but allocators seldom fit them into the same place.
         fake = fake_batch(packed, mode)
         with arithmetic(torch.device("cpu"), options.dtype):
             if reference is not None:

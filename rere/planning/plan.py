@@ -59,8 +59,7 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run holds: at all times, and beside it at three moments, none of which all runs have.
-    """
+    """What a run holds: always, and beside it at three moments, none of which every run has."""
 
     lasting: list[Part]
     load: list[Part]

@@ -57,15 +57,16 @@ def test_activations_are_those_of_real_tensors(family, dtype, monkeypatch):
     model = causal_lm(family, 100, num_hidden_layers=3)
     planned = plan(model, dtype=dtype)
     held = HeldMemory()
-    for weight in model.parameters():  # else views of them would count
-        held.hold(weight.untyped_storage())
+    for weight in model.parameters():
+        held.hold(weight.untyped_storage())  # else views of it would count
+        weight.grad = torch.zeros_like(weight)
+        held.hold(weight.grad.untyped_storage())
     before = held.now
     with held:
         with arithmetic(CPU, dtype):
             scores = token_scores(model, PACKED)
         scores.log_prob.sum().backward()
-    # Here gradients come as activations go.
-    assert planned.activations + planned.gradients == pytest.approx(held.peak - before, rel=0.02)
+    assert planned.activations == pytest.approx(held.peak - before, rel=0.02)
 
 
 def test_the_parts_of_full_training_by_hand():
@@ -99,7 +100,6 @@ def test_options_that_save_memory_do():
     usual = plan(model)
     assert plan(model, gradient_checkpointing=True).activations < usual.activations / 2
     assert plan(model, optimizer="adafactor").optimizer < usual.optimizer / 2
-    assert sum(plan(model, rows_per_pass=4)) >= sum(usual)  # gradients of an earlier pass
 
 
 def test_sft_has_no_entropies_and_no_reference():

@@ -57,13 +57,10 @@ RUNS = {
 
 
 MEASURE = """
-import ctypes, sys
+import sys
 import torch
 from rere.benchmarks.timing import measure_peak_memory
 from rere.cli import parse
-
-# Freed memory goes back to the system and does not count.
-ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
 stage, tiny, large, output, *options = sys.argv[1:]
 model = "--model" if stage == "recommend" else "--init"
 for folder in (tiny, large):  # the first loads what every run needs
