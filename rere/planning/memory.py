@@ -51,7 +51,7 @@ class HeldMemory(TorchDispatchMode):
     """Adds up the bytes of all tensors that are made within and still exist."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -160,9 +160,12 @@ def fake_batch(packed: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
 
 def make_optimizer(trained: list[Tensor], options: Training) -> torch.optim.Optimizer:
     """The optimiser that transformers' Trainer makes for these options."""
+    optimizer: torch.optim.Optimizer
     if options.optimizer == "adafactor":
-        return Adafactor(trained, scale_parameter=False, relative_step=False, lr=1.0)
-    return torch.optim.AdamW(trained, fused=True)
+        optimizer = Adafactor(trained, scale_parameter=False, relative_step=False, lr=1.0)
+    else:
+        optimizer = torch.optim.AdamW(trained, fused=True)
+    return optimizer
 
 
 def inference_weights(config: PreTrainedConfig, dtype: str) -> int:

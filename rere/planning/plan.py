@@ -106,14 +106,14 @@ def plan_training(
     if isinstance(options, RlOptions):
         has_reference, is_synced = options.beta > 0, options.sync_interval is not None
         paths = num_samples(options.rollout, options.group_size)
-        searches.append((per_step, paths))
+        searches.append((per_step, paths, options.scoring))
     elif isinstance(options, PreferenceOptions):
         has_reference, is_synced = True, options.algorithm == "sprec"
-        searches.append((options.valid_rows, options.num_beams))
+        searches.append((options.valid_rows, options.num_beams, options.scoring))
     memory = training_memory(config, options, packed, has_reference, is_synced, target.device)
     search = [
-        plan_search(config, texts.tree, count, longest, beams, options.scoring, target)
-        for count, beams in searches
+        plan_search(config, texts.tree, count, longest, beams, scoring, target)
+        for count, beams, scoring in searches
     ]
     logits = packed.num_logits * config.get_text_config().vocab_size * 4
     size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"

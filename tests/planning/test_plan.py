@@ -3,8 +3,6 @@
 import pytest
 import torch
 from forks import STAGE_FORKS
-from tiny_models import CYCLE, tokenizer, write_cycle, write_data
-from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rere.cli import parse
 from rere.config.evaluation import Recommend
@@ -18,33 +16,6 @@ CPU = Target(torch.device("cpu"), "float32", 8 * GB)
 
 def rere(*arguments):
     return STAGE_FORKS.run("-m", "rere", *arguments)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = write_cycle(tmp_path_factory.mktemp("cycle"))
-    rows = [([start], (start + 1) % 8) for start in range(8)]
-    return write_data(folder, CYCLE, train=rows * 4, valid=rows, test=rows)
-
-
-@pytest.fixture(scope="module")
-def large_model(tmp_path_factory):
-    """A random model of 127 MB."""
-    folder = tmp_path_factory.mktemp("large")
-    config = Qwen2Config(
-        vocab_size=30_000,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        eos_token_id=1,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer("qwen2").save_pretrained(folder)
-    return folder
 
 
 TRAINING = ("--valid-rows", 4, "--validations", 1)
