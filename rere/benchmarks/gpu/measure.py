@@ -12,7 +12,7 @@ Columns of a row:
     operations           of matrix products and attention
     share_of_peak        operations a second over those that the device can do
     peak_memory_mb       above the start, of a GPU
-    planned_memory_mb    not known yet
+    planned_memory_mb    the same, as `rere plan` predicts it
 """
 
 import gc
@@ -52,6 +52,7 @@ class Side(NamedTuple):
     name: str
     call: Callable[[Any, Sequence], Any]  # of a choice and rows
     choices: Sequence[Any]  # such as rows per pass, ascending
+    plan: Callable[[Any], int] | None = None  # bytes that a choice should take above the start
 
 
 class Meter(NamedTuple):
@@ -70,6 +71,7 @@ class Meter(NamedTuple):
             for side in sides
             if best[side.name] is not None
         }
+        plans = {side.name: side.plan for side in sides}
         timed = time_in_turn(calls, [rows] * self.repeats, f"gpu: {', '.join(names)}")
         table = []
         for name, choice in reversed(best.items()):
@@ -87,7 +89,7 @@ class Meter(NamedTuple):
                     "operations": operations,
                     "share_of_peak": self.peak and operations / seconds / self.peak,
                     "peak_memory_mb": peak_mb,
-                    "planned_memory_mb": None,
+                    "planned_memory_mb": plans[name] and plans[name](choice) / 1e6,
                 }
             table.append(row)
         return table[::-1]

@@ -29,10 +29,11 @@ def max_batch_size(
     differences in memory seldom change the batches: other batches round differently.
     """
     rows = MAX_ROWS.get(model.device.type, MAX_ROWS_ELSEWHERE)
-    budget = MEMORY_SHARE * available_memory(model.device)
+    budget, full_pass = MEMORY_SHARE * available_memory(model.device), full_pass_tokens(model)
     if sizes is not None:  # perhaps those of a run that began on a larger device
         budget = min(sizes.search_memory, MEMORY_SHARE * total_memory(model.device))
-    search = prompt_length, num_beams, scoring
+        full_pass = sizes.full_pass_tokens
+    search = prompt_length, num_beams, scoring, full_pass
     while rows > 1 and estimate_bytes(model, tree, rows, *search) > budget:
         rows //= 2
     return rows
@@ -45,11 +46,11 @@ def estimate_bytes(
     prompt_length: int,
     num_beams: int,
     scoring: SearchScoring,
+    full_pass: int,
 ) -> int:
     """Upper estimate of the bytes that a search of `rows` rows needs besides the weights."""
-    sizes = rows, prompt_length, num_beams, scoring
-    full_pass = full_pass_tokens(model)
-    return search_bytes(model.config, tree, *sizes, full_pass, model.dtype.itemsize)
+    sizes = rows, prompt_length, num_beams, scoring, full_pass
+    return search_bytes(model.config, tree, *sizes, model.dtype.itemsize)
 
 
 def search_bytes(

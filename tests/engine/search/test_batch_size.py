@@ -16,7 +16,7 @@ SCORINGS = ["catalogue", "vocabulary"]
 
 def estimate(family="qwen2", tree=TREE, rows=4, prompt=50, beams=5, scoring="catalogue", **changes):
     model = causal_lm(family, **{"vocab_size": 100, **changes})
-    return estimate_bytes(model, tree, rows, prompt, beams, scoring)
+    return estimate_bytes(model, tree, rows, prompt, beams, scoring, 1000)
 
 
 def choose_rows(monkeypatch, memory, model=None, **more):
@@ -48,7 +48,7 @@ def test_vocabulary_scoring_takes_more_than_catalogue_scoring():
 
 def test_half_precision_takes_less():
     model = causal_lm("qwen2", 100)
-    arguments = (TREE, 4, 50, 5, "catalogue")
+    arguments = (TREE, 4, 50, 5, "catalogue", 1000)
     assert estimate_bytes(model.bfloat16(), *arguments) < estimate()
 
 

@@ -70,8 +70,8 @@ def test_rows_of_a_search_follow_the_sizes_not_the_free_memory(memory, monkeypat
     model, search = causal_lm("qwen2", 100), (50, 5, "catalogue")
     chosen = SearchSizes(768, memory)
     rows = max_batch_size(model, TREE, *search, chosen)
-    assert rows == 1 or estimate_bytes(model, TREE, rows, *search) <= memory
-    assert rows == 32 or estimate_bytes(model, TREE, 2 * rows, *search) > memory
+    assert rows == 1 or estimate_bytes(model, TREE, rows, *search, 768) <= memory
+    assert rows == 32 or estimate_bytes(model, TREE, 2 * rows, *search, 768) > memory
     monkeypatch.setattr(batch_size, "available_memory", lambda device: 0)
     assert max_batch_size(model, TREE, *search, chosen) == rows
     # A run that continues on a smaller device takes no more than this one has.
