@@ -294,9 +294,12 @@ class Planned(Options):
     seed: Seed = 0
     device: str = Field("auto", description="Device of the run. auto: a GPU if there is one.")
     memory: float | None = Field(
-        None, gt=0, description="Its memory in GB. None: that of this machine's."
+        None,
+        gt=0,
+        description="Memory of the device in GB. None: what is free on this machine's GPU, or "
+        "all of its RAM.",
     )
-    json_: bool = Field(False, description="Print bytes as JSON.")
+    json_: bool = Field(False, description="Print JSON, in bytes.")
 
     def target(self, dtype: str) -> "Target":
         from rere.devices import choose_device
@@ -308,8 +311,7 @@ class Planned(Options):
     def print(self, plan: "Plan", target: "Target") -> None:
         from rere.planning.plan import as_json, as_text
 
-        rows_per_pass = getattr(self, "rows_per_pass", None)
-        print(as_json(plan, target) if self.json_ else as_text(plan, target, rows_per_pass))
+        print(as_json(plan, target) if self.json_ else as_text(plan, target, self))
 
 
 class PlanTraining(Planned):
@@ -463,7 +465,7 @@ class BenchmarkRollouts(config.benchmarks.RolloutOptions):
 
 
 class BenchmarkGpu(config.benchmarks.GpuOptions):
-    """Compare a GPU with the CPU and time it beside plain code, in four minutes without data."""
+    """Compare a GPU with the CPU and time it beside plain code, in about four minutes, without data."""
 
     model: DirectoryPath | None = Field(
         None, description="Folder with the weights of SmolLM2-135M. None: random ones."
@@ -521,7 +523,7 @@ def combine(paths: type[BaseModel], options: type[BaseModel], **fields: Any) -> 
 def plan_for(stage: str, plan: type[BaseModel], options: type[BaseModel]) -> type[BaseModel]:
     """The stage that says what a run of another one takes, with the same options."""
     planned = combine(plan, options)
-    planned.__doc__ = f"Say how much memory `rere {stage}` takes, before it runs."
+    planned.__doc__ = f"Estimate the peak memory of `rere {stage}` without running it."
     return planned
 
 

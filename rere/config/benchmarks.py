@@ -110,22 +110,23 @@ class GpuOptions(Options):
     seconds: float = Field(
         220.0,
         gt=0,
-        description="Time to spend; what it leaves no time for is listed as not measured.",
+        description="Time to spend; parts left over are listed as not measured.",
     )
     device: str = Field("auto", description="Device of torch. auto: a GPU, or an error.")
     peak_tflops: float | None = Field(
         None,
         gt=0,
-        description="Dense bfloat16 operations that the device can do, in 1e12 a second. None: of "
-        "a known device.",
+        description="Peak bfloat16 TFLOP/s of the device, dense. None: looked up for known GPUs.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, the titles and the prompts.")
     scale: int = Field(
-        1, ge=1, le=16, description="Divide the models' sizes by this, to try the command."
+        1, ge=1, le=16, description="Divides widths, layers and vocabulary, to try the command."
     )
     titles: int = Field(10_000, ge=50, description="Synthetic titles of 6 to 15 tokens.")
     prompt_tokens: int = Field(
-        250, ge=5, description="Tokens of the longest prompt; the shortest has three fifths."
+        250,
+        ge=5,
+        description="Tokens of the longest prompt; prompts have 60 to 100 percent of this.",
     )
     prompts: int = Field(32, ge=1, description="Prompts of a search and of an RL step.")
     sft_rows: int = Field(128, ge=1, description="Rows of an SFT step.")

@@ -38,8 +38,8 @@ class Inference(Arithmetic):
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="Rows per forward pass. Changes memory and speed, not results. None: as many "
-        "as fit in memory.",
+        description="Rows per forward pass. Changes memory and speed; results differ by rounding "
+        "only. None: as many as fit in memory.",
     )
 
 

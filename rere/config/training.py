@@ -36,12 +36,12 @@ class Training(Options):
     dtype: Precision = Field(
         "auto",
         description="Precision of forward and backward passes. auto: bfloat16 on a GPU, else "
-        "float32. Weights and optimiser state are float32, logits and log-probabilities, too.",
+        "float32. Weights, optimiser state, logits and log-probabilities are always float32.",
     )
     deterministic: bool = Field(
         False,
-        description="Use only algorithms that add up in a fixed order, on a GPU, too, where they "
-        "are slower: the same seed gives the same weights, bit for bit. On the CPU it always does.",
+        description="Repeatable training on a GPU, and slower: only algorithms that add up in a "
+        "fixed order. Training on the CPU is always repeatable.",
     )
     rows_per_pass: int = Field(
         32,

@@ -1,4 +1,4 @@
-"""The memory of a training run, added up without taking it.
+"""The memory of a training run, computed without allocating it.
 
 The run's own forward pass, backward pass and optimiser run on torch's fake tensors: they have
 shapes, dtypes and storages, but no values. Whatever changes memory (LoRA, precision, checkpointed

@@ -1,6 +1,6 @@
 """The forward pass of a training run that has the most tokens.
 
-It is found by the lengths of the data set's prompts, in the steps of a whole epoch. Candidates that
+It is the one with the longest prompts in the steps of the run, of an epoch at most. Candidates that
 a rollout would find are not known beforehand: random titles stand for them. Their trees have about
 as many tokens.
 """

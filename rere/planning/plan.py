@@ -1,6 +1,7 @@
 """Say how much memory a run takes, before it runs."""
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from rere.adapters import find_base, is_adapters
 from rere.backbones import load_tokenizer, refusing
 from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
-from rere.config.training import PreferenceOptions
+from rere.config.training import PreferenceOptions, SftOptions
 from rere.data.dataset import read_items, read_split
 from rere.devices import choose_dtype
 from rere.engine import SearchScoring
@@ -28,11 +29,11 @@ from rere.tokenization import PromptEncoder
 from rere.training.setup import read_rows, select_part
 
 SHARE_OF_TITLES = 0.9
-"""A search is taken to feed titles that are as long as this share of all titles at most."""
+"""A search feeds titles of this quantile of their lengths."""
 
 
-MOMENTS = ("always", "at the start", "in an update", "in a search")
-"""Of the parts of a plan, in this order."""
+MOMENTS = ("always", "while loading", "in a pass", "in a search")
+"""When a run holds the parts of a plan: its fields in words."""
 
 
 class Target(NamedTuple):
@@ -59,7 +60,7 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run holds: always, and beside it at three moments, none of which every run has."""
+    """What a run holds at all times, and beside it at three moments; it may lack any of them."""
 
     lasting: list[Part]
     load: list[Part]
@@ -98,30 +99,38 @@ def plan_training(
     process = start_process(target)
     options = options.model_copy(update={"dtype": target.dtype})
     config, texts = load_config(init), Texts.read(init, data)
-    per_step = getattr(options, options.rows_option)
     rows = select_part(read_rows(data, "train"), options, data, min_rows=options.rows_per_pass)
     packed = largest_pass(options, rows, *texts, seed)
-    has_reference, is_synced, searches = False, False, []
-    longest = len(packed.input_ids[0]) - packed.ancestors.shape[1]
+    has_reference = is_synced = False
     if isinstance(options, RlOptions):
         has_reference, is_synced = options.beta > 0, options.sync_interval is not None
-        paths = num_samples(options.rollout, options.group_size)
-        searches.append((per_step, paths, options.scoring))
     elif isinstance(options, PreferenceOptions):
         has_reference, is_synced = True, options.algorithm == "sprec"
-        searches.append((options.valid_rows, options.num_beams, options.scoring))
     memory = training_memory(config, options, packed, has_reference, is_synced, target.device)
-    search = [
-        plan_search(config, texts.tree, count, longest, beams, scoring, target)
-        for count, beams, scoring in searches
-    ]
     logits = packed.num_logits * config.get_text_config().vocab_size * 4
     size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"
     lasting = [
         Part("weights", memory.weights),
         *([Part("reference", memory.reference)] if has_reference else []),
-        Part("optimizer", memory.optimizer),
+        Part("optimiser state", memory.optimizer),
     ]
+    search = []
+    if not isinstance(options, SftOptions):
+        held = memory.weights + memory.reference + memory.optimizer + memory.gradients
+        prompts = options.prompts if isinstance(options, RlOptions) else options.rows_per_pass
+        is_fixed = isinstance(options, PreferenceOptions) or not options.is_constrained
+        search.append(
+            plan_search(
+                config,
+                texts.tree,
+                options.rows_per_pass if is_fixed else prompts,
+                packed.num_prompt_columns + 1,
+                num_paths(options),
+                options.scoring,
+                target,
+                None if is_fixed else search_budget(target, held),
+            )
+        )
     return Plan(
         lasting=[*process, *lasting],
         load=plan_load(config, lasting, target),
@@ -134,6 +143,13 @@ def plan_training(
     )
 
 
+def num_paths(options: PreferenceOptions | RlOptions) -> int:
+    """The most paths that a search of the run keeps per prompt."""
+    if isinstance(options, PreferenceOptions):
+        return options.num_beams
+    return num_samples(options.rollout, options.group_size)
+
+
 def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target: Target) -> Plan:
     """The memory of ranking the catalogue for the test rows with the model `model`."""
     process = start_process(target)
@@ -142,6 +158,7 @@ def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target
     prompts = texts.encoder.encode_prompts(
         rows["row_id"].to_list(), rows["history"].to_list(), seed
     )
+    lasting = [Part("weights", inference_weights(config, target.dtype))]
     search = plan_search(
         config,
         texts.tree,
@@ -150,18 +167,17 @@ def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target
         options.num_beams,
         options.scoring,
         target,
-        is_fixed=options.batch_size is not None,
+        None if options.batch_size else search_budget(target, lasting[0].bytes),
     )
-    lasting = [Part("weights", inference_weights(config, target.dtype))]
     return Plan([*process, *lasting], plan_load(config, lasting, target), [], [search])
 
 
 def plan_load(config: PreTrainedConfig, lasting: list[Part], target: Target) -> list[Part]:
-    """What reading the weights takes on the CPU beyond what then lasts: the file, and a copy."""
+    """What loading takes on the CPU beyond what then lasts: the file, and its float32 copy."""
     if target.device.type != "cpu":
         return []
     read = 2 * inference_weights(config, "float32")
-    return [Part("file", max(0, read - sum(part.bytes for part in lasting)))]
+    return [Part("file and copy", max(0, read - sum(part.bytes for part in lasting)))]
 
 
 def plan_search(
@@ -172,9 +188,9 @@ def plan_search(
     num_beams: int,
     scoring: SearchScoring,
     target: Target,
-    is_fixed: bool = False,
+    budget: float | None,
 ) -> Part:
-    """The memory of a search of up to `rows` rows, as many as `target` holds if not `is_fixed`."""
+    """The memory of a search of up to `rows` rows, as many as fit into `budget`; None: all."""
     tokens, work = FULL_PASS.get(target.device.type, FULL_PASS_ELSEWHERE)
     full_pass = min(tokens, int(work / count_parameters(config)))
 
@@ -182,14 +198,21 @@ def plan_search(
         sizes = rows, prompt_length, num_beams, scoring
         return search_bytes(config, tree, *sizes, full_pass, itemsize, share_of_titles)
 
-    if not is_fixed:
+    if budget is not None:
         rows = min(rows, MAX_ROWS.get(target.device.type, MAX_ROWS_ELSEWHERE))
-        while target.memory and rows > 1 and needed(rows, 4, 1.0) > MEMORY_SHARE * target.memory:
+        while rows > 1 and needed(rows, 4, 1.0) > budget:
             rows //= 2
     itemsize = 2 if target.dtype == "bfloat16" else 4
     return Part(
         "search", needed(rows, itemsize, SHARE_OF_TITLES), f"{rows} rows, {num_beams} beams"
     )
+
+
+def search_budget(target: Target, held: int) -> float:
+    """The bytes that a search may fill beside `held` others, as a run chooses them."""
+    memory = math.inf if target.memory is None else target.memory
+    free = memory if target.device.type == "cpu" else max(0, memory - held)
+    return MEMORY_SHARE * free
 
 
 def start_process(target: Target) -> list[Part]:
@@ -217,11 +240,8 @@ def as_json(plan: Plan, target: Target) -> str:
     return json.dumps({**moments, "peak": plan.peak, "memory": memory})
 
 
-def as_text(plan: Plan, target: Target, rows_per_pass: int | None) -> str:
-    """The plan as a table in GB (1e9 bytes), and whether it fits.
-
-    `rows_per_pass` is that of training.
-    """
+def as_text(plan: Plan, target: Target, options: Recommend | TrainingOptions) -> str:
+    """The plan as a table in GB (1e9 bytes), and whether it fits."""
     rows = [
         (part.name, f"{part.bytes / 1e9:.2f}", moment, part.remark)
         for moment, parts in zip(MOMENTS, plan, strict=True)
@@ -230,20 +250,39 @@ def as_text(plan: Plan, target: Target, rows_per_pass: int | None) -> str:
     rows.append(("peak", f"{plan.peak / 1e9:.2f}", f"{target.dtype}, {target.device}", ""))
     sides = ("left", "right", "left", "left")
     table = tabulate(rows, ["", "GB", "", ""], "plain", colalign=sides, disable_numparse=True)
-    lines = [table, *verdict(plan, target, rows_per_pass)]
+    lines = [table, *verdict(plan, target, options)]
     return "\n".join(line.rstrip() for text in lines for line in text.splitlines())
 
 
-def verdict(plan: Plan, target: Target, rows_per_pass: int | None) -> list[str]:
-    """Whether a plan fits into memory, and how many rows a pass of training may have."""
+def verdict(plan: Plan, target: Target, options: Recommend | TrainingOptions) -> list[str]:
+    """Whether a plan fits into memory, and what could be changed."""
     if target.memory is None:
-        return []
-    fits = "Fits" if plan.peak <= target.memory else "Does not fit"
-    lines = [f"{fits} into {target.memory / 1e9:.1f} GB."]
-    if rows_per_pass is not None:
-        by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
-        fixed = sum(part.bytes for part in [*plan.lasting, *plan.update]) - by_row
-        most = int((target.memory - fixed) / (by_row / rows_per_pass))
-        remedy = "set gradient_checkpointing, lora_rank or optimizer: adafactor"
-        lines.append(f"rows_per_pass may be up to {most}." if most > 0 else f"To fit, {remedy}.")
+        return ["Whether it fits: say --memory, since the device is not here."]
+    fits = plan.peak <= target.memory
+    lines = [f"{'Fits' if fits else 'Does not fit'} into {target.memory / 1e9:.1f} GB."]
+    if isinstance(options, Recommend):
+        return lines if fits else [*lines, "Lower num_beams, or set batch_size or dtype: bfloat16."]
+    most = most_rows_per_pass(plan, target.memory, options)
+    if most > 0 and most != options.rows_per_pass:
+        lines.append(f"About rows_per_pass: {most} is the most that fits.")
+    elif not fits:
+        set_already = {
+            "gradient_checkpointing: true": options.gradient_checkpointing,
+            "optimizer: adafactor": options.optimizer == "adafactor",
+            "lora_rank: 16": options.lora_rank is not None,
+        }
+        others = [option for option, is_set in set_already.items() if not is_set]
+        lines.append(f"Set {' or '.join(others)}." if others else "Take a smaller model.")
     return lines
+
+
+def most_rows_per_pass(plan: Plan, memory: float, options: TrainingOptions) -> int:
+    """The most rows per pass with which updates fit; 0 if none do.
+
+    Activations and logits are taken to grow with the rows.
+    """
+    by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
+    fixed = sum(part.bytes for part in [*plan.lasting, *plan.update]) - by_row
+    most = (memory - fixed) * options.rows_per_pass / by_row
+    rows = getattr(options, options.rows_option)
+    return max((n for n in range(1, rows + 1) if rows % n == 0 and n <= most), default=0)

@@ -160,7 +160,7 @@ def memory_remedy(options: Training) -> str:
     rows = options.rows_option
     return (
         f"lower rows_per_pass ({options.rows_per_pass}) or {rows} ({getattr(options, rows)}), or "
-        "set gradient_checkpointing: true"
+        "set gradient_checkpointing: true; `rere plan` says what fits"
     )
 
 

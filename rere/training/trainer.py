@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.engine.model.precision import arithmetic
+from rere.engine.model.precision import arithmetic, products_in
 from rere.engine.search.sizes import SearchSizes, choose_sizes
 from rere.errors import InputError
 from rere.provenance import peak_memory
@@ -132,7 +132,9 @@ class Trainer(transformers.Trainer):
 
     def train(self, *args: Any, **more: Any) -> Any:
         try:
-            return super().train(*args, **more)
+            # Backward passes run outside `autocast`.
+            with products_in("tf32"):
+                return super().train(*args, **more)
         except UnpicklingError as error:  # in the state of optimiser, schedule or random numbers
             raise InputError(
                 f"{self.checkpoints.latest}: holds code, which is not run; remove the folder"

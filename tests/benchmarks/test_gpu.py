@@ -92,7 +92,7 @@ def test_every_side_is_timed(gpu_results):
         is_plain = row["side"] == SIDES[row["what"]][-1]
         assert row["speedup"] == (None if is_plain else pytest.approx(plain / row["seconds"]))
         assert row["status"] == "measured"
-        assert row["operations"] > 0
+        assert row["flops"] > 0
         assert row["tokens_per_second"] > 0
         assert row["share_of_peak"] is row["peak_memory_mb"] is None
         is_ours = row["side"].startswith("rere")
@@ -166,7 +166,7 @@ def test_a_row_by_hand():
     assert [row["choice"] for row in (ours, plain)] == [1, 2]
     for row in (ours, plain):
         assert row["rows"] == 3
-        assert row["operations"] == 2 * 10 * 20 * 30
+        assert row["flops"] == 2 * 10 * 20 * 30
         assert row["share_of_peak"] == pytest.approx(12_000 / row["seconds"] / 1e6)
         assert row["tokens_per_second"] == pytest.approx(60 / row["seconds"])
     assert 0.01 < ours["seconds"] < plain["seconds"]
@@ -252,8 +252,8 @@ def test_a_difference_is_a_number_that_json_has():
 
 
 def test_differences_are_relative():
-    theirs = agreement.Gradient(torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0]))
-    ours = agreement.Gradient(torch.tensor([3.0, 4.5]), torch.tensor([torch.nan, 0.0]))
+    theirs = agreement.Scored(torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0]))
+    ours = agreement.Scored(torch.tensor([3.0, 4.5]), torch.tensor([torch.nan, 0.0]))
     assert agreement.compare(ours, theirs) == {
         "value_difference": pytest.approx(0.1),
         "gradient_difference": "not finite",
@@ -296,4 +296,4 @@ def test_every_part_runs_on_the_imitated_gpu(monkeypatch):
                 (what, side) for side in SIDES[what]
             ]
             assert {row["status"] for row in rows} == {"measured"}
-            assert all(row["operations"] > 0 for row in rows)
+            assert all(row["flops"] > 0 for row in rows)

@@ -101,7 +101,8 @@ def test_training_names_its_options(stage, tmp_path, monkeypatch):
         run(options, init, data, 0, tmp_path / "run")
     rows = "prompts (8)" if stage == "rl" else "batch_size (8)"
     assert str(refused.value).startswith(
-        f"out of memory; lower rows_per_pass (4) or {rows}, or set gradient_checkpointing: true ("
+        f"out of memory; lower rows_per_pass (4) or {rows}, or set gradient_checkpointing: true; "
+        "`rere plan` says what fits ("
     )
     assert not (tmp_path / "run" / "model").exists()
 

@@ -7,7 +7,7 @@ from forks import STAGE_FORKS
 from rere.cli import parse
 from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
-from rere.config.training import PreferenceOptions
+from rere.config.training import PreferenceOptions, SftOptions
 from rere.planning.plan import Part, Plan, Target, as_text, plan_recommend, plan_training
 
 GB = 10**9
@@ -70,30 +70,65 @@ def test_the_peak_is_that_of_the_larger_moment():
     assert Plan(lasting, load, [], []).peak == 32
 
 
+PLAN = Plan(
+    [Part("weights", 2 * GB)],
+    [Part("file and copy", GB // 2)],
+    [Part("gradients", GB), Part("activations", 4 * GB, "8 prompts")],
+    [Part("search", GB // 2)],
+)
+RL = RlOptions(prompts=32, rows_per_pass=8)
+
+
 def test_a_plan_in_words():
-    plan = Plan(
-        [Part("weights", 2 * GB)],
-        [Part("file", GB // 2)],
-        [Part("gradients", GB), Part("activations", 4 * GB, "8 prompts")],
-        [Part("search", GB // 2)],
-    )
-    assert as_text(plan, CPU, 8).splitlines() == [
-        "               GB",
-        "weights      2.00  always",
-        "file         0.50  at the start",
-        "gradients    1.00  in an update",
-        "activations  4.00  in an update  8 prompts",
-        "search       0.50  in a search",
-        "peak         7.00  float32, cpu",
+    assert as_text(PLAN, CPU, RL).splitlines() == [
+        "                 GB",
+        "weights        2.00  always",
+        "file and copy  0.50  while loading",
+        "gradients      1.00  in a pass",
+        "activations    4.00  in a pass      8 prompts",
+        "search         0.50  in a search",
+        "peak           7.00  float32, cpu",
         "Fits into 8.0 GB.",
-        "rows_per_pass may be up to 10.",  # 3 GB, and half a GB a row
     ]
-    small = CPU._replace(memory=2 * GB)
-    assert as_text(plan, small, 8).splitlines()[-2:] == [
-        "Does not fit into 2.0 GB.",
-        "To fit, set gradient_checkpointing, lora_rank or optimizer: adafactor.",
-    ]
-    assert "it" not in as_text(plan, CPU._replace(memory=None), 8).split()
+
+
+@pytest.mark.parametrize(
+    ("memory", "changes", "lines"),
+    [
+        # 3 GB, and half a GB a row
+        (12, {}, ["Fits into 12.0 GB.", "About rows_per_pass: 16 is the most that fits."]),
+        (6, {}, ["Does not fit into 6.0 GB.", "About rows_per_pass: 4 is the most that fits."]),
+        (
+            2,
+            {},
+            [
+                "Does not fit into 2.0 GB.",
+                "Set gradient_checkpointing: true or optimizer: adafactor or lora_rank: 16.",
+            ],
+        ),
+        (
+            2,
+            {"gradient_checkpointing": True, "lora_rank": 8},
+            ["Does not fit into 2.0 GB.", "Set optimizer: adafactor."],
+        ),
+        (
+            2,
+            {"gradient_checkpointing": True, "lora_rank": 8, "optimizer": "adafactor"},
+            ["Does not fit into 2.0 GB.", "Take a smaller model."],
+        ),
+    ],
+)
+def test_the_verdict_says_what_to_change(memory, changes, lines):
+    target = CPU._replace(memory=memory * GB)
+    assert as_text(PLAN, target, RL.model_copy(update=changes)).splitlines()[-len(lines) :] == lines
+
+
+def test_verdicts_on_recommending_and_on_a_device_elsewhere():
+    plan = Plan([Part("weights", 2 * GB)], [], [], [Part("search", GB)])
+    assert as_text(plan, CPU, Recommend()).splitlines()[-1] == "Fits into 8.0 GB."
+    small = CPU._replace(memory=GB)
+    assert as_text(plan, small, Recommend()).splitlines()[-1].startswith("Lower num_beams")
+    assert "--memory" in as_text(plan, CPU._replace(memory=None), Recommend()).splitlines()[-1]
 
 
 def test_precision_follows_the_device_and_its_memory_is_known_or_given():
@@ -114,10 +149,12 @@ def test_parts_follow_the_method(fixed_model, data):
         return [part.name for parts in plan for part in parts]
 
     rl = RlOptions(prompts=8, rows_per_pass=8, group_size=4)
-    update = ["optimizer", "file", "gradients", "activations", "logits", "search"]
+    update = ["optimiser state", "file and copy", "gradients", "activations", "logits", "search"]
     assert names(rl) == ["process", "weights", "reference", *update]
     assert names(rl, beta=0.0) == ["process", "weights", *update]
     preference = PreferenceOptions(batch_size=8, rows_per_pass=8)
+    sft = SftOptions(batch_size=8, rows_per_pass=8)
+    assert "search" not in names(sft)
     assert names(preference) == ["process", "weights", "reference", *update]
 
 
@@ -128,6 +165,20 @@ def test_a_gpu_has_no_process_and_smaller_searches(fixed_model, data):
     )
     assert [part.name for part in on_gpu.lasting] == ["weights"]
     assert on_gpu.search[0].bytes < on_cpu.search[0].bytes
+
+
+def test_rows_of_a_training_run_s_searches(fixed_model, data):
+    def remark(options, memory=8 * GB, device="cuda"):
+        target = Target(torch.device(device), "float32", memory)
+        return plan_training(options, str(fixed_model), data, 0, target).search[0].remark
+
+    rl = RlOptions(prompts=16, rows_per_pass=4, group_size=4)
+    assert remark(rl) == "16 rows, 4 beams"  # a step's prompts at once
+    assert remark(rl, memory=1e5) == "1 rows, 4 beams"  # nothing is left beside the weights
+    free = rl.model_copy(update={"rollout": "unconstrained"})
+    assert remark(free, memory=1e5) == "4 rows, 4 beams"
+    preference = PreferenceOptions(batch_size=16, rows_per_pass=8, num_beams=4)
+    assert remark(preference) == "8 rows, 4 beams"
 
 
 def test_little_memory_means_fewer_rows_a_search(fixed_model, data):

@@ -41,14 +41,17 @@ class Lists(NamedTuple):
     scores: list[list[float]]
 
 
-class Gradient(NamedTuple):
-    """Log-probabilities of given candidates, or a step's loss and norm; the gradient, flat."""
+class Scored(NamedTuple):
+    """Values, and the gradient of all weights, flat.
+
+    Values are log-probabilities of given candidates, or a step's loss and gradient norm.
+    """
 
     values: Tensor
     gradient: Tensor
 
 
-Found = dict[str, Lists | Gradient]
+Found = dict[str, Lists | Scored]
 
 
 def list_parts(options: GpuOptions, device: torch.device) -> Iterator[tuple[str, Callable]]:
@@ -106,20 +109,20 @@ def search(model: BenchmarkModel, rows: Sequence[PromptRow]) -> Iterator[tuple[s
 
 def train(
     model: BenchmarkModel, rows: Sequence[PromptRow], groups: Sequence[Group], folder: Path
-) -> Iterator[tuple[str, Gradient]]:
+) -> Iterator[tuple[str, Scored]]:
     """Yield scores and gradients of given candidates, of a step of RL, and of one of SFT."""
     for scoring in SCORINGS:
         model.float32.zero_grad()
         with model.precision():
             scores = score(model, scoring, groups)
         weighted_sum(scores).backward()
-        yield f"scoring with gradient, {scoring}", Gradient(scores.detach().cpu(), copy_of(model))
+        yield f"scoring with gradient, {scoring}", Scored(scores.detach().cpu(), copy_of(model))
     rl_steps = rl.make_steps(model, folder, [BETA])
     calls = {f"{rl.STEP}, {scoring}": rl_steps[scoring, BETA] for scoring in SCORINGS}
     calls[sft.STEP] = sft.make_steps(model, folder)[sft.OURS]
     for what, call in calls.items():
         loss, norm, _ = call(len(rows), rows)
-        yield what, Gradient(torch.tensor([loss, norm]), copy_of(model))
+        yield what, Scored(torch.tensor([loss, norm]), copy_of(model))
 
 
 def copy_of(model: BenchmarkModel) -> Tensor:
@@ -128,9 +131,9 @@ def copy_of(model: BenchmarkModel) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients]).cpu()
 
 
-def compare(found: Lists | Gradient, expected: Lists | Gradient) -> dict[str, Any]:
+def compare(found: Lists | Scored, expected: Lists | Scored) -> dict[str, Any]:
     """Return what the table says of a pair."""
-    if isinstance(expected, Gradient):
+    if isinstance(expected, Scored):
         pairs = zip(("value_difference", "gradient_difference"), found, expected, strict=True)
         return {name: difference(*pair) for name, *pair in pairs}
     lists = zip(found.tokens, *expected, strict=True)

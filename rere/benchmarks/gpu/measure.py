@@ -1,18 +1,21 @@
-"""Seconds, operations and memory of the sides of a comparison, in limited time and memory.
+"""Seconds, FLOPs and memory of the sides of a comparison, in limited time and memory.
 
 Columns of a row:
 
     model, what, side    what is timed, and whose
     status               measured, or out of memory, without the columns below `rows`
     rows                 of a step or search
-    choice               rows per pass, the best; of a plain RL step prompts per search, sequences
+    choice               rows per pass, the fastest of a list; of a plain RL step two numbers:
+                         prompts per pass of its search, sequences per training pass
     seconds              of a step or search, median
     speedup              over the plain side
     tokens_per_second    of prompts and candidates, which are the same for all sides
-    operations           of matrix products and attention
-    share_of_peak        operations a second over those that the device can do
-    peak_memory_mb       above the start, of a GPU
-    planned_memory_mb    the same, as `rere plan` predicts it
+    flops                of matrix products and attention
+    share_of_peak        all FLOPs per second, also those of the float32 head, over the peak in
+                         bfloat16
+    peak_memory_mb       of a GPU, above what was allocated before the call
+    planned_memory_mb    what `rere plan` expects: activations of the largest pass of a training
+                         step, or a search
 """
 
 import gc
@@ -36,7 +39,7 @@ PEAKS = {
     **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12},
     **{"RTX 4090": 165e12, "L40S": 362e12},
 }
-"""Operations a second of dense bfloat16 products with float32 sums, by a part of the name."""
+"""FLOP/s of dense bfloat16 products with float32 sums, by a part of the name."""
 
 
 class OutOfTime(Exception):
@@ -52,7 +55,7 @@ class Side(NamedTuple):
     name: str
     call: Callable[[Any, Sequence], Any]  # of a choice and rows
     choices: Sequence[Any]  # such as rows per pass, ascending
-    plan: Callable[[Any], int] | None = None  # bytes that a choice should take above the start
+    plan: Callable[[Any], int] | None = None  # bytes that a choice should take
 
 
 class Meter(NamedTuple):
@@ -61,10 +64,10 @@ class Meter(NamedTuple):
     device: torch.device
     deadline: float  # of time.perf_counter
     repeats: int
-    peak: float | None  # bfloat16 operations a second
+    peak: float | None  # bfloat16 FLOP/s
 
     def measure(self, names: Names, sides: Sequence[Side], rows: Sequence, tokens: float) -> Rows:
-        """Return a row for each side at its best choice; the last side is the plain one."""
+        """Return a row for each side at its best choice; the last one is the plain side."""
         best = {side.name: self.find_best(side.call, side.choices, rows) for side in sides}
         calls = {
             side.name: partial(self.call, side.call, best[side.name])
@@ -79,15 +82,15 @@ class Meter(NamedTuple):
             row |= {"status": OUT_OF_MEMORY, "rows": len(rows)}
             if name in timed and OUT_OF_MEMORY not in timed[name].results:
                 seconds = timed[name].median * len(rows)
-                operations, peak_mb = self.count(partial(calls[name], rows))
+                flops, peak_mb = self.count(partial(calls[name], rows))
                 row |= {
                     "status": MEASURED,
                     "choice": choice,
                     "seconds": seconds,
                     "speedup": (table and table[0].get("seconds", 0) / seconds) or None,
                     "tokens_per_second": tokens / seconds,
-                    "operations": operations,
-                    "share_of_peak": self.peak and operations / seconds / self.peak,
+                    "flops": flops,
+                    "share_of_peak": self.peak and flops / seconds / self.peak,
                     "peak_memory_mb": peak_mb,
                     "planned_memory_mb": plans[name] and plans[name](choice) / 1e6,
                 }
@@ -127,7 +130,7 @@ class Meter(NamedTuple):
             raise OutOfTime
 
     def count(self, call: Callable[[], Any]) -> tuple[int, float | None]:
-        """Return the operations of a call, and on a GPU its peak memory above the start in MB."""
+        """Return the FLOPs of a call, and on a GPU its peak memory in MB, above that before."""
         peak_mb = None
         with FlopCounterMode(display=False) as counter:
             if self.device.type == "cuda":
@@ -144,6 +147,6 @@ def free_memory(device: torch.device) -> None:
 
 
 def find_peak(device: torch.device) -> float | None:
-    """Return the bfloat16 operations a second of a known GPU."""
+    """Return the peak bfloat16 FLOP/s of a known GPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if part in name), None)

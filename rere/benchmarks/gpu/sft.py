@@ -1,6 +1,6 @@
-"""One step of supervised fine-tuning: the project's trainer against whole sequences.
+"""One step of supervised fine-tuning: the project's trainer beside the plain side.
 
-The plain step takes rows as they come, pads them on the right, and computes only the logits that
+The plain side takes rows as they come, pads them on the right, and computes only the logits that
 predict a response.
 """
 

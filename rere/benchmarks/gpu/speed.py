@@ -1,4 +1,4 @@
-"""Search and training steps in bfloat16 arithmetic over float32 weights, beside plain ones."""
+"""Search and training steps in bfloat16 arithmetic, beside those of the plain side."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ from rere.training.preference import random_leaves
 
 OURS = {scoring: f"rere, {scoring}" for scoring in SCORINGS}
 Compared = tuple[list[Side], Sequence, float]
-"""The sides, the last of them the plain one; their rows; the tokens of these."""
+"""The sides, the last of them the plain side; their rows; the tokens of these."""
 
 
 def list_parts(
@@ -54,7 +54,7 @@ def list_parts(
 def searches(
     num_beams: int, model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path
 ) -> Compared:
-    """Return a search per scoring and `generate`, with weights as for inference."""
+    """Return a search per scoring and that of the plain side, with weights as for inference."""
     weights = copy.deepcopy(model.float32).requires_grad_(False)
     halve_linear_layers(weights)
     models = {model.dtype: weights.requires_grad_()}  # as in `load_benchmark_model`
@@ -75,7 +75,7 @@ def searches(
 
 
 def rl_steps(model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path) -> Compared:
-    """Return a step per scoring and the plain step, all with a reference."""
+    """Return a step per scoring and that of the plain side, all with a reference."""
     rows = make_rows(model, options.prompts, options.prompt_tokens, options.seed)
     sizes, find = options.training_batch_sizes, partial(search, model, rl.GROUP_SIZE, GENERATE.name)
     found = meter.find_best(find, options.batch_sizes, [row.prompt for row in rows])
@@ -91,7 +91,7 @@ def rl_steps(model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: 
 
 
 def sft_steps(model: BenchmarkModel, options: GpuOptions, meter: Meter, scratch: Path) -> Compared:
-    """Return the project's step and the plain step."""
+    """Return the project's step and that of the plain side."""
     rows = make_rows(model, options.sft_rows, options.prompt_tokens, options.seed)
     calls = sft.make_steps(model, scratch)
     plans = {sft.OURS: partial(plan_sft, model, rows)}

@@ -1,4 +1,4 @@
-"""The precision in which models compute, whatever that of their weights is."""
+"""The precision in which models compute. Their weights may be stored in another one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

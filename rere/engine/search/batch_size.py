@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rere.engine import SearchScoring
 from rere.engine.search.layout import full_pass_tokens
+from rere.engine.search.path_scorer import MAX_HEAD_SHARE
 from rere.engine.search.sizes import MEMORY_SHARE, SearchSizes, available_memory, total_memory
 from rere.prefix_tree import PrefixTree
 
@@ -64,14 +65,18 @@ def search_bytes(
     itemsize: int,
     share_of_titles: float = 1.0,
 ) -> int:
-    """Bytes that a search needs besides the weights; the last four are as in the functions below.
+    """Bytes that a search of `rows` rows needs besides the weights.
 
-    A pass feeds up to `full_pass` tokens under `vocabulary` scoring.
+    Under `vocabulary` scoring a pass feeds up to `full_pass` tokens of all rows. `itemsize` is that
+    of keys, values and states. `share_of_titles` is as in `count_fed_tokens`.
     """
     most = max(num_beams, full_pass // rows)
     fed = count_fed_tokens(tree, num_beams, scoring, most, share_of_titles)
     positions = fed.in_one_pass if scoring == "vocabulary" else num_beams
-    return rows * row_bytes(config, prompt_length, fed, positions, itemsize)
+    vocabulary = config.get_text_config().vocab_size
+    first_tokens = len(tree.first_tokens[0]) if scoring == "catalogue" else vocabulary
+    columns = first_tokens if first_tokens <= MAX_HEAD_SHARE * vocabulary else vocabulary
+    return rows * row_bytes(config, prompt_length, fed, positions * columns, itemsize)
 
 
 class FedTokens(NamedTuple):
@@ -82,9 +87,9 @@ class FedTokens(NamedTuple):
 
 
 def row_bytes(
-    config: PreTrainedConfig, prompt_length: int, fed: FedTokens, positions: int, itemsize: int
+    config: PreTrainedConfig, prompt_length: int, fed: FedTokens, num_logits: int, itemsize: int
 ) -> int:
-    """Bytes that a row of a search needs, with logits at `positions` tokens of a pass.
+    """Bytes that a row of a search needs, with `num_logits` logits in a pass.
 
     Counts the cache of all tokens and, for the largest forward pass, the attention mask, a layer's
     states and the logits. `itemsize` is that of keys, values and states.
@@ -99,9 +104,9 @@ def row_bytes(
     # In float32 at first, then a copy for the queries that share a key.
     copies = all_heads // num_heads if all_heads > num_heads else 0
     seen = max(prompt_length**2, fed.in_one_pass * total)
-    mask = (4 + 1 + copies * itemsize) * seen + positions * fed.total
+    mask = (4 + 1 + copies * itemsize) * seen
     states = (8 * config.hidden_size + 3 * inner) * itemsize * widest
-    logits = 2 * 4 * config.vocab_size * positions  # float32, with exponentials
+    logits = 2 * 4 * num_logits  # float32, with exponentials
     return int(cache + mask + states + logits)
 
 
@@ -112,9 +117,10 @@ def count_fed_tokens(
     most: int,
     share_of_titles: float = 1.0,
 ) -> FedTokens:
-    """The most tokens that a row feeds behind its prompt, if all its titles are that long.
+    """The most tokens that a row feeds behind its prompt.
 
-    That is as long as `share_of_titles` of all titles are at most. Under `vocabulary` scores a pass
+    Its titles are taken to have the length that `share_of_titles` of the catalogue's do not exceed.
+    Under `vocabulary` scores a pass
     feeds at most `most`. Otherwise it feeds whole edges, except those into leaves.
     """
     leaf, length, depth = tree.fanout == 0, tree.edge_length, tree.depth

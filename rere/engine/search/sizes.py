@@ -21,14 +21,14 @@ MEMORY_SHARE = 0.5
 
 TIMED_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096)
 SLOWDOWN = 1.25
-"""How much longer than the smallest timed pass a pass may take that counts as equally fast."""
+"""A pass counts as fast if it takes at most this many times as long as the smallest timed one."""
 ROW_TOKENS = 64
 """Tokens of a row of a timed pass."""
 WARM_UPS, REPEATS = 2, 5
 
 
 class SearchSizes(NamedTuple):
-    """What a search may take of a device."""
+    """Limits of a search on a device."""
 
     full_pass_tokens: int  # up to so many tokens a pass takes about as long as for fewer
     search_memory: int  # bytes that a search may fill
@@ -38,7 +38,8 @@ def choose_sizes(model: PreTrainedModel, reserved: int = 0, is_timed: bool = Tru
     """The sizes for a model on its device, under the precision that is in force.
 
     On a GPU passes are timed if `is_timed`, and `reserved` bytes of its memory are left free for
-    what the caller will yet store there. Elsewhere the sizes are constants.
+    what the caller will yet store there. On the CPU the first size is a constant, the second half
+    of the machine's memory.
     """
     free = available_memory(model.device)
     if model.device.type != "cpu":
@@ -50,7 +51,7 @@ def choose_sizes(model: PreTrainedModel, reserved: int = 0, is_timed: bool = Tru
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes of memory: on a GPU those that are free or that torch keeps unused, else all.
+    """Bytes of memory: on a GPU those that are free or that torch keeps unused, on a CPU all.
 
     The host's free memory would mostly tell the size of its file cache.
     """

@@ -32,7 +32,6 @@ def choose_rows(monkeypatch, memory, model=None, **more):
         {"rows": 8},
         {"prompt": 100},
         {"beams": 6},
-        {"vocab_size": 200},
         {"num_hidden_layers": 4},
         {"hidden_size": 32},
     ],
@@ -40,6 +39,12 @@ def choose_rows(monkeypatch, memory, model=None, **more):
 )
 def test_the_estimate_grows_with_every_size(scoring, more):
     assert estimate(scoring=scoring, **more) > estimate(scoring=scoring)
+
+
+def test_logits_are_of_the_vocabulary_or_of_the_tokens_that_decide():
+    assert estimate(scoring="vocabulary", vocab_size=200) > estimate(scoring="vocabulary")
+    many = 4 * len(TREE.first_tokens[0])  # the most that `catalogue` scoring computes all logits of
+    assert estimate(vocab_size=many - 1) > estimate(vocab_size=many)
 
 
 def test_vocabulary_scoring_takes_more_than_catalogue_scoring():
