@@ -465,7 +465,7 @@ class BenchmarkRollouts(config.benchmarks.RolloutOptions):
 
 
 class BenchmarkGpu(config.benchmarks.GpuOptions):
-    """Compare a GPU with the CPU and time it beside plain code, in about four minutes, without data."""
+    """Compare a GPU with the CPU, and time it beside plain code, in about four minutes."""
 
     model: DirectoryPath | None = Field(
         None, description="Folder with the weights of SmolLM2-135M. None: random ones."
