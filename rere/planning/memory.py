@@ -42,9 +42,9 @@ class TrainingMemory(NamedTuple):
     activations: int  # all that a forward and backward pass holds, logits among it
 
     @property
-    def lasting(self) -> int:
-        """What stays between passes, also while candidates are searched."""
-        return self.weights + self.reference + self.optimizer
+    def held_in_search(self) -> int:
+        """What a search leaves free: all but activations, though gradients are not there yet."""
+        return sum(self) - self.activations
 
 
 class HeldMemory(TorchDispatchMode):

@@ -21,7 +21,12 @@ from rere.engine.search.batch_size import MAX_ROWS, MAX_ROWS_ELSEWHERE, search_b
 from rere.engine.search.layout import FULL_PASS, FULL_PASS_ELSEWHERE
 from rere.engine.search.rollout import num_samples
 from rere.engine.search.sizes import MEMORY_SHARE, available_memory
-from rere.planning.memory import count_parameters, inference_weights, training_memory
+from rere.planning.memory import (
+    TrainingMemory,
+    count_parameters,
+    inference_weights,
+    training_memory,
+)
 from rere.planning.passes import TrainingOptions, largest_pass
 from rere.prefix_tree import PrefixTree
 from rere.provenance import peak_memory
@@ -30,7 +35,6 @@ from rere.training.setup import read_rows, select_part
 
 SHARE_OF_TITLES = 0.9
 """A search feeds titles of this quantile of their lengths."""
-
 
 MOMENTS = ("always", "while loading", "in a pass", "in a search")
 """When a run holds the parts of a plan: its fields in words."""
@@ -114,23 +118,6 @@ def plan_training(
         *([Part("reference", memory.reference)] if has_reference else []),
         Part("optimiser state", memory.optimizer),
     ]
-    search = []
-    if not isinstance(options, SftOptions):
-        held = memory.weights + memory.reference + memory.optimizer + memory.gradients
-        prompts = options.prompts if isinstance(options, RlOptions) else options.rows_per_pass
-        is_fixed = isinstance(options, PreferenceOptions) or not options.is_constrained
-        search.append(
-            plan_search(
-                config,
-                texts.tree,
-                options.rows_per_pass if is_fixed else prompts,
-                packed.num_prompt_columns + 1,
-                num_paths(options),
-                options.scoring,
-                target,
-                None if is_fixed else search_budget(target, held),
-            )
-        )
     return Plan(
         lasting=[*process, *lasting],
         load=plan_load(config, lasting, target),
@@ -139,15 +126,33 @@ def plan_training(
             Part("activations", memory.activations - logits, size),
             Part("logits", logits, f"of {packed.num_logits} tokens"),
         ],
-        search=search,
+        search=plan_training_search(
+            options, config, texts.tree, packed.num_prompt_columns + 1, memory, target
+        ),
     )
 
 
-def num_paths(options: PreferenceOptions | RlOptions) -> int:
-    """The most paths that a search of the run keeps per prompt."""
-    if isinstance(options, PreferenceOptions):
-        return options.num_beams
-    return num_samples(options.rollout, options.group_size)
+def plan_training_search(
+    options: TrainingOptions,
+    config: PreTrainedConfig,
+    tree: PrefixTree,
+    prompt_length: int,
+    memory: TrainingMemory,
+    target: Target,
+) -> list[Part]:
+    """The largest search of a training run, beside `memory`; SFT has none."""
+    rows, budget = options.rows_per_pass, None
+    match options:
+        case SftOptions():
+            return []
+        case PreferenceOptions():
+            paths = options.num_beams
+        case RlOptions():
+            paths = num_samples(options.rollout, options.group_size)
+            if options.is_constrained:  # then all prompts of a step are searched at once
+                rows, budget = options.prompts, search_budget(target, memory.held_in_search)
+    part = plan_search(config, tree, rows, prompt_length, paths, options.scoring, target, budget)
+    return [part]
 
 
 def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target: Target) -> Plan:
