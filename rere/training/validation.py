@@ -14,7 +14,11 @@ SELECTION_METRIC = "ndcg@10"
 
 
 def validate_ndcg(
-    trainer: Trainer, tree: PrefixTree, num_beams: int, scoring: Scoring, sizes: SearchSizes
+    trainer: Trainer,
+    tree: PrefixTree,
+    num_beams: int,
+    scoring: Scoring,
+    sizes: SearchSizes | None = None,
 ) -> dict[str, float]:
     """{"ndcg@10": value} of a beam search over the trainer's validation rows.
 
