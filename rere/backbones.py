@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -288,9 +289,15 @@ def count_layers(config: Any) -> int:
 def count_weights(folder: Path) -> int:
     """Return the number of weights of a language model, without memory for them."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return sum(weight.numel() for weight in shape_of(config).parameters())
+
+
+def shape_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a float32 model of `config` on the device `meta`, without memory."""
     with torch.device("meta"), torch.random.fork_rng([]):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return sum(weight.numel() for weight in model.parameters())
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
 
 
 def is_finite(weight: torch.Tensor) -> bool:

@@ -8,7 +8,6 @@ layers, the architecture) thus counts as it does in the run.
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -18,9 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import Adafactor, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import Adafactor, PreTrainedConfig
 
-from rere.backbones import halve_linear_layers
+from rere.backbones import halve_linear_layers, shape_of
 from rere.config.rl import RlOptions
 from rere.config.training import Training
 from rere.engine.candidates.packing import PackedBatch
@@ -111,7 +110,7 @@ def training_memory(
         lasting = memory.now - gradients
         # Gradients stay, as those of a step's earlier passes. With one pass a step they come as
         # activations go, but allocators seldom fit them into the same place.
-        fake = fake_batch(packed, mode)
+        fake = packed.map(mode.from_tensor)
         with arithmetic(torch.device("cpu"), options.dtype):
             if reference is not None:
                 reference.log_probs(fake)
@@ -150,14 +149,6 @@ def without_values(device: torch.device) -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def fake_batch(packed: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
-    """The same batch without its values."""
-    tensors = {name: each for name, each in vars(packed).items() if isinstance(each, Tensor)}
-    allowed = packed.allowed and type(packed.allowed)(*map(mode.from_tensor, packed.allowed))
-    fakes: dict[str, Any] = {name: mode.from_tensor(each) for name, each in tensors.items()}
-    return replace(packed, **fakes, allowed=allowed)
-
-
 def make_optimizer(trained: list[Tensor], options: Training) -> torch.optim.Optimizer:
     """The optimiser that transformers' Trainer makes for these options."""
     optimizer: torch.optim.Optimizer
@@ -179,11 +170,3 @@ def inference_weights(config: PreTrainedConfig, dtype: str) -> int:
 def count_parameters(config: PreTrainedConfig) -> int:
     """The number of a model's weights."""
     return sum(weight.numel() for weight in shape_of(config).parameters())
-
-
-def shape_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of `config` on the device `meta`, without memory, in float32."""
-    with torch.device("meta"), torch.random.fork_rng([]):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )

@@ -17,8 +17,8 @@ from rere.config.training import PreferenceOptions, SftOptions
 from rere.data.dataset import read_items, read_split
 from rere.devices import choose_dtype
 from rere.engine import SearchScoring
-from rere.engine.search.batch_size import MAX_ROWS, MAX_ROWS_ELSEWHERE, search_bytes
-from rere.engine.search.layout import FULL_PASS, FULL_PASS_ELSEWHERE
+from rere.engine.search.batch_size import rows_within, search_bytes
+from rere.engine.search.layout import full_pass_of
 from rere.engine.search.rollout import num_samples
 from rere.engine.search.sizes import MEMORY_SHARE, available_memory
 from rere.planning.memory import (
@@ -196,17 +196,14 @@ def plan_search(
     budget: float | None,
 ) -> Part:
     """The memory of a search of up to `rows` rows, as many as fit into `budget`; None: all."""
-    tokens, work = FULL_PASS.get(target.device.type, FULL_PASS_ELSEWHERE)
-    full_pass = min(tokens, int(work / count_parameters(config)))
+    full_pass = full_pass_of(target.device, count_parameters(config))
 
     def needed(rows: int, itemsize: int, share_of_titles: float) -> int:
         sizes = rows, prompt_length, num_beams, scoring
         return search_bytes(config, tree, *sizes, full_pass, itemsize, share_of_titles)
 
     if budget is not None:
-        rows = min(rows, MAX_ROWS.get(target.device.type, MAX_ROWS_ELSEWHERE))
-        while rows > 1 and needed(rows, 4, 1.0) > budget:
-            rows //= 2
+        rows = rows_within(budget, target.device, lambda n: needed(n, 4, 1.0), rows)
     itemsize = 2 if target.dtype == "bfloat16" else 4
     return Part(
         "search", needed(rows, itemsize, SHARE_OF_TITLES), f"{rows} rows, {num_beams} beams"

@@ -30,7 +30,7 @@ candidates of all rows, of at most T tokens.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -93,13 +93,14 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
+        return self.map(lambda value: value.to(device, non_blocking=True))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        """The same batch with `change` applied to its tensors."""
         tensors = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
-        moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
-        allowed = self.allowed and AllowedTokens(*map(move, self.allowed))
-        return replace(self, **moved, allowed=allowed)
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        allowed = self.allowed and AllowedTokens(*map(change, self.allowed))
+        return replace(self, **changed, allowed=allowed)
 
 
 class Predictions(NamedTuple):

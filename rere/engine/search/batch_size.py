@@ -1,8 +1,10 @@
 """Choose the number of rows that a search takes at a time, by memory and speed."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rere.engine import SearchScoring
@@ -29,13 +31,25 @@ def max_batch_size(
     By the memory of `sizes`, or else by what is available now. Always a power of two, so that small
     differences in memory seldom change the batches: other batches round differently.
     """
-    rows = MAX_ROWS.get(model.device.type, MAX_ROWS_ELSEWHERE)
     budget, full_pass = MEMORY_SHARE * available_memory(model.device), full_pass_tokens(model)
     if sizes is not None:  # perhaps those of a run that began on a larger device
         budget = min(sizes.search_memory, MEMORY_SHARE * total_memory(model.device))
         full_pass = sizes.full_pass_tokens
     search = prompt_length, num_beams, scoring, full_pass
-    while rows > 1 and estimate_bytes(model, tree, rows, *search) > budget:
+    return rows_within(
+        budget, model.device, lambda rows: estimate_bytes(model, tree, rows, *search)
+    )
+
+
+def rows_within(
+    budget: float,
+    device: torch.device,
+    needed: Callable[[int], int],
+    most: int = MAX_ROWS_ELSEWHERE,
+) -> int:
+    """The rows, `most` or fewer, whose `needed` bytes are within `budget`; at least one."""
+    rows = min(most, MAX_ROWS.get(device.type, MAX_ROWS_ELSEWHERE))
+    while rows > 1 and needed(rows) > budget:
         rows //= 2
     return rows
 
@@ -120,8 +134,8 @@ def count_fed_tokens(
     """The most tokens that a row feeds behind its prompt.
 
     Its titles are taken to have the length that `share_of_titles` of the catalogue's do not exceed.
-    Under `vocabulary` scores a pass
-    feeds at most `most`. Otherwise it feeds whole edges, except those into leaves.
+    Under `vocabulary` scores a pass feeds at most `most`. Otherwise it feeds whole edges, except
+    those into leaves.
     """
     leaf, length, depth = tree.fanout == 0, tree.edge_length, tree.depth
     if scoring != "vocabulary":

@@ -29,8 +29,13 @@ class Layout(NamedTuple):
 
 def full_pass_tokens(model: PreTrainedModel) -> int:
     """Number of tokens up to which a forward pass takes about as long as for fewer."""
-    tokens, work = FULL_PASS.get(model.device.type, FULL_PASS_ELSEWHERE)
-    return min(tokens, int(work / model.num_parameters()))
+    return full_pass_of(model.device, model.num_parameters())
+
+
+def full_pass_of(device: torch.device, num_parameters: int) -> int:
+    """`full_pass_tokens` of a model with so many parameters on a device."""
+    tokens, work = FULL_PASS.get(device.type, FULL_PASS_ELSEWHERE)
+    return min(tokens, int(work / num_parameters))
 
 
 def limit_chains(left: Tensor, max_tokens: int) -> Tensor:
