@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -14,9 +15,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rere import config, signals
-from rere.errors import InputError, hint, printable, remedy
+from rere.errors import InputError, LostProcess, hint, printable, remedy
 from rere.files import DISK_FULL, is_disk_full
 from rere.stages import STAGES
+
+SECONDS_FOR_FIRST_RANK = 3
 
 
 def main() -> None:
@@ -70,17 +73,22 @@ def run_stage(stage: str, command: Any) -> None:
 
     The status after a signal is 128 plus its number.
     """
+    rank, processes = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
     signals.handle(signals.stop)
     try:
+        if processes > 1 and not command.many_processes:
+            raise InputError("takes one process; start it without torchrun")
         command.run()
     except InputError as error:
+        if rank > 0:
+            leave_to_first_rank(error)
         fail(f"rere {stage}: {error}", 1)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
         fail(f"rere {stage}: interrupted", 128 + signal.SIGINT)
     except signals.Stopped as stopped:
-        end(stage, stopped)
+        end(stage, stopped, is_silent=rank > 0)
     except Exception as error:
         if signals.Stopped.raised is not None:  # within matplotlib's code in C
             end(stage, signals.Stopped.raised)
@@ -93,10 +101,21 @@ def run_stage(stage: str, command: Any) -> None:
         fail(": ".join(str(part) for part in parts if part is not None), 1)
 
 
-def end(stage: str, stopped: signals.Stopped) -> NoReturn:
+def end(stage: str, stopped: signals.Stopped, is_silent: bool = False) -> NoReturn:
     """Exit with the signal's line and status."""
     signals.ignore()
+    if is_silent:
+        raise SystemExit(128 + stopped.number)
     fail(f"rere {stage}: {stopped}", 128 + stopped.number)
+
+
+def leave_to_first_rank(error: InputError) -> None:
+    """Give the first rank time to say the same; `torchrun` then ends this process."""
+    if not isinstance(error, LostProcess):
+        with suppress(signals.Stopped):
+            time.sleep(SECONDS_FOR_FIRST_RANK)
+            return
+        raise SystemExit(1)
 
 
 def other_forms(stage: str) -> list[str]:

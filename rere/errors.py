@@ -18,6 +18,10 @@ class InputError(ValueError):
     """Bad input; the message is one line that names the file, key or row and the remedy."""
 
 
+class LostProcess(InputError):
+    """Another process of the same run has ended."""
+
+
 def printable(text: str) -> str:
     """Return `text` as one line for a terminal: control characters escaped, a long middle cut."""
     line = "".join(

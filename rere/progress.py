@@ -20,9 +20,12 @@ class LineStream:
         sys.stderr.flush()
 
 
-def progress(total: int | None, label: str, unit: str = "row", initial: int = 0) -> tqdm:
-    """Return a tqdm bar on standard error that starts at `initial`."""
+def progress(
+    total: int | None, label: str, unit: str = "row", initial: int = 0, disable: bool = False
+) -> tqdm:
+    """Return a tqdm bar on standard error that starts at `initial`, or none to see."""
     options: dict[str, Any] = {"total": total, "desc": label, "unit": unit, "initial": initial}
+    options["disable"] = disable
     options["dynamic_ncols"] = True
     if not sys.stderr.isatty():
         options |= {

@@ -36,15 +36,19 @@ class RunRecord:
 
 @contextmanager
 def provenance(
-    path: Path, options: Options, seed: int, inputs: Sequence[Path]
+    path: Path, options: Options, seed: int, inputs: Sequence[Path], is_written: bool = True
 ) -> Iterator[RunRecord]:
     """Yield a record of the run, and write it to `path` (run.json) if the block succeeds.
 
     It has versions, commit, options, seed, what was chosen for the device, the sha256 of every
     input file, wall-clock seconds, how often the run was resumed, the step whose weights are kept,
     and peak memory in MB. Seconds of a killed run count up to the checkpoint that it resumed from.
+    Where the file is not to be written, the record has no hashes.
     """
     started = time.perf_counter()
+    if not is_written:
+        yield RunRecord({}, started)
+        return
     hashes = {str(file): sha256(file) for given in inputs for file in files_of(given)}
     record = RunRecord(hashes, started)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ docstring of its options. `run` imports the function, so that `rere --help` load
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, DirectoryPath, Field, FilePath, create_model, model_validator
 
@@ -102,6 +102,8 @@ class TinyBackbone(Backbone):
 
 
 class Training(Options):
+    many_processes: ClassVar[bool] = True
+
     init: DirectoryPath = Field(description="Folder of the initial model and its tokenizer.")
     data: Data
     seed: Seed = 0
@@ -154,6 +156,8 @@ class Baseline(config.evaluation.Evaluation):
 
 
 class Decode(config.evaluation.Decoding):
+    many_processes: ClassVar[bool] = True
+
     model: Model
     data: Data
     seed: Seed = 0
@@ -161,11 +165,12 @@ class Decode(config.evaluation.Decoding):
 
     def run(self) -> None:
         from rere.evaluation.decode import decode
+        from rere.ranks import join
 
-        factors = getattr(self, "factors", None)
+        factors, is_first = getattr(self, "factors", None), join().is_first
         predictions = self.output / "predictions.parquet"
         inputs = [self.model, self.data, *filter(None, [factors])]
-        with provenance(self.output / "run.json", self, self.seed, inputs) as run:
+        with provenance(self.output / "run.json", self, self.seed, inputs, is_first) as run:
             run.chosen = decode(self, self, self.model, self.data, self.seed, predictions, factors)
 
 
@@ -182,6 +187,8 @@ class D3(Decode):
 
 
 class Recommend(Options):
+    many_processes: ClassVar[bool] = True
+
     model: Model
     data: Data
     seed: Seed = 0

@@ -102,6 +102,20 @@ def fixed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def runs_of(
+    tmp_path_factory: pytest.TempPathFactory, fixed_model: Path, cycle: Path
+) -> dict[int, Path]:
+    """The folder with the runs of one, two and three processes that rank_runs.py lists."""
+    from rank_runs import OF_THREE, RUNS, make_runs
+
+    folders = {}
+    for processes, names in {1: [*RUNS], 2: [*RUNS], 3: OF_THREE}.items():
+        folders[processes] = tmp_path_factory.mktemp("ranks")
+        make_runs(processes, names, fixed_model, cycle, folders[processes])
+    return folders
+
+
+@pytest.fixture(scope="session")
 def model_with_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the catalogue of ITEM_TITLES, as training stores it."""
     from ranking_data import build_catalogue

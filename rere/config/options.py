@@ -1,7 +1,7 @@
 """The base class of all options, and their spelling on a command line."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -44,6 +44,9 @@ RENAMED = {
 
 class Options(BaseModel):
     """Options that reject unknown keys and values of another type."""
+
+    many_processes: ClassVar[bool] = False
+    """Whether `torchrun` may start several processes of the command."""
 
     # Strict, so that YAML's `3e-4` (a string in YAML 1.1) is an error and not a guess. Deferred,
     # since a command needs the validators of one stage only.

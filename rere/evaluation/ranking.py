@@ -6,6 +6,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from rere.errors import out_of_memory
+from rere.ranks import ALONE, Ranks
 
 Ranking = tuple[list[int], list[float]]
 """Items, best first, and their scores."""
@@ -43,14 +44,16 @@ def rank_by_length(
     batch_size: int,
     rank: Callable[[list[int]], Iterable[Ranking]],
     remedy: str,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[int, Ranking]]:
     """Yield the number and the ranking of each of the `rows`; `rank` ranks a batch of them.
 
-    Rows with prompts of similar length share a batch, which keeps padding small. Raises InputError
-    if memory runs out; its remedy is a lower `batch_size`, followed by `remedy`.
+    Rows with prompts of similar length share a batch, which keeps padding small. Batches are dealt
+    out to the `ranks`. Raises InputError if memory runs out; its remedy is a lower `batch_size`,
+    followed by `remedy`.
     """
     order = sorted(rows, key=lambda row: len(prompts[row]))
-    for start in range(0, len(order), batch_size):
+    for start in ranks.deal(range(0, len(order), batch_size)):
         batch = order[start : start + batch_size]
         with out_of_memory(f"lower batch_size (now {batch_size} rows per pass){remedy}"):
             ranked = list(rank(batch))

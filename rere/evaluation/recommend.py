@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+import torch
 from transformers import PreTrainedModel
 
 from rere.backbones import load_for_inference, load_tokenizer
@@ -21,6 +23,7 @@ from rere.evaluation.predictions import RawIds, read_raw_ids, write_predictions
 from rere.evaluation.ranking import Ranking, rank_by_length, rank_leaves, with_first_title
 from rere.prefix_tree import PrefixTree
 from rere.progress import progress
+from rere.ranks import Ranks, join, leave
 from rere.tokenization import PromptEncoder
 
 
@@ -35,6 +38,7 @@ class RankingTask(NamedTuple):
     raw_ids: RawIds
     dtype: str  # of its arithmetic
     sizes: SearchSizes
+    ranks: Ranks
 
     def max_batch_size(self, num_beams: int, scoring: SearchScoring) -> int:
         """Rows per batch that fit in memory."""
@@ -75,7 +79,7 @@ def load_ranking_task(
     Raises InputError if model, tokenizer or data are missing or malformed, a title has no tokens of
     its own, a prompt is too long, or the model does not fit into memory.
     """
-    rows = read_split(data, "test", options.rows)
+    ranks, rows = join(), read_split(data, "test", options.rows)
     items = read_items(data)
     raw_ids = read_raw_ids(data, rows, items)
     policy = load_for_inference(model, options.dtype)
@@ -84,8 +88,9 @@ def load_ranking_task(
     tree = load_or_build_tree(model, policy, encoder).to(policy.device)
     prompts = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), seed)
     with arithmetic(policy.device, dtype):
-        sizes = choose_sizes(policy)
-    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, dtype, sizes)
+        own_sizes = choose_sizes(policy, is_timed=ranks.is_first)
+    sizes = SearchSizes(*map(int, ranks.first(*own_sizes)))
+    return RankingTask(policy, encoder, tree, rows, prompts, raw_ids, dtype, sizes, ranks)
 
 
 def rank_items(task: RankingTask, beams: Beams) -> Iterator[Ranking]:
@@ -105,16 +110,38 @@ def write_rankings(
     length: int,
     rank: Callable[[list[int]], Iterable[Ranking]],
 ) -> None:
-    """Write predictions of at most `length` items per row; `rank` ranks a batch of rows."""
-    rows = range(len(task.prompts))
-    ranked = rank_by_length(task.prompts, rows, batch_size, rank, " or num_beams")
+    """Write predictions of at most `length` items per row; `rank` ranks a batch of rows.
+
+    Every rank ranks its share of the batches, as one process would, and the first one writes.
+    """
+    ranks, rows = task.ranks, range(len(task.prompts))
+    ranked = rank_by_length(task.prompts, rows, batch_size, rank, " or num_beams", ranks)
     rankings: list[Ranking] = [([], []) for _ in rows]
-    with progress(len(rows), "recommend") as bar:
+    with progress(len(rows), "recommend", disable=not ranks.is_first) as bar:
         for row, (items, scores) in ranked:
             rankings[row] = items[:length], scores[:length]
-            bar.update()
-    items, scores = ([each[n] for each in rankings] for n in (0, 1))
-    write_predictions(output, task.rows, items, scores, task.raw_ids)
+            bar.update(ranks.size)
+    rankings = gather_rankings(rankings, length, ranks)
+    if ranks.is_first:
+        items, scores = ([each[n] for each in rankings] for n in (0, 1))
+        write_predictions(output, task.rows, items, scores, task.raw_ids)
+    leave()
+
+
+def gather_rankings(rankings: list[Ranking], length: int, ranks: Ranks) -> list[Ranking]:
+    """The rankings of all rows, of which each rank has some and an empty one of the others."""
+    if ranks.size == 1:
+        return rankings
+    shape = len(rankings), length
+    count, item, score = np.zeros(shape[:1], np.int64), np.zeros(shape, np.int64), np.zeros(shape)
+    for row, (items, scores) in enumerate(rankings):
+        count[row] = len(items)
+        item[row, : len(items)], score[row, : len(items)] = items, scores
+    # Adding up bits keeps even the sign of 0.
+    parts = (torch.from_numpy(each) for each in (count, item, score.view(np.int64)))
+    count, item, bits = (ranks.sum(part).numpy() for part in parts)
+    score = bits.view(np.float64)
+    return [(item[row, :n].tolist(), score[row, :n].tolist()) for row, n in enumerate(count)]
 
 
 def load_or_build_tree(model: Path, policy: PreTrainedModel, encoder: PromptEncoder) -> PrefixTree:

@@ -11,7 +11,6 @@ leaves none.
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,13 @@ from rere.devices import deterministic_algorithms
 from rere.errors import InputError
 from rere.files import flush, naming_full_disk, replacing, sha256, sync
 from rere.provenance import RunRecord, provenance
+from rere.ranks import ALONE, Ranks, join, leave
 from rere.signals import DeferredSignals
 from rere.training.checkpoint_folder import locked
 
 log = logging.getLogger(__name__)
 
+FOLDER = "checkpoints"
 METADATA = "checkpoint.json"
 LOG = "log.jsonl"
 
@@ -59,17 +60,30 @@ def resumable(
     """The checkpoints of the training run in `output`, for the body of a `with` statement.
 
     If the body succeeds, log.jsonl and run.json are written and the checkpoints deleted. They stay
-    if the run fails or is killed. Raises InputError if another process trains in the same folder,
-    or under a launcher of several processes.
+    if the run fails or is killed. The first rank alone does all this; the others follow it. Raises
+    InputError if another run trains in the same folder.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("training takes one process and one device; start it without a launcher")
-    folder = output / "checkpoints"
-    with locked(folder), deterministic_algorithms(options.deterministic):
+    ranks = join()
+    with deterministic_algorithms(options.deterministic):
+        if ranks.is_first:
+            with written(output, options, seed, inputs, ranks) as checkpoints:
+                yield checkpoints
+        else:
+            yield Checkpoints(output / FOLDER, RunRecord({}, time.perf_counter()), "", {}, ranks)
+    leave()
+
+
+@contextmanager
+def written(
+    output: Path, options: Training, seed: int, inputs: Sequence[Path], ranks: Ranks
+) -> Iterator["Checkpoints"]:
+    """What `resumable` does on the first rank."""
+    folder = output / FOLDER
+    with locked(folder):
         with provenance(output / "run.json", options, seed, inputs) as run:
             run.chosen["dtype"] = options.dtype
-            memory_options = options.model_dump(include=MEMORY_OPTIONS)
-            checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run), memory_options)
+            neutral = options.model_dump(include=MEMORY_OPTIONS) | {"processes": ranks.size}
+            checkpoints = Checkpoints(folder, run, fingerprint(options, seed, run), neutral, ranks)
             yield checkpoints
             with replacing(output / LOG) as new:
                 shutil.copyfile(checkpoints.log, new)
@@ -92,7 +106,7 @@ class CheckpointMetadata(BaseModel):
     best: int | None  # step of the best validation so far
     seconds: float  # of the run up to this step
     resumed: int  # how many times the run was killed and resumed
-    memory_options: dict[str, int | bool]  # values of MEMORY_OPTIONS
+    memory_options: dict[str, int | bool]  # values of MEMORY_OPTIONS, and the number of processes
     chosen: dict[str, Any]  # for the device, when the run began
     files: dict[str, str]  # name to sha256
     sha256: str = ""  # of the metadata without this field
@@ -107,7 +121,7 @@ class Checkpoints:
     `latest` is the checkpoint to resume from, None for a new run. The log and the seconds of `run`
     are reset to that checkpoint. Damaged checkpoints and those of other runs are removed, with a
     warning. Other `memory_options` than the checkpoint's are logged. What was chosen for the device
-    when the run began stays in `run`.
+    when the run began stays in `run`. Other ranks than the first read what it resumes from.
     """
 
     def __init__(
@@ -116,35 +130,46 @@ class Checkpoints:
         run: RunRecord,
         fingerprint: str,
         memory_options: dict[str, int | bool],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.folder, self.run, self.fingerprint = folder, run, fingerprint
-        self.memory_options = memory_options
+        self.memory_options, self.ranks = memory_options, ranks
         self.log = folder / LOG
         self.saved = time.monotonic()
         self.signals = DeferredSignals()
+        last = self.find_last() if ranks.is_first else None
+        (step,) = ranks.first(-1 if last is None else last.step)
+        self.latest = None if step < 0 else self.path(int(step))
+        if self.latest is not None and not ranks.is_first:
+            last = read_metadata(self.latest)
+        if last is not None:
+            run.seconds_before, run.resumed = last.seconds, last.resumed + 1
+            run.chosen = last.chosen
+
+    def find_last(self) -> CheckpointMetadata | None:
+        """The metadata of the checkpoint to resume from, whose log is restored; None if none."""
         own = self.find_own()
         self.best_of = {step: metadata.best for step, metadata in own.items()}
         self.remove_old()
         self.log.unlink(missing_ok=True)
-        self.latest = None
-        if own:
-            last = own[max(own)]
-            self.latest = self.path(last.step)
-            run.seconds_before, run.resumed = last.seconds, last.resumed + 1
-            run.chosen = last.chosen
-            with naming_full_disk(self.log):
-                shutil.copyfile(self.latest / LOG, self.log)
-            log.warning("%s: the run resumes from here", self.latest)
-            self.warn_of_rounding(last.memory_options)
+        if not own:
+            return None
+        last = own[max(own)]
+        latest = self.path(last.step)
+        with naming_full_disk(self.log):
+            shutil.copyfile(latest / LOG, self.log)
+        log.warning("%s: the run resumes from here", latest)
+        self.warn_of_rounding(last.memory_options, latest)
+        return last
 
-    def warn_of_rounding(self, before: dict[str, int | bool]) -> None:
+    def warn_of_rounding(self, before: dict[str, int | bool], latest: Path) -> None:
         """Name the memory options that have another value than in the checkpoint."""
         for name, value in self.memory_options.items():
-            if value != before[name]:
+            if value != before.get(name, value):
                 log.warning(
                     "%s: resumes with %s %s instead of %s; results differ from an uninterrupted "
                     "run by rounding",
-                    *(self.latest, name, json.dumps(value), json.dumps(before[name])),
+                    *(latest, name, json.dumps(value), json.dumps(before[name])),
                 )
 
     def find_own(self) -> dict[int, CheckpointMetadata]:

@@ -20,6 +20,7 @@ from rere.engine.search.rollout import num_samples, roll_out
 from rere.engine.search.sizes import SearchSizes
 from rere.evaluation.metrics import is_hit
 from rere.prefix_tree import PrefixTree, token_ids
+from rere.ranks import Ranks
 from rere.training.rewards import Groups, Reward, weighted_sum
 
 
@@ -48,6 +49,11 @@ class RewardedGroups(NamedTuple):
             "distinct": num_distinct(self.leaf).float().mean(),
             "invalid": (exists & (self.leaf < 0)).sum() / exists.sum(),
         }
+
+    def gathered(self, ranks: Ranks, prompts: list[list[int]]) -> Self:
+        """The groups of all `prompts`, of which these are the share of this rank."""
+        tensors = (ranks.gather(tensor, len(prompts)) for tensor in self[1:])
+        return type(self)(prompts, *tensors)
 
     def replace_zero_advantage(
         self, is_zero: list[bool], extra: Self, extra_is_zero: list[bool]

@@ -114,13 +114,15 @@ class PreferenceTrainer(Trainer):
 
     def preference_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         """A step of S-DPO, or DPO with one negative: add the gradient; return the loss."""
-        options, prompts = self.options, inputs["prompts"]
-        target = self.tree.leaf_of_item[inputs["target"]][:, None]
-        negative = self.find_negatives(prompts, inputs["row_id"], target)
-        leaf = torch.cat([target, negative], dim=1)  # (rows of the step, 1 + N)
-        host_leaf, sums = leaf.cpu(), torch.zeros(3, device=leaf.device)
-        for rows in slices(len(prompts), options.rows_per_pass):
-            packed = pack_leaves(prompts[rows], host_leaf[rows], self.host_tree, options.scoring)
+        options, num_rows = self.options, len(inputs["prompts"])
+        own = {name: values[self.ranks.rows] for name, values in inputs.items()}
+        sums = torch.zeros(3, device=self.args.device)
+        for rows in slices(len(own["prompts"]), options.rows_per_pass):
+            prompts = own["prompts"][rows]
+            target = self.tree.leaf_of_item[own["target"][rows]][:, None]
+            negative = self.find_negatives(prompts, own["row_id"][rows], target)
+            leaf = torch.cat([target, negative], dim=1)  # (rows of the pass, 1 + N)
+            packed = pack_leaves(prompts, leaf.cpu(), self.host_tree, options.scoring)
             packed = packed.to(leaf.device)
             with self.autocast():
                 reference = self.reference.log_probs(packed)
@@ -129,31 +131,35 @@ class PreferenceTrainer(Trainer):
                     sum_by_candidate(log_prob, packed),
                     sum_by_candidate(reference, packed),
                     options.beta,
-                    leaf[rows] >= 0,
+                    leaf >= 0,
                 )
-                loss = s_dpo_loss(margin).sum() / len(prompts)
+                loss = s_dpo_loss(margin).sum() / num_rows
             self.accelerator.backward(loss)
             smallest = margin.detach().amin(-1)  # over the row's negatives
             sums += torch.stack([loss.detach(), smallest.sum(), (smallest > 0).sum()])
-        self.record_metrics(margin=sums[1] / len(prompts), accuracy=sums[2] / len(prompts))
+        self.ranks.sum_gradients(model.parameters())
+        sums = self.ranks.sum(sums)
+        self.record_metrics(margin=sums[1] / num_rows, accuracy=sums[2] / num_rows)
         return sums[0]
 
     def sft_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         """A step of SFT: add the gradient; return minus the targets' mean token log-probability."""
-        options, prompts = self.options, inputs["prompts"]
-        target = self.host_tree.leaf_of_item[inputs["target"].cpu()][:, None]
+        options, prompts = self.options, inputs["prompts"][self.ranks.rows]
+        target = self.host_tree.leaf_of_item[inputs["target"][self.ranks.rows].cpu()][:, None]
         batches = [
             pack_leaves(prompts[rows], target[rows], self.host_tree, options.scoring)
             for rows in slices(len(prompts), options.rows_per_pass)
         ]
-        count = sum(int((each.candidate < each.num_candidates).sum()) for each in batches)
+        counts = [(each.candidate < each.num_candidates).sum() for each in batches]
+        count = int(self.ranks.sum(sum(counts, torch.zeros((), dtype=torch.long))))
         total = torch.zeros((), device=self.args.device)
         for packed in batches:
             with self.autocast():
                 loss = -token_log_probs(model, packed.to(total.device)).sum() / count
             self.accelerator.backward(loss)
             total += loss.detach()
-        return total
+        self.ranks.sum_gradients(model.parameters())
+        return self.ranks.sum(total)
 
     @torch.no_grad()
     def find_negatives(
@@ -165,19 +171,16 @@ class PreferenceTrainer(Trainer):
             host_target, seed = target[:, 0].cpu(), self.args.seed
             leaf = random_leaves(self.host_tree, seed, row_ids, host_target, count)
             return leaf.to(target.device)
-        found = []
-        for rows in slices(len(prompts), options.rows_per_pass):
-            with self.autocast():
-                leaf, _ = beam_search(
-                    self.reference.model,
-                    self.tree,
-                    prompts[rows],
-                    options.num_beams,
-                    options.scoring,
-                    sizes=self.sizes,
-                )
-            found.append(best_except(leaf, target[rows], count))
-        return torch.cat(found)
+        with self.autocast():
+            leaf, _ = beam_search(
+                self.reference.model,
+                self.tree,
+                prompts,
+                options.num_beams,
+                options.scoring,
+                sizes=self.sizes,
+            )
+        return best_except(leaf, target, count)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if not self.is_self_play:

@@ -128,7 +128,7 @@ class RlTrainer(Trainer):
         self.sync_reference()
 
         # Roll out and reward; dynamic sampling replaces some groups.
-        initial = groups = self.roll_out(inputs)
+        initial = groups = self.roll_out(inputs)  # of all ranks
         extra_prompts = 0
         if options.dynamic_sampling:
             groups, extra_prompts = dynamic_sampling(
@@ -143,9 +143,10 @@ class RlTrainer(Trainer):
         length = self.rollouts.num_scored(groups)
         count = self.objective.divisor(length, self.rollouts.max_scored).clamp(min=1)
         is_zero = has_zero_advantage(advantage).tolist()
-        passes, beta = self.plan_passes(is_zero), options.beta
-        skipped = 1 - sum(len(each.rows) for each in passes) / len(groups.prompts)
-        if not passes:
+        blocks, beta = self.plan_blocks(is_zero), options.beta
+        skipped = 1 - sum(map(len, blocks)) / len(groups.prompts)
+        passes = self.split_into_passes(blocks)
+        if not any(blocks):
             passes, beta = [UpdatePass([0])], 0.0  # a zero gradient, so that the optimiser steps
         pack, sums = self.rollouts.packer(groups), torch.zeros(5, device=length.device)
         for update in range(options.updates):
@@ -172,9 +173,9 @@ class RlTrainer(Trainer):
         beta: float,
         count: Tensor,
     ) -> Tensor:
-        """Add the gradient of one update.
+        """Add the gradient of one update, in the passes of this rank.
 
-        Returns sums (5,): loss, KL, tokens where k3 is linear, entropy, tokens.
+        Returns sums (5,) of all ranks: loss, KL, tokens where k3 is linear, entropy, tokens.
         """
         options, sums = self.options, torch.zeros(5, device=advantage.device)
         for each in passes:
@@ -204,7 +205,8 @@ class RlTrainer(Trainer):
                 kl_sums = torch.stack([kl.detach().sum(), linear.sum()])
             tokens = (each.packed.candidate < each.packed.num_candidates).sum()
             sums += torch.stack([loss.detach(), *kl_sums, entropy.sum(), tokens])
-        return sums
+        self.ranks.sum_gradients(model.parameters())
+        return self.ranks.sum(sums)
 
     def update_metrics(self, sums: Tensor) -> dict[str, Tensor | None]:
         """Scalars for the step's line in the log, given the sums (5,) of its updates."""
@@ -216,22 +218,23 @@ class RlTrainer(Trainer):
             "entropy": entropy / tokens,
         }
 
-    def plan_passes(self, is_zero: list[bool]) -> list[UpdatePass]:
-        """Split the groups into the passes of an update.
+    def plan_blocks(self, is_zero: list[bool]) -> list[list[int]]:
+        """The groups of an update, in blocks that share no pass.
 
-        Groups that may be skipped have passes of their own, so skipping them does not change the
+        Groups that may be skipped are a block of their own, so skipping them does not change the
         arithmetic of the others.
         """
         options, rows = self.options, range(len(is_zero))
         # With a KL no group is skipped, unless its KL may be left out.
         if options.beta > 0 and options.skip_zero_advantage != "approximate":
-            blocks = [list(rows)]
-        else:
-            blocks = [[row for row in rows if is_zero[row] == which] for which in (False, True)]
-            if options.skip_zero_advantage != "never":
-                blocks.pop()
-        size = options.rows_per_pass
-        return [UpdatePass(block[rows]) for block in blocks for rows in slices(len(block), size)]
+            return [list(rows)]
+        blocks = [[row for row in rows if is_zero[row] == which] for which in (False, True)]
+        return blocks if options.skip_zero_advantage == "never" else blocks[:1]
+
+    def split_into_passes(self, blocks: list[list[int]]) -> list[UpdatePass]:
+        """This rank's share of each block, in passes."""
+        own, size = (block[self.ranks.rows] for block in blocks), self.options.rows_per_pass
+        return [UpdatePass(block[rows]) for block in own for rows in slices(len(block), size)]
 
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """The optimiser step of an update that is not the last of its rollout."""
@@ -240,8 +243,14 @@ class RlTrainer(Trainer):
         model.zero_grad()
 
     def roll_out(self, inputs: dict[str, Any]) -> RewardedGroups:
+        """The groups of a step's prompts, of which this rank rolls out its share."""
+        prompts, rows = inputs["prompts"], self.ranks.rows
+        if self.ranks.rank >= len(prompts):
+            rows = slice(1)  # any row, which is left out again
+        own = {name: values[rows] for name, values in inputs.items()}
         with self.autocast():
-            return self.rollouts(self.language_model, inputs, self.state.global_step, self.sizes)
+            groups = self.rollouts(self.language_model, own, self.state.global_step, self.sizes)
+        return groups.gathered(self.ranks, prompts)
 
     def roll_out_extra(self, row_ids: list[int]) -> Iterator[RewardedGroups]:
         """Yield up to `dynamic_sampling` batches of groups of other prompts, rolled out lazily.

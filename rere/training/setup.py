@@ -16,6 +16,7 @@ from rere.data.dataset import SPLITS, read_items, read_split
 from rere.devices import choose_device, choose_dtype
 from rere.errors import InputError
 from rere.model_card import Base, TrainedRun, read_base, trained_card
+from rere.ranks import join
 from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
@@ -31,6 +32,7 @@ AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 def choose_precision(options: AnyTraining) -> AnyTraining:
     """The options with the precision that `dtype: auto` means on this machine's device."""
+    join()  # of several GPUs a process must have its own before it asks for one
     dtype = choose_dtype(options.dtype, choose_device())
     return options.model_copy(update={"dtype": dtype})
 
@@ -69,13 +71,15 @@ class TrainingSetup:
         }
 
     def save(self, output: Path, trainer: Trainer) -> None:
-        """Write the trained model with its tokenizer, catalogue and card."""
+        """Write the trained model with its tokenizer, catalogue and card, on the first rank."""
+        if not trainer.ranks.is_first:
+            return
         options, state = trainer.options, trainer.state
         left_out = RESULT_NEUTRAL | MEMORY_OPTIONS | {"seed"}  # paths above all, perhaps private
         run = TrainedRun(
             dataset=self.dataset,
             num_rows=len(self.train),
-            stage=trainer.step_log.label,
+            stage=trainer.label,
             summary=" ".join((options.__doc__ or "").split()),
             init=self.init,
             options=options.model_dump(mode="json", exclude=left_out),

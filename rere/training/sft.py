@@ -1,7 +1,8 @@
 """Supervised fine-tuning: train the model to generate the target's title after the prompt."""
 
-import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rere.config.training import SftOptions
-from rere.engine.candidates.packing import pack
+from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import token_log_probs
+from rere.engine.search.noise import row_seeds
 from rere.errors import out_of_memory
 from rere.training.checkpoints import resumable
+from rere.training.groups import slices
 from rere.training.setup import (
     Row,
     choose_precision,
@@ -39,13 +42,8 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         setup = load_setup(options, init, data, seed, min_rows=1)
 
         def collate(rows: list[Row]) -> dict[str, Any]:
-            targets = [setup.responses[row["target"]] for row in rows]
-            return {
-                "packed": pack(setup.encode_prompts(rows), [[ids] for ids in targets]),
-                # The trainer counts the labels of all passes of a step, without the first of each,
-                # which no causal model predicts.
-                "labels": torch.tensor([-100, *itertools.chain.from_iterable(targets)]),
-            }
+            responses = [setup.responses[row["target"]] for row in rows]
+            return {"examples": Examples(setup.encode_prompts(rows), responses)}
 
         steps = math.ceil(options.epochs * len(setup.train) / options.batch_size)
         trainer = SftTrainer(
@@ -64,7 +62,6 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
                 checkpoints.folder,
                 steps,
                 options.batch_size,
-                passes=options.batch_size // options.rows_per_pass,
                 metric_for_best_model="eval_loss",
                 greater_is_better=False,
             ),
@@ -72,6 +69,24 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
         with checkpoints.signals:
             trainer.train(resume_from_checkpoint=checkpoints.latest)
             setup.save(output / "model", trainer)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of token ids: prompts and the responses to them."""
+
+    prompts: Sequence[Sequence[int]]
+    responses: Sequence[Sequence[int]]
+
+    def __getitem__(self, rows: slice) -> "Examples":
+        return Examples(self.prompts[rows], self.responses[rows])
+
+    @property
+    def num_predicted(self) -> int:
+        return sum(map(len, self.responses))
+
+    def pack(self) -> PackedBatch:
+        return pack(self.prompts, [[ids] for ids in self.responses])
 
 
 class EpochSeededSampler(LengthGroupedSampler):
@@ -91,29 +106,39 @@ class SftTrainer(Trainer):
     def __init__(self, lengths: list[int], **more: Any) -> None:
         super().__init__(**more)
         self.lengths = lengths
-        # Makes the Trainer pass the number of labels of the whole step to compute_loss.
-        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """A sampler that batches rows of similar length, which leaves little padding."""
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSeededSampler(self.args.seed, rows, self.lengths)
+        return EpochSeededSampler(self.args.seed, self.args.train_batch_size, self.lengths)
 
-    def compute_loss(
-        self,
-        model: PreTrainedModel,
-        inputs: dict[str, Any],
-        num_items_in_batch: Tensor,
-        return_outputs: bool = False,
+    def training_step(
+        self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        return -token_log_probs(model, inputs["packed"]).sum() / num_items_in_batch
+        """Add the gradient of a step; return its loss."""
+        model.train()
+        examples = inputs["examples"]
+        count, own = examples.num_predicted, examples[self.ranks.rows]
+        loss = torch.zeros((), device=self.args.device)
+        seed = row_seeds(self.args.seed, self.state.global_step, [-2])  # the id of no row
+        with self.ranks.random_numbers(int(seed)):
+            for rows in slices(len(own.prompts), self.options.rows_per_pass):
+                packed = own[rows].pack().to(loss.device)
+                with self.autocast():
+                    part = -token_log_probs(model, packed).sum() / count
+                self.accelerator.backward(part)
+                loss += part.detach()
+        self.ranks.sum_gradients(model.parameters())
+        return self.ranks.sum(loss)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, tokens
-        for inputs in self.get_eval_dataloader():
+        batches, device = self.get_eval_dataloader(), self.args.device
+        sums = torch.zeros(len(batches), 2, device=device)  # negative log-likelihood, tokens
+        for number, inputs in self.ranks.deal(enumerate(batches)):
+            examples = inputs["examples"]
             with self.autocast():
-                log_probs = token_log_probs(self.model, inputs["packed"])
-            sums += torch.stack([-log_probs.sum(), (inputs["labels"] >= 0).sum()])
-        total, count = sums.tolist()
+                sums[number, 0] = -token_log_probs(self.model, examples.pack().to(device)).sum()
+            sums[number, 1] = examples.num_predicted
+        # In the order of the batches, whatever the number of ranks.
+        total, count = sum(self.ranks.sum(sums).unbind(), sums.new_zeros(2)).tolist()
         return {"loss": total / count}

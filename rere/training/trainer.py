@@ -47,12 +47,14 @@ class Trainer(transformers.Trainer):
         **more: Any,
     ) -> None:
         super().__init__(**more)
-        self.options, self.checkpoints = options, checkpoints
+        self.options, self.checkpoints, self.label = options, checkpoints, label
+        self.ranks = checkpoints.ranks
         self.remove_callback(PrinterCallback)
-        for callback in tracker_callbacks(options.report_to, checkpoints.folder.parent):
-            self.add_callback(callback)
         self.step_log = StepLog(checkpoints.log, label)
-        self.add_callback(self.step_log)
+        if self.ranks.is_first:
+            for callback in tracker_callbacks(options.report_to, checkpoints.folder.parent):
+                self.add_callback(callback)
+            self.add_callback(self.step_log)
         self.add_callback(ValidationSteps(options.validations))
         self.args.eval_on_start = checkpoints.latest is None
         self.step_metrics: dict[str, Tensor] = {}
@@ -71,7 +73,7 @@ class Trainer(transformers.Trainer):
         """The sizes of the run's searches: those that it began with, or new ones, now recorded.
 
         Gradients and the optimiser's state do not have their memory yet. Under `deterministic`
-        nothing is timed.
+        nothing is timed. All ranks take the first one's sizes.
         """
         chosen = self.checkpoints.run.chosen
         if "search_memory" not in chosen:
@@ -81,9 +83,9 @@ class Trainer(transformers.Trainer):
                 sizes = choose_sizes(
                     self.language_model,
                     reserved=copies * sum(each.nbytes for each in weights),
-                    is_timed=not self.options.deterministic,
+                    is_timed=not self.options.deterministic and self.ranks.is_first,
                 )
-            chosen |= sizes._asdict()
+            chosen |= zip(sizes._fields, map(int, self.ranks.first(*sizes)), strict=True)
         return SearchSizes(*(chosen[name] for name in SearchSizes._fields))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
@@ -169,28 +171,34 @@ class Trainer(transformers.Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)  # saves a new best
         path = self.checkpoints.path(self.state.global_step)
-        signal = self.checkpoints.signals.received
-        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or signal is not None
-        if is_due and not path.exists():
+        # A signal may reach one rank only, and clocks differ.
+        received = self.checkpoints.signals.received or 0
+        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or received > 0
+        is_first, is_last = self.ranks.is_first, self.control.should_training_stop
+        signal, due = map(int, self.ranks.largest(received, is_due))
+        (is_saved,) = self.ranks.first(is_first and path.exists())
+        if due and not is_saved and not is_last:
             self._save_checkpoint(self.model_wrapped)
-        if signal is not None and path.exists():
+        if signal and not is_last:
             raise Stopped(signal, f"the same command resumes from {path}")
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Save all state that the rest of the run depends on; nothing after the last step."""
         if self.control.should_training_stop:
             return
-        state = self.state
-        with self.checkpoints.write(state.global_step, state.best_global_step) as folder:
-            self.save_model(str(folder), _internal_call=True)
-            if self.reference is not None:
-                self.reference.save(folder)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_rng_state(str(folder))
-            for part in [*self.callback_handler.callbacks, self.control]:
-                if isinstance(part, ExportableState):
-                    state.stateful_callbacks[type(part).__name__] = part.state()
-            state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        if self.ranks.is_first:
+            state = self.state
+            with self.checkpoints.write(state.global_step, state.best_global_step) as folder:
+                self.save_model(str(folder), _internal_call=True)
+                if self.reference is not None:
+                    self.reference.save(folder)
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_rng_state(str(folder))
+                for part in [*self.callback_handler.callbacks, self.control]:
+                    if isinstance(part, ExportableState):
+                        state.stateful_callbacks[type(part).__name__] = part.state()
+                state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        self.ranks.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -210,14 +218,19 @@ class Trainer(transformers.Trainer):
     def _finalize_training(self, *args: Any) -> Any:
         best = self.checkpoints.run.best_step = self.state.best_global_step
         if best is not None and best < self.state.global_step:
-            self.state.best_model_checkpoint = str(self.checkpoints.intact(best))
+            if self.ranks.is_first:
+                self.checkpoints.intact(best)
+            self.ranks.wait()
+            self.state.best_model_checkpoint = str(self.checkpoints.path(best))
         if best == 0:
             log.warning(
                 "%s: no validation was better than that of the initial model, which model/ now "
                 "holds",
                 self.checkpoints.folder.parent,
             )
-        return super()._finalize_training(*args)  # loads the best model
+        result = super()._finalize_training(*args)  # loads the best model
+        self.ranks.wait()  # the first rank removes it
+        return result
 
 
 def training_arguments(
@@ -226,10 +239,9 @@ def training_arguments(
     folder: Path,
     total_steps: int,
     rows: int,
-    passes: int = 1,
     **more: Any,
 ) -> TrainingArguments:
-    """The arguments that all stages share, for steps of `rows` rows in `passes` forward passes.
+    """The arguments that all stages share, for steps of `rows` rows.
 
     Checkpoints are in `folder`; the one with the best validation is the result.
     """
@@ -245,9 +257,8 @@ def training_arguments(
         max_grad_norm=options.max_grad_norm,
         max_steps=total_steps,
         **({"optim": "adafactor"} if options.optimizer == "adafactor" else {}),
-        per_device_train_batch_size=rows // passes,
+        per_device_train_batch_size=rows,
         per_device_eval_batch_size=options.rows_per_pass,
-        gradient_accumulation_steps=passes,
         eval_steps=total_steps,  # ValidationSteps adds the others
         eval_strategy="steps",
         save_strategy="best",

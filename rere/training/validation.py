@@ -8,6 +8,7 @@ from rere.engine.search.beam import beam_search
 from rere.engine.search.sizes import SearchSizes
 from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.prefix_tree import PrefixTree
+from rere.training.groups import slices
 from rere.training.trainer import Trainer
 
 SELECTION_METRIC = "ndcg@10"
@@ -22,10 +23,12 @@ def validate_ndcg(
 ) -> dict[str, float]:
     """{"ndcg@10": value} of a beam search over the trainer's validation rows.
 
-    Batches hold "prompts" and "target" (B,), item ids. `tree` is on the model's device.
+    Batches hold "prompts" and "target" (B,), item ids. They are dealt out to the ranks. `tree` is
+    on the model's device.
     """
-    ranked, targets = [], []
-    for inputs in trainer.get_eval_dataloader():
+    ranks = torch.zeros(len(trainer.eval_dataset), dtype=torch.long)
+    rows = slices(len(ranks), trainer.args.eval_batch_size)
+    for part, inputs in trainer.ranks.deal(zip(rows, trainer.get_eval_dataloader(), strict=True)):
         with trainer.autocast():
             leaf, _ = beam_search(
                 trainer.language_model,
@@ -35,8 +38,7 @@ def validate_ndcg(
                 scoring,
                 sizes=sizes,
             )
-        ranked.append(leaf)
-        targets.append(tree.hit_leaf[inputs["target"]])
-    ranks = target_ranks(torch.cat(ranked).cpu().numpy(), torch.cat(targets).cpu().numpy())
-    means = metrics_from_ranks(ranks).mean(axis=0)
+        target = tree.hit_leaf[inputs["target"]]
+        ranks[part] = torch.from_numpy(target_ranks(leaf.cpu().numpy(), target.cpu().numpy()))
+    means = metrics_from_ranks(trainer.ranks.sum(ranks).numpy()).mean(axis=0)
     return {SELECTION_METRIC: float(means[METRICS.index("NDCG@10")])}

@@ -159,9 +159,9 @@ def test_both_trainers_train_on_all_rows(benchmark_model, prompt_rows, monkeypat
         sft.train(model, tmp_path, 2, rows),
         sft.train_stock(model, tmp_path, tokenizer("qwen2"), 2, rows),
     ]
-    collated = sft.collate(rows)
+    examples = sft.collate(rows)["examples"]
     # The mean over all rows, except that steps have unequal numbers of tokens.
-    log_prob = token_log_probs(model.float32, collated["packed"])
-    mean = -log_prob.sum().item() / (len(collated["labels"]) - 1)
+    log_prob = token_log_probs(model.float32, examples.pack())
+    mean = -log_prob.sum().item() / examples.num_predicted
     assert losses == pytest.approx([mean, mean], rel=0.1)
     assert all(map(torch.equal, model.float32.parameters(), before))

@@ -305,10 +305,3 @@ def test_second_process_in_a_folder_is_refused(tmp_path, dropout_model, cycle):
         pytest.raises(InputError, match="checkpoints: another process is training here"),
     ):
         sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path)
-
-
-def test_launcher_of_several_processes_is_refused(tmp_path, dropout_model, cycle, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="training takes one process"):
-        sft(RESUMED["sft"], dropout_model, cycle, 0, tmp_path / "run")
-    assert not (tmp_path / "run").exists()

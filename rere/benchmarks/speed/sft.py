@@ -5,7 +5,6 @@ token. Ours batches rows of similar length and computes the logits that predict 
 get token ids.
 """
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,10 +28,9 @@ from rere.benchmarks.speed.steps import make_trainer
 from rere.benchmarks.table import compare
 from rere.benchmarks.timing import time_at_best_size
 from rere.config.training import SftOptions
-from rere.engine.candidates.packing import pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.training.callbacks import ValidationSteps
-from rere.training.sft import SftTrainer
+from rere.training.sft import Examples, SftTrainer
 
 SFT = "supervised fine-tuning"
 OURS, STOCK = "rere", "transformers Trainer"
@@ -84,7 +82,7 @@ def train(model: BenchmarkModel, folder: Path, rows_per_pass: int, rows: Sequenc
         BATCH_SIZE,
         folder,
         lengths=[len(row.prompt) for row in rows],
-        args=make_arguments(folder, rows_per_pass, len(rows)),
+        args=make_arguments(folder, BATCH_SIZE, len(rows)),
         train_dataset=list(rows),
         data_collator=collate,
     )
@@ -114,9 +112,7 @@ def train_stock(
 
 def collate(rows: Sequence[SftRow]) -> dict[str, Any]:
     """Collate rows as `rere.training.sft` does."""
-    packed = pack([row.prompt for row in rows], [[row.response] for row in rows])
-    responses = itertools.chain.from_iterable(row.response for row in rows)
-    return {"packed": packed, "labels": torch.tensor([-100, *responses])}
+    return {"examples": Examples([row.prompt for row in rows], [row.response for row in rows])}
 
 
 def label_response(row: SftRow) -> dict[str, list[int]]:
@@ -147,11 +143,11 @@ def equals_stock(
     model: BenchmarkModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow]
 ) -> bool:
     """Whether loss and gradient of a batch are those of the model's own loss."""
-    collated = collate(rows)
-    log_prob = token_log_probs(model.float32, collated["packed"].to(model.device))
+    examples = collate(rows)["examples"]
+    log_prob = token_log_probs(model.float32, examples.pack().to(model.device))
     stock = DataCollatorForSeq2Seq(tokenizer)([label_response(row) for row in rows])
     losses = (
-        -log_prob.sum() / (len(collated["labels"]) - 1),
+        -log_prob.sum() / examples.num_predicted,
         model.float32(**stock.to(model.device)).loss,
     )
 
