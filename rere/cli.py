@@ -88,7 +88,7 @@ def run_stage(stage: str, command: Any) -> None:
     except KeyboardInterrupt:
         fail(f"rere {stage}: interrupted", 128 + signal.SIGINT)
     except signals.Stopped as stopped:
-        end(stage, stopped, is_silent=rank > 0)
+        end(stage, stopped, is_quiet=rank > 0)
     except Exception as error:
         if signals.Stopped.raised is not None:  # within matplotlib's code in C
             end(stage, signals.Stopped.raised)
@@ -101,10 +101,10 @@ def run_stage(stage: str, command: Any) -> None:
         fail(": ".join(str(part) for part in parts if part is not None), 1)
 
 
-def end(stage: str, stopped: signals.Stopped, is_silent: bool = False) -> NoReturn:
+def end(stage: str, stopped: signals.Stopped, is_quiet: bool = False) -> NoReturn:
     """Exit with the signal's line and status."""
     signals.ignore()
-    if is_silent:
+    if is_quiet:
         raise SystemExit(128 + stopped.number)
     fail(f"rere {stage}: {stopped}", 128 + stopped.number)
 
