@@ -287,6 +287,23 @@ class Serve(config.evaluation.BeamSearch):
         )
 
 
+class Lease(Options):
+    """Run a command with GPUs of this machine that no other such command has.
+
+    It waits until as many are free, and has them until its last process ends.
+    """
+
+    gpus: int = Field(1, ge=0, description="Number of GPUs. 0: the command sees none.")
+    command: list[str] = Field(
+        min_length=1, description="Command and its arguments; all that follows `--`."
+    )
+
+    def run(self) -> None:
+        from rere.lease import lease
+
+        lease(self.gpus, self.command)
+
+
 class Planned(Options):
     """What `rere plan` asks beside the options of the planned stage."""
 
@@ -561,6 +578,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "plan preference": plan_for("preference", PlanTraining, config.training.PreferenceOptions),
     "plan rl": plan_for("rl", PlanTraining, config.rl.RlOptions),
     "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
+    "lease": Lease,
     "metrics": Metrics,
     "push": Push,
     "table": Table,

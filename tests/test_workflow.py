@@ -222,6 +222,48 @@ def test_the_path_of_a_run_has_the_options_that_apply_to_it(tmp_path):
     assert "--batch-size=3" in text
 
 
+def launches(folder: Path, *arguments: str) -> dict[str, set[str]]:
+    """How a dry run of the quick study starts `rere`, by stage."""
+    done = snakemake(folder, QUICK, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout
+    found: dict[str, set[str]] = {}
+    for launch, stage in re.findall(r"^ +(.*-m rere) (\S+) ", done.stdout, re.M):
+        found.setdefault(stage, set()).add(launch)
+    return found
+
+
+PYTHON, LEASE = "python -m rere", "python -m rere lease --gpus={} -- "
+TORCHRUN = "torchrun --standalone --nproc-per-node={} -m rere"
+
+
+def test_without_gpus_a_job_is_a_process_or_several_on_cpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.path.dirname(shutil.which("sh")))  # without nvidia-smi
+    found = launches(tmp_path, "--resources", "gpu=3", "--set-resources", "rl:gpu=3")
+    assert found.pop("rl") == {TORCHRUN.format(3)}
+    assert {"sft", "recommend", "baseline"} <= found.keys()
+    assert set().union(*found.values()) == {PYTHON}
+
+
+def test_each_job_leases_its_gpus(tmp_path, machine_with):
+    machine_with(4)
+    several = ["sft:gpu=2", "rl:gpu=9", "decode:gpu=0", "sequential:gpu=2"]
+    found = launches(tmp_path, "--set-resources", *several)
+    assert found.pop("sft") == {LEASE.format(2) + TORCHRUN.format(2)}
+    assert found.pop("rl") == {LEASE.format(4) + TORCHRUN.format(4)}  # the profile has four
+    assert found.pop("decode") == {LEASE.format(0) + PYTHON}
+    assert found.pop("baseline") == {PYTHON, LEASE.format(2) + PYTHON}
+    assert found.pop("preference") == found.pop("recommend") == {LEASE.format(1) + PYTHON}
+    assert "preprocess" in found and set().union(*found.values()) == {PYTHON}
+
+
+@slow
+def test_other_gpus_run_no_finished_job_again(small_study, machine_with):
+    several = ["--resources", "gpu=2", "--set-resources", "rl:gpu=2", "sft:gpu=2", "decode:gpu=0"]
+    assert planned(small_study, SMALL, *several) == {}
+    machine_with(2)
+    assert planned(small_study, SMALL, *several) == {}
+
+
 def test_a_reward_has_the_baseline_of_the_default_evaluation(tmp_path):
     method = {"init": "sft", "collaborative": "sasrec", "rl": {"reward": ["collaborative"]}}
     target = "results/runs/ml-100k/tiny/added/seed0/log.jsonl"

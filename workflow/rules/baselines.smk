@@ -44,13 +44,14 @@ rule baseline:
         model=lambda wildcards: study.methods[wildcards.method].options.model,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
         + flags(evaluation(wildcards)),
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere baseline {params.model:q} \
+        {params.launch:q} baseline {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q}{wildcards.evaluation:q} \
@@ -72,3 +73,5 @@ use rule baseline as sequential with:
     wildcard_constraints:
         method=baselines("gru4rec", "caser", "sasrec"),
         evaluation=evaluations("baseline"),
+    resources:
+        gpu=1,

@@ -39,13 +39,14 @@ rule benchmark_speed:
         names=lambda wildcards: [m.name for m in study.benchmarks[wildcards.benchmark].models],
         rows=lambda wildcards: [m.rows for m in study.benchmarks[wildcards.benchmark].models],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark speed \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark speed \
             --models {params.models:q} \
             --names {params.names:q} \
             --test-rows {params.rows:q} \
@@ -76,13 +77,14 @@ rule benchmark_speed_curves:
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark speed-curves \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark speed-curves \
             --model {params.model:q} \
             --output {output.curves:q} \
             {params.flags:q}
@@ -116,13 +118,14 @@ rule benchmark_rollouts:
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark rollouts \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark rollouts \
             --model {params.model:q} \
             --output {output.csv:q} \
             {params.flags:q}

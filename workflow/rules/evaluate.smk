@@ -41,13 +41,14 @@ rule recommend:
         gpu=1,
     params:
         flags=lambda wildcards: flags(evaluation(wildcards)),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere recommend \
+        {params.launch:q} recommend \
             --model results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q}/model \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -83,13 +84,14 @@ rule decode:
         algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,
         model=initial_folder,
         flags=decode_flags,
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere decode {params.algorithm:q} \
+        {params.launch:q} decode {params.algorithm:q} \
             --model {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \

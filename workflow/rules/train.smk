@@ -48,13 +48,14 @@ rule sft:
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere sft \
+        {params.launch:q} sft \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -92,13 +93,14 @@ rule preference:
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere preference \
+        {params.launch:q} preference \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -139,13 +141,14 @@ rule rl:
     params:
         init=initial_folder,
         flags=rl_flags,
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere rl \
+        {params.launch:q} rl \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
