@@ -351,6 +351,28 @@ class PlanRecommend(Planned):
         self.print(plan_recommend(self, self.model, self.data, self.seed, target), target)
 
 
+class PlanStudy(Options):
+    """Estimate the peak memory of each job of a study's tables, on a CPU and on a GPU."""
+
+    config: list[str] = Field(
+        min_length=1,
+        description="Config files, each laid over those before it; a text in braces is a config.",
+    )
+    results: DirectoryPath = Field(
+        Path("results"), description="Folder with the study's data/ and backbones/."
+    )
+    memory: float = Field(80, gt=0, description="Memory of a GPU in GB.")
+    output: Path = Field(description="The .json to write.")
+
+    def run(self) -> None:
+        from rere.overlays import read_configs
+        from rere.planning.study import plan_study
+        from rere.study import load_study
+
+        study = load_study(read_configs(self.config))
+        plan_study(study, self.results, self.memory * 1e9, self.output)
+
+
 class Metrics(config.run.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
@@ -578,6 +600,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "plan preference": plan_for("preference", PlanTraining, config.training.PreferenceOptions),
     "plan rl": plan_for("rl", PlanTraining, config.rl.RlOptions),
     "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
+    "plan study": PlanStudy,
     "lease": Lease,
     "metrics": Metrics,
     "push": Push,

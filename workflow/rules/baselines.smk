@@ -40,6 +40,10 @@ rule baseline:
     conda:
         "../../envs/rere.yaml"
     threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(24 * 60),
+        disk_mb=2_000,
     params:
         model=lambda wildcards: study.methods[wildcards.method].options.model,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
@@ -75,3 +79,6 @@ use rule baseline as sequential with:
         evaluation=evaluations("baseline"),
     resources:
         gpu=1,
+        mem_mb=growing(8_000),
+        runtime=growing(24 * 60),
+        disk_mb=2_000,

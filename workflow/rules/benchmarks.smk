@@ -34,6 +34,9 @@ rule benchmark_speed:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         models=lambda wildcards: study.benchmarks[wildcards.benchmark].folders,
         names=lambda wildcards: [m.name for m in study.benchmarks[wildcards.benchmark].models],
@@ -74,6 +77,9 @@ rule benchmark_speed_curves:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
@@ -115,6 +121,9 @@ rule benchmark_rollouts:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
@@ -152,6 +161,11 @@ rule draw_benchmark:
         "benchmarks/draw_benchmark/{benchmark}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         measures=lambda wildcards: study.benchmarks[wildcards.benchmark].measures,
         contents=contents,

@@ -39,6 +39,9 @@ rule recommend:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(8 * 60),
+        disk_mb=2_000,
     params:
         flags=lambda wildcards: flags(evaluation(wildcards)),
         launch=process_per_gpu,
@@ -80,6 +83,9 @@ rule decode:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(8 * 60),
+        disk_mb=2_000,
     params:
         algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,
         model=initial_folder,
@@ -117,6 +123,11 @@ rule metrics:
         evaluation=evaluations(*METHOD_STAGES),
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         evaluation=lambda wildcards: spell(evaluation(wildcards)),
         contents=contents,

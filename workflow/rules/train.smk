@@ -45,6 +45,9 @@ rule sft:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
@@ -90,6 +93,9 @@ rule preference:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
@@ -138,6 +144,9 @@ rule rl:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=rl_flags,
