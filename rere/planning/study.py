@@ -72,10 +72,9 @@ def list_jobs(study: Study) -> list[Job]:
             name: str | None = run.method
             while name is not None:
                 method = study.methods[name]
-                if method.trains_model:
-                    jobs.append(
-                        Job(run.dataset, run.backbone, name, method.stage, "", method.options)
-                    )
+                options = method.options
+                if isinstance(options, TrainingOptions):
+                    jobs.append(Job(run.dataset, run.backbone, name, method.stage, "", options))
                 name = method.init
             found |= {job[:-1]: job for job in jobs}
     return [found[key] for key in sorted(found)]
