@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from rere import config, signals
 from rere.errors import InputError, LostProcess, hint, printable, remedy
 from rere.files import DISK_FULL, is_disk_full
+from rere.lease import join_lease
 from rere.stages import STAGES
 
 SECONDS_FOR_FIRST_RANK = 3
@@ -78,6 +79,7 @@ def run_stage(stage: str, command: Any) -> None:
     try:
         if processes > 1 and not command.many_processes:
             raise InputError("takes one process; start it without torchrun")
+        join_lease()
         command.run()
     except InputError as error:
         if rank > 0:
@@ -125,8 +127,15 @@ def other_forms(stage: str) -> list[str]:
 
 
 def parse(stage: str, arguments: list[str]) -> Any:
-    """The stage's command with the options in `arguments`; the text `None` means None."""
+    """The stage's command with the options in `arguments`; the text `None` means None.
+
+    What follows `--` is the option `command` of a stage that has one.
+    """
     command = STAGES[stage]
+    following: list[str] = []
+    if "--" in arguments and "command" in command.model_fields:
+        end = arguments.index("--")
+        arguments, following = arguments[:end], arguments[end + 1 :]
     if {"-h", "--help"} & set(arguments):
         arguments = ["--help"]  # also where a value is missing: `recommend --history --help`
     fields = {name: field for name, field in command.model_fields.items() if not is_fixed(field)}
@@ -145,7 +154,7 @@ def parse(stage: str, arguments: list[str]) -> Any:
         if value in ("None", ["None"]) and type(None) in get_args(fields[name].annotation)
         else value
         for name, value in vars(given).items()
-    }
+    } | ({"command": following} if following else {})
     missing = [name for name, field in fields.items() if field.is_required() and name not in values]
     if missing:
         forms = " and ".join(f"rere {form}" for form in other_forms(stage))

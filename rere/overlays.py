@@ -2,17 +2,52 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.study import Comparison, Study
 from rere.errors import InputError
 from rere.study import load_study
+from rere.yaml_files import check_yaml
 
 Config = Mapping[str, Any]
 Merge = Callable[[dict[str, Any], Config], None]
 Result = tuple[str, str, Any]
 """A path, the entry of the config that makes it, and what it is made from."""
+
+
+def read_configs(given: list[str]) -> dict[str, Any]:
+    """The content of config files, each laid over those before it as Snakemake does it.
+
+    A text in braces stands for a file with it. Raises InputError if one is no mapping in YAML.
+    """
+    merged: dict[str, Any] = {}
+    for each in given:
+        try:
+            if not each.startswith("{"):
+                check_yaml(each)
+            text = each if each.startswith("{") else Path(each).read_text(encoding="utf-8")
+            content = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{each}: cannot be read as YAML; correct it") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{each}: is no mapping; write keys and values")
+        lay_over(merged, content)
+    return merged
+
+
+def lay_over(config: dict[str, Any], content: Config) -> None:
+    """Put what a config says into the one before it, mapping by mapping."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            if value and not isinstance(config.get(key), dict):
+                config[key] = {}
+            lay_over(config.setdefault(key, {}), value)
+        else:
+            config[key] = value
 
 
 def find_overwritten(layers: list[tuple[str, Config]], merge: Merge) -> Iterator[str]:

@@ -294,6 +294,23 @@ class Serve(config.evaluation.BeamSearch):
         )
 
 
+class Lease(Options):
+    """Run a command with GPUs of this machine that no other such command has.
+
+    It waits until as many are free, and has them until its last process ends.
+    """
+
+    gpus: int = Field(1, ge=0, description="Number of GPUs. 0: the command sees none.")
+    command: list[str] = Field(
+        min_length=1, description="Command and its arguments; all that follows `--`."
+    )
+
+    def run(self) -> None:
+        from rere.lease import lease
+
+        lease(self.gpus, self.command)
+
+
 class Planned(Options):
     """What `rere plan` asks beside the options of the planned stage."""
 
@@ -339,6 +356,28 @@ class PlanRecommend(Planned):
 
         target = self.target(self.dtype)
         self.print(plan_recommend(self, self.model, self.data, self.seed, target), target)
+
+
+class PlanStudy(Options):
+    """Estimate the peak memory of each job of a study's tables, on a CPU and on a GPU."""
+
+    config: list[str] = Field(
+        min_length=1,
+        description="Config files, each laid over those before it; a text in braces is a config.",
+    )
+    results: DirectoryPath = Field(
+        Path("results"), description="Folder with the study's data/ and backbones/."
+    )
+    memory: float = Field(80, gt=0, description="Memory of a GPU in GB.")
+    output: Path = Field(description="The .json to write.")
+
+    def run(self) -> None:
+        from rere.overlays import read_configs
+        from rere.planning.study import plan_study
+        from rere.study import load_study
+
+        study = load_study(read_configs(self.config))
+        plan_study(study, self.results, self.memory * 1e9, self.output)
 
 
 class Metrics(config.run.Run):
@@ -568,6 +607,8 @@ STAGES: dict[str, type[BaseModel]] = {
     "plan preference": plan_for("preference", PlanTraining, config.training.PreferenceOptions),
     "plan rl": plan_for("rl", PlanTraining, config.rl.RlOptions),
     "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
+    "plan study": PlanStudy,
+    "lease": Lease,
     "metrics": Metrics,
     "push": Push,
     "table": Table,

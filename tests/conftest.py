@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from fake_nvidia_smi import write_gpus
 from hypothesis import settings
 from snakemake_runs import ROOT, SMALL, checkout, snakemake, write_raw
 
@@ -201,6 +202,30 @@ def shared_run(tmp_path: Path) -> Path:
     values |= {f"{name}_high": 0.75 for name in names}
     write_json(folder / "metrics.json", {**run.model_dump(), "rows": 1234, **values})
     return folder
+
+
+# -------------------------------------------------------------------------------------- machines
+
+
+@pytest.fixture
+def machine_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], list[str]]]:
+    """A function that lets processes find so many GPUs, and returns their UUIDs."""
+    from rere.lease import VISIBLE, lock_file
+
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    made: list[str] = []
+
+    def write(count: int) -> list[str]:
+        uuids = write_gpus(tmp_path / "bin", count)
+        made.extend(uuids)
+        return uuids
+
+    yield write
+    for uuid in made:
+        lock_file(uuid).unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------- tokenizers

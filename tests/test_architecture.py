@@ -20,6 +20,7 @@ LAYERS = (
         "devices",
         "files",
         "history_files",
+        "lease",
         "prefix_tree",
         "progress",
         "signals",

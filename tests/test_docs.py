@@ -122,6 +122,8 @@ def test_commands_exist(words):
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), words[:2]))
     stage = next((s for s in (" ".join(names), names[0]) if s in STAGES), None)
     assert stage is not None
+    if "--" in words:  # what follows is the option `command`
+        words = [*words[: words.index("--")], "--command"]
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     forms = [form for form in STAGES if form.partition(" --")[0] == stage]
     assert any(given <= {"--help", *map(flag, STAGES[form].model_fields)} for form in forms)

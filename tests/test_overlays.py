@@ -1,12 +1,16 @@
 """Config files laid over one another."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from snakemake.utils import update_config
 
-from rere.overlays import find_overwritten
+from rere.errors import InputError
+from rere.overlays import find_overwritten, lay_over, read_configs
 
 SHIPPED = Path(__file__).parent.parent / "config"
 MAIN = "results/tables/main.csv"
@@ -82,3 +86,43 @@ def test_shipped_configs_overwrite_nothing_but_the_table_of_three_seeds():
         assert [config.get("overwrite") for config in configs] == [
             True if name == "full" else None for name in names
         ]
+
+
+VALUES = st.recursive(
+    st.none() | st.integers(0, 2),
+    lambda inner: st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=6,
+)
+CONFIGS = st.dictionaries(st.sampled_from("ab"), VALUES, max_size=2)
+
+
+@given(configs=st.lists(CONFIGS, max_size=3))
+def test_configs_are_laid_over_one_another_as_snakemake_does(configs):
+    ours, theirs = {}, {}
+    for config in configs:
+        lay_over(ours, copy.deepcopy(config))
+        update_config(theirs, copy.deepcopy(config))
+    assert ours == theirs
+
+
+def test_config_files_and_texts_are_read_in_their_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("methods: {sft: {seed: 1}, rere: {seed: 2}}\n")
+    (tmp_path / "b.yaml").write_text("")
+    files = [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
+    read = read_configs([*files, '{"methods": {"sft": null}}'])
+    assert read == {"methods": {"sft": None, "rere": {"seed": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a: [}", r"^\{a: \[\}: cannot be read as YAML; correct it"),
+        ("[1]", "is no mapping; write keys and values"),
+        ("a: 1\na: 2", "a comes twice"),
+    ],
+)
+def test_a_config_that_is_no_mapping_is_named(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_configs([text if text.startswith("{") else str(path)])

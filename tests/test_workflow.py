@@ -222,6 +222,120 @@ def test_the_path_of_a_run_has_the_options_that_apply_to_it(tmp_path):
     assert "--batch-size=3" in text
 
 
+def launches(folder: Path, *arguments: str) -> dict[str, set[str]]:
+    """How a dry run of the quick study starts `rere`, by stage."""
+    done = snakemake(folder, QUICK, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout
+    found: dict[str, set[str]] = {}
+    for launch, stage in re.findall(r"^ +(.*-m rere) (\S+) ", done.stdout, re.M):
+        found.setdefault(stage, set()).add(launch)
+    return found
+
+
+PYTHON, LEASE = "python -m rere", "python -m rere lease --gpus={} -- "
+TORCHRUN = "torchrun --standalone --nproc-per-node={} -m rere"
+
+
+def test_without_gpus_a_job_is_a_process_or_several_on_cpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+    found = launches(tmp_path, "--resources", "gpu=3", "--set-resources", "rl:gpu=3")
+    assert found.pop("rl") == {TORCHRUN.format(3)}
+    assert {"sft", "recommend", "baseline"} <= found.keys()
+    assert set().union(*found.values()) == {PYTHON}
+
+
+def test_each_job_leases_its_gpus(tmp_path, machine_with):
+    machine_with(4)
+    several = ["sft:gpu=2", "rl:gpu=9", "decode:gpu=0", "sequential:gpu=2"]
+    found = launches(tmp_path, "--set-resources", *several)
+    assert found.pop("sft") == {LEASE.format(2) + TORCHRUN.format(2)}
+    assert found.pop("rl") == {LEASE.format(4) + TORCHRUN.format(4)}  # the profile has four
+    assert found.pop("decode") == {LEASE.format(0) + PYTHON}
+    assert found.pop("baseline") == {PYTHON, LEASE.format(2) + PYTHON}
+    assert found.pop("preference") == found.pop("recommend") == {LEASE.format(1) + PYTHON}
+    assert "preprocess" in found and set().union(*found.values()) == {PYTHON}
+
+
+@slow
+def test_other_gpus_run_no_finished_job_again(small_study, machine_with):
+    several = ["--resources", "gpu=2", "--set-resources", "rl:gpu=2", "sft:gpu=2", "decode:gpu=0"]
+    assert planned(small_study, SMALL, *several) == {}
+    machine_with(2)
+    assert planned(small_study, SMALL, *several) == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "rules").glob("*.smk")))
+def test_every_rule_states_its_resources(path):
+    rules = re.split(r"^(?=(?:use )?rule )", path.read_text(), flags=re.M)[1:]
+    for rule in rules:
+        if "shell:" in rule or "resources:" in rule:
+            stated = set(re.findall(r"^        (\w+)=", rule.partition("resources:")[2], re.M))
+            assert {"mem_mb", "runtime", "disk_mb"} <= stated, rule.splitlines()[0]
+            assert "threads:" in rule or rule.startswith("use"), rule.splitlines()[0]
+
+
+def resources(folder: Path, rule: str, *arguments: str) -> dict[str, int]:
+    """The resources of a rule's job in a dry run of the quick study."""
+    done = snakemake(folder, QUICK, "--dry-run", *arguments)
+    found = re.search(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)", done.stdout, re.M)
+    pairs = (each.partition("=") for each in found[1].split(", "))
+    return {name: int(value) for name, _, value in pairs if value.isdecimal()}
+
+
+def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch):
+    names = {"dataset": "ml-100k", "backbone": "tiny", "method": "rere"}
+    sizes = {"weights": 4 * 10**9, "checkpoint": 10**10, "cpu": {"peak": 2 * 10**10}}
+    jobs = [
+        {**names, "stage": "rl", "evaluation": "", **sizes},
+        {**names, "stage": "recommend", "evaluation": "", **sizes, "cpu": {"peak": 10**10}},
+    ]
+    before = resources(tmp_path, "rl")
+    assert (before["mem_mb"], before["runtime"], before["disk_mb"]) == (32_000, 1440, 64_000)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "plan.json").write_text(json.dumps({"jobs": jobs}))
+    two = ["--resources", "gpu=2", "--set-resources", "rl:gpu=2"]
+    with monkeypatch.context() as without_gpus:
+        without_gpus.setenv("PATH", str(tmp_path))
+        after = resources(tmp_path, "rl")
+        assert (after["mem_mb"], after["disk_mb"]) == (26_500, 41_000)
+        assert resources(tmp_path, "rl", *two)["mem_mb"] == 53_000
+    machine_with(2)  # there weights count twice, in each process
+    assert resources(tmp_path, "rl", *two)["mem_mb"] == 28_000
+    assert resources(tmp_path, "rl", "--set-resources", "rl:gpu=0")["mem_mb"] == 26_500
+    assert resources(tmp_path, "rl", "--set-resources", "rl:mem_mb=9")["mem_mb"] == 9
+    recommend = "results/runs/ml-100k/tiny/rere/seed0/predictions.parquet"
+    assert resources(tmp_path, "recommend", recommend)["mem_mb"] == 14_000
+
+
+def test_a_second_attempt_takes_more(tmp_path):
+    write_raw(tmp_path / "raw")
+    target = "results/data/small/items.parquet"
+    changes = {"datasets": {"small": {"core": 99}}}
+    done = snakemake(tmp_path, SMALL, target, "--retries", "1", **changes)
+    taken = re.findall(r" mem_mb=(\d+).* runtime=(\d+)|runtime=(\d+).* mem_mb=(\d+)", done.stdout)
+    assert [sorted(map(int, filter(None, each))) for each in taken] == [
+        [240, 16_000],
+        [480, 32_000],
+    ]
+
+
+def test_a_plan_needs_data_and_backbones(tmp_path):
+    assert planned(tmp_path, QUICK, "plan") == {
+        **dict.fromkeys(("fetch", "preprocess", "backbone", "plan"), 1)
+    }
+
+
+@slow
+def test_a_planned_study_runs_no_finished_job_again(study_copy):
+    done = snakemake(study_copy, SMALL, "plan", "--config", "overwrite=True")
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((study_copy / "results" / "plan.json").read_text())["jobs"]
+    assert {row["method"] for row in rows} == set(METHODS["small"])
+    assert all(row["cpu"]["peak"] > row["weights"] > 0 for row in rows)
+    assert planned(study_copy, SMALL) == {}
+    assert planned(study_copy, SMALL, "plan", "--config", "overwrite=True") == {}
+
+
 def test_a_reward_has_the_baseline_of_the_default_evaluation(tmp_path):
     method = {"init": "sft", "collaborative": "sasrec", "rl": {"reward": ["collaborative"]}}
     target = "results/runs/ml-100k/tiny/added/seed0/log.jsonl"

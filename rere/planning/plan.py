@@ -2,8 +2,9 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -93,16 +94,21 @@ class Texts(NamedTuple):
 
 
 def plan_training(
-    options: TrainingOptions, init: str, data: Path, seed: int, target: Target
+    options: TrainingOptions,
+    init: str,
+    data: Path,
+    seed: int,
+    target: Target,
+    texts: Texts | None = None,
 ) -> Plan:
     """The memory of a training run from the model `init`, a folder or a Hugging Face id.
 
-    Of the model only its config and tokenizer are read. Raises InputError as the run itself would
-    for missing or malformed files.
+    Of the model only its config and tokenizer are read, and `texts` instead of the latter if they
+    are given. Raises InputError as the run itself would for missing or malformed files.
     """
     process = start_process(target)
     options = options.model_copy(update={"dtype": target.dtype})
-    config, texts = load_config(init), Texts.read(init, data)
+    config, texts = load_config(init), texts or Texts.read(init, data)
     rows = select_part(read_rows(data, "train"), options, data, min_rows=options.rows_per_pass)
     packed = largest_pass(options, rows, *texts, seed)
     has_reference = is_synced = False
@@ -155,10 +161,17 @@ def plan_training_search(
     return [part]
 
 
-def plan_recommend(options: Recommend, model: str, data: Path, seed: int, target: Target) -> Plan:
+def plan_recommend(
+    options: Recommend,
+    model: str,
+    data: Path,
+    seed: int,
+    target: Target,
+    texts: Texts | None = None,
+) -> Plan:
     """The memory of ranking the catalogue for the test rows with the model `model`."""
     process = start_process(target)
-    config, texts = load_config(model), Texts.read(model, data)
+    config, texts = load_config(model), texts or Texts.read(model, data)
     rows = read_split(data, "test", options.rows)
     prompts = texts.encoder.encode_prompts(
         rows["row_id"].to_list(), rows["history"].to_list(), seed
@@ -221,7 +234,13 @@ def start_process(target: Target) -> list[Part]:
     """What a process holds before it loads a model; nothing on a GPU."""
     if target.device.type != "cpu":
         return []
-    return [Part("process", int(peak_memory()["peak_memory_mb"] * 1e6), "Python and libraries")]
+    return [Part("process", process_memory(), "Python and libraries")]
+
+
+@cache
+def process_memory() -> int:
+    """Bytes that this process held when it was first asked, before it planned anything."""
+    return int(peak_memory()["peak_memory_mb"] * 1e6)
 
 
 def load_config(model: str) -> PreTrainedConfig:
@@ -233,13 +252,18 @@ def load_config(model: str) -> PreTrainedConfig:
 
 
 def as_json(plan: Plan, target: Target) -> str:
-    """The plan on one line: bytes by moment and part, the peak, and the target's memory."""
+    """The plan on one line."""
+    return json.dumps(as_dict(plan, target))
+
+
+def as_dict(plan: Plan, target: Target) -> dict[str, Any]:
+    """The plan as bytes by moment and part, the peak, and the target's memory."""
     moments = {
         moment: {part.name: part.bytes for part in parts}
         for moment, parts in plan._asdict().items()
     }
     memory = None if target.memory is None else int(target.memory)
-    return json.dumps({**moments, "peak": plan.peak, "memory": memory})
+    return {**moments, "peak": plan.peak, "memory": memory}
 
 
 def as_text(plan: Plan, target: Target, options: Recommend | TrainingOptions) -> str:

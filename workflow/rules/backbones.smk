@@ -20,6 +20,11 @@ rule backbone:
         "benchmarks/backbone/{backbone}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(32_000),
+        runtime=growing(4 * 60),
+        disk_mb=64_000,
     params:
         source=lambda wildcards: study.backbones[wildcards.backbone].source,
         flags=backbone_flags,

@@ -40,17 +40,22 @@ rule baseline:
     conda:
         "../../envs/rere.yaml"
     threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(24 * 60),
+        disk_mb=2_000,
     params:
         model=lambda wildcards: study.methods[wildcards.method].options.model,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options, skip=("model",))
         + flags(evaluation(wildcards)),
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere baseline {params.model:q} \
+        {params.launch:q} baseline {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
             --output results/runs/{wildcards.dataset:q}/none/{wildcards.method:q}/seed{wildcards.seed:q}{wildcards.evaluation:q} \
@@ -72,3 +77,8 @@ use rule baseline as sequential with:
     wildcard_constraints:
         method=baselines("gru4rec", "caser", "sasrec"),
         evaluation=evaluations("baseline"),
+    resources:
+        gpu=1,
+        mem_mb=growing(8_000),
+        runtime=growing(24 * 60),
+        disk_mb=2_000,

@@ -34,18 +34,22 @@ rule benchmark_speed:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         models=lambda wildcards: study.benchmarks[wildcards.benchmark].folders,
         names=lambda wildcards: [m.name for m in study.benchmarks[wildcards.benchmark].models],
         rows=lambda wildcards: [m.rows for m in study.benchmarks[wildcards.benchmark].models],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark speed \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark speed \
             --models {params.models:q} \
             --names {params.names:q} \
             --test-rows {params.rows:q} \
@@ -73,16 +77,20 @@ rule benchmark_speed_curves:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark speed-curves \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark speed-curves \
             --model {params.model:q} \
             --output {output.curves:q} \
             {params.flags:q}
@@ -113,16 +121,20 @@ rule benchmark_rollouts:
     threads: 2
     resources:
         gpu=1,
+        mem_mb=growing(32_000),
+        runtime=growing(8 * 60),
+        disk_mb=1_000,
     params:
         model=lambda wildcards: study.benchmarks[wildcards.benchmark].folders[0],
         flags=benchmark_flags,
+        launch=one_process,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        OMP_WAIT_POLICY=active python -m rere benchmark rollouts \
+        OMP_WAIT_POLICY=active {params.launch:q} benchmark rollouts \
             --model {params.model:q} \
             --output {output.csv:q} \
             {params.flags:q}
@@ -149,6 +161,11 @@ rule draw_benchmark:
         "benchmarks/draw_benchmark/{benchmark}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         measures=lambda wildcards: study.benchmarks[wildcards.benchmark].measures,
         contents=contents,

@@ -1,6 +1,7 @@
 """Functions that give rules their inputs and flags."""
 
 import ast
+import json
 import os
 
 from snakemake.io import IOFile
@@ -203,6 +204,30 @@ def rl_runs(table):
     """The run folders of a table's RL methods."""
     runs = study.runs(table)
     return [run.seed_folder for run in runs if study.methods[run.method].stage == "rl"]
+
+
+def config_files():
+    """The config files, each laid over those before it."""
+    return [name for name, _ in config_layers() if name != "--config"]
+
+
+def config_words(wildcards):
+    """The same, and what `--config` says, as the command line of `rere` takes them."""
+    given = workflow.config_settings.config
+    return [*config_files(), *([json.dumps(given)] if given else [])]
+
+
+def shapes(wildcards):
+    """The data and backbones of the runs of all tables."""
+    runs = [run for table in study.tables for run in study.runs(table)]
+    runs = [run for run in runs if run.backbone != NO_BACKBONE]
+    data = expand(
+        "results/data/{dataset}/{file}.parquet",
+        dataset=sorted({run.dataset for run in runs}),
+        file=["items", "train", "valid", "test"],
+    )
+    backbones = sorted({run.backbone for run in runs})
+    return [*data, *expand("results/backbones/{name}/{file}", name=backbones, file=MODEL_FILES)]
 
 
 def code_files(*files):

@@ -20,6 +20,11 @@ rule fetch:
         "benchmarks/fetch/{dataset}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(2_000),
+        runtime=growing(4 * 60),
+        disk_mb=50_000,
     params:
         flags=fetch_flags,
     shell:
@@ -56,6 +61,11 @@ rule preprocess:
         "benchmarks/preprocess/{dataset}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
+        disk_mb=10_000,
     params:
         source=lambda wildcards: study.datasets[wildcards.dataset].source,
         flags=lambda wildcards: flags(study.datasets[wildcards.dataset], skip=("source", "folder")),
@@ -87,6 +97,11 @@ rule token_lengths:
         "benchmarks/token_lengths/{dataset}/{backbone}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         contents=contents,
     shell:

@@ -45,7 +45,9 @@ def stop_jobs():
     """Tell running stages to stop; training writes a checkpoint first."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[1:3] == ["-m", "rere"]:
+            # Not torchrun, which ends its processes 30 seconds later: they have `-u` first.
+            words = [word for word in process.cmdline()[1:4] if word != "-u"]
+            if words[:2] == ["-m", "rere"]:
                 process.terminate()
         except psutil.Error:
             pass  # it has ended

@@ -39,15 +39,19 @@ rule recommend:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(8 * 60),
+        disk_mb=2_000,
     params:
         flags=lambda wildcards: flags(evaluation(wildcards)),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere recommend \
+        {params.launch:q} recommend \
             --model results/runs/{wildcards.dataset:q}/{wildcards.backbone:q}/{wildcards.method:q}/seed{wildcards.seed:q}/model \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -79,17 +83,21 @@ rule decode:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(8 * 60),
+        disk_mb=2_000,
     params:
         algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,
         model=initial_folder,
         flags=decode_flags,
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere decode {params.algorithm:q} \
+        {params.launch:q} decode {params.algorithm:q} \
             --model {params.model:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -115,6 +123,11 @@ rule metrics:
         evaluation=evaluations(*METHOD_STAGES),
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         evaluation=lambda wildcards: spell(evaluation(wildcards)),
         contents=contents,

@@ -47,6 +47,11 @@ rule table:
         "benchmarks/table/{table}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         flags=table_flags,
         contents=contents,
@@ -95,6 +100,11 @@ rule explorer:
         "benchmarks/explorer/{table}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         flags=table_flags,
         contents=contents,
@@ -128,6 +138,11 @@ rule figure:
         "benchmarks/figure/{table}.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         flags=figure_flags,
         contents=contents,
@@ -164,6 +179,11 @@ rule curves:
         table=one_of(filter(rl_runs, study.tables)),
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         runs=lambda wildcards: rl_runs(wildcards.table),
         contents=contents,

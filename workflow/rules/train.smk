@@ -45,16 +45,20 @@ rule sft:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere sft \
+        {params.launch:q} sft \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -89,16 +93,20 @@ rule preference:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere preference \
+        {params.launch:q} preference \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \
@@ -136,16 +144,20 @@ rule rl:
     threads: 1
     resources:
         gpu=1,
+        mem_mb=planned_memory,
+        runtime=growing(24 * 60),
+        disk_mb=planned_disk,
     params:
         init=initial_folder,
         flags=rl_flags,
+        launch=process_per_gpu,
         contents=contents,
     shell:
         r"""
         exec &> >(trap "" INT TERM HUP && tee {log:q})
         set -x
 
-        python -m rere rl \
+        {params.launch:q} rl \
             --init {params.init:q} \
             --data results/data/{wildcards.dataset:q} \
             --seed {wildcards.seed:q} \

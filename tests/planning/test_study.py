@@ -1,0 +1,108 @@
+"""The plans of all jobs of a study."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from study_configs import changed
+
+from rere.cli import parse
+from rere.errors import InputError
+from rere.planning.plan import Target, Texts, plan_recommend, plan_training
+from rere.planning.study import list_jobs, plan_study
+from rere.study import load_study
+
+TRAINING = {"batch_size": 8, "rows_per_pass": 8, "valid_rows": 4}
+PLANNED = {
+    "datasets": {"cycle": {"source": "ml-100k"}},
+    "backbones": {"fixed": {"source": "tiny", "corpus": "cycle"}},
+    "methods": {
+        "sft": {"sft": TRAINING},
+        "rere": {"init": "sft", "rl": {"prompts": 8, "rows_per_pass": 4, "group_size": 4}},
+        "d3": {"init": "sft", "decode": {"algorithm": "d3", "num_beams": 5}},
+        "bigrec": {"init": "sft", "decode": {"algorithm": "bigrec"}},
+        "popularity": {"baseline": {"model": "popularity"}},
+    },
+    "evaluation": {"num_beams": 8},
+    "tables": {
+        "main": {
+            "datasets": ["cycle"],
+            "backbones": ["fixed"],
+            "methods": ["rere", "d3", "bigrec", "popularity"],
+            "seeds": [0, 1],
+        }
+    },
+}
+JOBS = [
+    ("bigrec", "decode", ""),
+    ("d3", "decode", ""),
+    ("rere", "recommend", "/num_beams=8"),
+    ("rere", "rl", ""),
+    ("sft", "sft", ""),
+]
+
+
+def link_results(folder: Path, data: Path, model: Path) -> Path:
+    """A folder as a study's results/, with the data and backbone of PLANNED."""
+    for name, target in {"data/cycle": data, "backbones/fixed": model}.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).symlink_to(target)
+    return folder
+
+
+def test_the_jobs_are_those_of_the_tables_and_what_they_start_from():
+    jobs = list_jobs(load_study(PLANNED))
+    assert [(job.method, job.stage, job.evaluation) for job in jobs] == JOBS
+    assert {job[:2] for job in jobs} == {("cycle", "fixed")}
+    searches = {job.method: job.options for job in jobs if job.stage == "decode"}
+    assert searches["d3"].num_beams == 5
+    assert (searches["bigrec"].num_beams, searches["bigrec"].scoring) == (1, "vocabulary")
+
+
+def test_jobs_of_two_tables_come_once():
+    config = changed()
+    few = {"methods": ["sft"], "evaluation": {"rows": 9}}
+    config["tables"]["few"] = config["tables"]["main"] | few
+    jobs = list_jobs(load_study(config))
+    assert len({job[:-1] for job in jobs}) == len(jobs)
+    own = [(job.stage, job.evaluation) for job in jobs if job.method == "sft"]
+    assert own == [("recommend", ""), ("recommend", "/rows=9"), ("sft", "")]
+
+
+def test_each_job_has_the_plan_of_its_run(tmp_path, monkeypatch, data, fixed_model):
+    read, reads = Texts.read, []
+    monkeypatch.setattr(Texts, "read", lambda *paths: reads.append(paths) or read(*paths))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(PLANNED))
+    results = link_results(tmp_path / "results", data, fixed_model)
+    words = ["--config", tmp_path / "study.yaml", "--results", results, "--memory", 9]
+    parse("plan study", list(map(str, [*words, "--output", tmp_path / "plan.json"]))).run()
+    assert len(reads) == 1
+    rows = json.loads((tmp_path / "plan.json").read_text())["jobs"]
+    assert [(row["method"], row["stage"], row["evaluation"]) for row in rows] == JOBS
+
+    study, model = load_study(PLANNED), str(fixed_model)
+    here = Target.choose(torch.device("cpu"), "auto", None)
+    gpu = Target.choose(torch.device("cuda"), "auto", 9e9)
+    *_, search, rl, sft = rows
+    for row, options, plan in (
+        (search, study.evaluation, plan_recommend),
+        (rl, study.methods["rere"].options, plan_training),
+        (sft, study.methods["sft"].options, plan_training),
+    ):
+        for device, target in (("cpu", here), ("cuda", gpu)):
+            alone = plan(options, model, data, 0, target)
+            assert row[device]["peak"] == alone.peak
+            assert (row[device]["dtype"], row[device]["memory"]) == (target.dtype, target.memory)
+    # Weights in float32, and two numbers for each and a counter for each tensor.
+    assert search["checkpoint"] == 0
+    assert sft["checkpoint"] == pytest.approx(3 * sft["weights"], rel=0.01)
+    assert sft["checkpoint"] == rl["checkpoint"]
+
+
+def test_missing_data_are_named(tmp_path, fixed_model):
+    results = link_results(tmp_path / "results", tmp_path / "nothing", fixed_model)
+    with pytest.raises(InputError, match=r"cycle/items\.parquet: no such file"):
+        plan_study(load_study(PLANNED), results, 1e9, tmp_path / "plan.json")
+    assert not (tmp_path / "plan.json").exists()

@@ -1,0 +1,93 @@
+"""
+What jobs need of a machine, and how they start `rere` with it.
+
+A profile or the command line may say otherwise: `--set-resources rl:gpu=4 rl:mem_mb=64000`. Nothing
+here makes a finished job run again: Snakemake compares no resources, and no params of functions with
+an argument `resources`.
+"""
+
+import json
+import math
+import os
+import shutil
+from functools import lru_cache
+
+HAS_GPUS = shutil.which("nvidia-smi") is not None
+
+PLAN = "results/plan.json"
+UNPLANNED_MEMORY, UNPLANNED_DISK = 32_000, 64_000  # MB
+# Of the host: on a GPU the weights are loaded in float32, with a copy. A plan counts tensors alone.
+PROCESS_ON_CPU, PROCESS_ON_GPU = 0.5e9, 6e9  # bytes
+SHARE_OF_PLAN = 1.3
+CHECKPOINTS = 4  # at most so many lie on disk
+
+
+def one_process(wildcards, resources):
+    """A job as one process, with GPUs that no other job has."""
+    return with_lease(resources, ["python", "-m", "rere"])
+
+
+def process_per_gpu(wildcards, resources):
+    """The same as a process for each of several GPUs; without GPUs these use the CPU."""
+    if resources.gpu <= 1:
+        return one_process(wildcards, resources)
+    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={resources.gpu}"]
+    return with_lease(resources, [*torchrun, "-m", "rere"])
+
+
+def with_lease(resources, command):
+    """The command with a lease of GPUs before it, if the machine and the job have any."""
+    if not HAS_GPUS or "gpu" not in resources.keys():
+        return command
+    return ["python", "-m", "rere", "lease", f"--gpus={resources.gpu}", "--", *command]
+
+
+def growing(amount):
+    """An amount of a resource that grows with each attempt to run a job."""
+
+    def at_attempt(wildcards, attempt):
+        return amount * attempt
+
+    return at_attempt
+
+
+def planned_memory(wildcards, attempt, rulename):
+    """MB of host memory of a job that trains or searches, by its plan if there is one."""
+    row = find_plan(wildcards)
+    if row is None:
+        return UNPLANNED_MEMORY * attempt
+    gpus = workflow.get_rule(rulename).resources["gpu"].value
+    if gpus and (HAS_GPUS or not workflow.local_exec):
+        needed = PROCESS_ON_GPU + 2 * row["weights"]
+    else:
+        needed = PROCESS_ON_CPU + SHARE_OF_PLAN * row["cpu"]["peak"]
+    return math.ceil(max(1, gpus) * needed / 1e6) * attempt
+
+
+def planned_disk(wildcards):
+    """MB of a training run's checkpoints, by its plan if there is one."""
+    row = find_plan(wildcards)
+    return math.ceil(CHECKPOINTS * row["checkpoint"] / 1e6) + 1000 if row else UNPLANNED_DISK
+
+
+def find_plan(wildcards):
+    """The row of a job in the file that `snakemake plan` writes, or None."""
+    if not os.path.exists(PLAN):
+        return None
+    at = wildcards
+    key = at.dataset, at.backbone, at.method, at.get("evaluation", None)
+    return read_plan(os.stat(PLAN).st_mtime_ns).get(key)
+
+
+@lru_cache(maxsize=1)
+def read_plan(changed):
+    """The rows of PLAN by job, as it was when it last changed; training has no evaluation."""
+    with open(PLAN) as file:
+        rows = json.load(file)["jobs"]
+    return {
+        (
+            *(row[name] for name in ("dataset", "backbone", "method")),
+            row["evaluation"] if row["stage"] in ("recommend", "decode") else None,
+        ): row
+        for row in rows
+    }
