@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from rere.devices import choose_device
@@ -91,11 +92,14 @@ class Ranks(NamedTuple):
     def sum_gradients(self, parameters: Iterable[Parameter]) -> None:
         """Add up the gradients of all ranks, once, however many passes each has taken.
 
-        A weight without gradient on every rank stays without.
+        A weight without gradient on every rank stays without. Those that are split over the ranks
+        (DTensor) have had theirs added up.
         """
         if self.size == 1:
             return
-        trained = [each for each in parameters if each.requires_grad]
+        trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
+        if not trained:
+            return
         device = trained[0].device
         has_gradient = torch.tensor([each.grad is not None for each in trained], device=device)
         counts = self.sum(has_gradient.int()).tolist()

@@ -66,6 +66,8 @@ RUNS = {
 }
 """Runs of three steps, or the fewest that show what they are for."""
 PREDICTIONS = ["recommend", "bigrec"]
+SHARDED = {f"{name}_sharded": change(options, sharded=True) for name, options in RUNS.items()}
+RUNS |= SHARDED
 OF_THREE = ["sft", "rl_skipping"]
 
 

@@ -76,6 +76,12 @@ class Training(Options):
         description="Recompute activations in the backward pass. Changes memory and speed; results "
         "differ by rounding only.",
     )
+    sharded: bool = Field(
+        False,
+        description="Split weights, gradients and optimiser state over the processes that "
+        "`torchrun` started (FSDP2), for models that one device does not hold. Takes more time; "
+        "results differ by rounding only.",
+    )
     checkpoint_seconds: float = Field(
         300.0,
         ge=0,
@@ -98,6 +104,12 @@ class Training(Options):
     def check_save(self) -> Self:
         if self.save == "adapters" and self.lora_rank is None:
             raise ValueError("save: adapters needs lora_rank; without adapters leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def check_sharded(self) -> Self:
+        if self.sharded and self.optimizer == "adafactor":
+            raise ValueError("sharded training takes optimizer: adamw")
         return self
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ RESULT_NEUTRAL = {
 }
 """Options that do not change results; a run resumes under other values of them."""
 
-MEMORY_OPTIONS = {"rows_per_pass", "gradient_checkpointing"}
+MEMORY_OPTIONS = {"rows_per_pass", "gradient_checkpointing", "sharded"}
 """Options that change results by rounding only; a run that ran out of memory resumes under others.
 """
 

@@ -35,9 +35,9 @@ from rere.engine.search.beam import beam_search
 from rere.errors import InputError, out_of_memory
 from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
-from rere.training.groups import slices
 from rere.training.reference import Reference
 from rere.training.setup import choose_precision, data_files, load_setup, memory_remedy
+from rere.training.sharding import unsharded
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -93,10 +93,11 @@ class PreferenceTrainer(Trainer):
     reference: Reference
 
     def __init__(self, tree: PrefixTree, **more: Any) -> None:
-        super().__init__(**more)
+        options: PreferenceOptions = more["options"]
+        self.is_self_play = options.algorithm == "sprec"
+        reference = Reference(more["model"], self.is_self_play, options.dtype)
+        super().__init__(reference=reference, **more)
         self.host_tree, self.tree = tree, tree.to(self.args.device)
-        self.is_self_play = self.options.algorithm == "sprec"
-        self.reference = Reference(self.model, self.is_self_play, self.options.dtype)
         self.sizes = self.choose_sizes()
 
     def training_step(
@@ -115,12 +116,11 @@ class PreferenceTrainer(Trainer):
     def preference_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         """A step of S-DPO, or DPO with one negative: add the gradient; return the loss."""
         options, num_rows = self.options, len(inputs["prompts"])
-        own = {name: values[self.ranks.rows] for name, values in inputs.items()}
         sums = torch.zeros(3, device=self.args.device)
-        for rows in slices(len(own["prompts"]), options.rows_per_pass):
-            prompts = own["prompts"][rows]
-            target = self.tree.leaf_of_item[own["target"][rows]][:, None]
-            negative = self.find_negatives(prompts, own["row_id"][rows], target)
+        for rows, weight in self.split_into_passes(range(num_rows)):
+            prompts, row_ids = ([inputs[n][row] for row in rows] for n in ("prompts", "row_id"))
+            target = self.tree.leaf_of_item[inputs["target"][rows]][:, None]
+            negative = self.find_negatives(prompts, row_ids, target)
             leaf = torch.cat([target, negative], dim=1)  # (rows of the pass, 1 + N)
             packed = pack_leaves(prompts, leaf.cpu(), self.host_tree, options.scoring)
             packed = packed.to(leaf.device)
@@ -133,10 +133,12 @@ class PreferenceTrainer(Trainer):
                     options.beta,
                     leaf >= 0,
                 )
-                loss = s_dpo_loss(margin).sum() / num_rows
+                loss = s_dpo_loss(margin).sum() / num_rows * weight
             self.accelerator.backward(loss)
             smallest = margin.detach().amin(-1)  # over the row's negatives
-            sums += torch.stack([loss.detach(), smallest.sum(), (smallest > 0).sum()])
+            sums += torch.stack(
+                [loss.detach(), smallest.sum() * weight, (smallest > 0).sum() * weight]
+            )
         self.ranks.sum_gradients(model.parameters())
         sums = self.ranks.sum(sums)
         self.record_metrics(margin=sums[1] / num_rows, accuracy=sums[2] / num_rows)
@@ -144,18 +146,19 @@ class PreferenceTrainer(Trainer):
 
     def sft_step(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
         """A step of SFT: add the gradient; return minus the targets' mean token log-probability."""
-        options, prompts = self.options, inputs["prompts"][self.ranks.rows]
-        target = self.host_tree.leaf_of_item[inputs["target"][self.ranks.rows].cpu()][:, None]
+        prompts, scoring = inputs["prompts"], self.options.scoring
+        target = self.host_tree.leaf_of_item[inputs["target"].cpu()][:, None]
         batches = [
-            pack_leaves(prompts[rows], target[rows], self.host_tree, options.scoring)
-            for rows in slices(len(prompts), options.rows_per_pass)
+            (pack_leaves([prompts[r] for r in rows], target[rows], self.host_tree, scoring), weight)
+            for rows, weight in self.split_into_passes(range(len(prompts)))
         ]
-        counts = [(each.candidate < each.num_candidates).sum() for each in batches]
-        count = int(self.ranks.sum(sum(counts, torch.zeros((), dtype=torch.long))))
+        counts = [(each.candidate < each.num_candidates).sum() * w for each, w in batches]
+        count = int(self.ranks.sum(sum(counts, torch.zeros(()))))
         total = torch.zeros((), device=self.args.device)
-        for packed in batches:
+        for packed, weight in batches:
             with self.autocast():
-                loss = -token_log_probs(model, packed.to(total.device)).sum() / count
+                log_prob = token_log_probs(model, packed.to(total.device))
+                loss = -log_prob.sum() / count * weight
             self.accelerator.backward(loss)
             total += loss.detach()
         self.ranks.sum_gradients(model.parameters())
@@ -171,7 +174,7 @@ class PreferenceTrainer(Trainer):
             host_target, seed = target[:, 0].cpu(), self.args.seed
             leaf = random_leaves(self.host_tree, seed, row_ids, host_target, count)
             return leaf.to(target.device)
-        with self.autocast():
+        with self.autocast(), unsharded(self.reference.model):
             leaf, _ = beam_search(
                 self.reference.model,
                 self.tree,

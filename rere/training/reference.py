@@ -12,6 +12,7 @@ from rere.backbones import halve_linear_layers, load_model
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs
 from rere.training.models import Model
+from rere.training.sharding import load_weights, part_of
 
 FOLDER = "reference"
 """Its folder in a checkpoint."""
@@ -46,14 +47,17 @@ class Reference:
         The soft update of TR-DPO, Gorbatovski et al. 2024 (arXiv 2404.09656).
         """
         for ours, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
-            ours.lerp_(theirs, mix)
+            part_of(ours).lerp_(part_of(theirs), mix)
 
-    def save(self, checkpoint: Path) -> None:
-        """Save it in a checkpoint, unless it still is the initial model."""
+    def save(self, checkpoint: Path, weights: dict[str, Tensor] | None) -> None:
+        """Save it in a checkpoint, unless it still is the initial model.
+
+        `weights` are those of a sharded model, whole.
+        """
         if self.is_synced:
-            self.model.save_pretrained(checkpoint / FOLDER)
+            self.model.save_pretrained(checkpoint / FOLDER, state_dict=weights)
 
     def load(self, checkpoint: Path) -> None:
         """Restore it from a checkpoint."""
         if self.is_synced:
-            self.model.load_state_dict(load_model(checkpoint / FOLDER).state_dict())
+            load_weights(self.model, load_model(checkpoint / FOLDER).state_dict())

@@ -24,11 +24,12 @@ from rere.errors import out_of_memory
 from rere.training.advantages import ADVANTAGES, has_zero_advantage
 from rere.training.callbacks import CollapseStop
 from rere.training.checkpoints import resumable
-from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling, slices
+from rere.training.groups import RewardedGroups, Rollouts, dynamic_sampling
 from rere.training.objectives import KL, OBJECTIVES, is_linear, policy_loss
 from rere.training.reference import Reference
 from rere.training.rewards import make_rewards, own_reward_files
 from rere.training.setup import choose_precision, data_files, load_setup, memory_remedy
+from rere.training.sharding import unsharded
 from rere.training.trainer import Trainer, training_arguments
 from rere.training.validation import SELECTION_METRIC, validate_ndcg
 
@@ -88,6 +89,7 @@ class UpdatePass:
     """Some groups of a step, for one forward and backward pass; the first update fills it in."""
 
     rows: list[int]
+    weight: float = 1.0  # of their loss
     packed: PackedBatch | None = None
     reference: Tensor | None = None  # (B, N), log-probabilities under the reference, for the KL
     old: Tensor | None = None  # (B, N), under the policy that rolled out; None in the first update
@@ -102,16 +104,19 @@ class RlTrainer(Trainer):
     options: RlOptions
 
     def __init__(self, rollouts: Rollouts, **more: Any) -> None:
+        options: RlOptions = more["options"]
+        if options.beta > 0:
+            is_synced = options.sync_interval is not None
+            more["reference"] = Reference(
+                more["model"], is_synced, options.dtype, options.temperature
+            )
         super().__init__(**more)
-        self.rollouts, options = rollouts, self.options
+        self.rollouts = rollouts
         self.objective = OBJECTIVES[options.objective]
         if options.clip is not None:
             low, high = options.clip
             self.objective = self.objective._replace(clip=(low, high))
         self.add_callback(CollapseStop(options.collapse_steps))
-        if options.beta > 0:
-            is_synced = options.sync_interval is not None
-            self.reference = Reference(self.model, is_synced, options.dtype, options.temperature)
         self.sizes = self.choose_sizes()
 
     def training_step(
@@ -145,7 +150,7 @@ class RlTrainer(Trainer):
         is_zero = has_zero_advantage(advantage).tolist()
         blocks, beta = self.plan_blocks(is_zero), options.beta
         skipped = 1 - sum(map(len, blocks)) / len(groups.prompts)
-        passes = self.split_into_passes(blocks)
+        passes = [UpdatePass(*each) for block in blocks for each in self.split_into_passes(block)]
         if not any(blocks):
             passes, beta = [UpdatePass([0])], 0.0  # a zero gradient, so that the optimiser steps
         pack, sums = self.rollouts.packer(groups), torch.zeros(5, device=length.device)
@@ -187,7 +192,7 @@ class RlTrainer(Trainer):
             with self.autocast():
                 log_prob, entropy = token_scores(model, each.packed, options.temperature)  # (B, N)
                 kl = None if each.reference is None else KL[options.kl](log_prob, each.reference)
-                loss = policy_loss(
+                loss = each.weight * policy_loss(
                     self.objective,
                     log_prob,
                     each.old,
@@ -204,7 +209,7 @@ class RlTrainer(Trainer):
                 linear = is_linear(log_prob.detach(), each.reference)
                 kl_sums = torch.stack([kl.detach().sum(), linear.sum()])
             tokens = (each.packed.candidate < each.packed.num_candidates).sum()
-            sums += torch.stack([loss.detach(), *kl_sums, entropy.sum(), tokens])
+            sums += each.weight * torch.stack([loss.detach(), *kl_sums, entropy.sum(), tokens])
         self.ranks.sum_gradients(model.parameters())
         return self.ranks.sum(sums)
 
@@ -231,11 +236,6 @@ class RlTrainer(Trainer):
         blocks = [[row for row in rows if is_zero[row] == which] for which in (False, True)]
         return blocks if options.skip_zero_advantage == "never" else blocks[:1]
 
-    def split_into_passes(self, blocks: list[list[int]]) -> list[UpdatePass]:
-        """This rank's share of each block, in passes."""
-        own, size = (block[self.ranks.rows] for block in blocks), self.options.rows_per_pass
-        return [UpdatePass(block[rows]) for block in own for rows in slices(len(block), size)]
-
     def step_optimizer(self, model: PreTrainedModel) -> None:
         """The optimiser step of an update that is not the last of its rollout."""
         self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
@@ -248,7 +248,7 @@ class RlTrainer(Trainer):
         if self.ranks.rank >= len(prompts):
             rows = slice(1)  # any row, which is left out again
         own = {name: values[rows] for name, values in inputs.items()}
-        with self.autocast():
+        with self.autocast(), unsharded(self.model):
             groups = self.rollouts(self.language_model, own, self.state.global_step, self.sizes)
         return groups.gathered(self.ranks, prompts)
 

@@ -21,6 +21,7 @@ from rere.token_lengths import check_prompts
 from rere.tokenization import PromptEncoder
 from rere.training.checkpoints import MEMORY_OPTIONS, RESULT_NEUTRAL
 from rere.training.models import Model, Start, find_start, load_trainable, save_trained
+from rere.training.sharding import load_weights, whole_weights
 from rere.training.trainer import Trainer
 
 Row = dict[str, Any]
@@ -72,6 +73,7 @@ class TrainingSetup:
 
     def save(self, output: Path, trainer: Trainer) -> None:
         """Write the trained model with its tokenizer, catalogue and card, on the first rank."""
+        weights = whole_weights(trainer.model) if trainer.is_sharded else None
         if not trainer.ranks.is_first:
             return
         options, state = trainer.options, trainer.state
@@ -91,9 +93,13 @@ class TrainingSetup:
             adapters_of=self.start and self.start.name,
         )
         card = trained_card(run, self.encoder, self.catalogue.max_history)
-        if isinstance(self.model, PeftModel) and self.start is None:
-            restore_linear_layers(self.model.get_base_model(), self.folder)
-        save_trained(self.model, self.encoder, self.catalogue, card, output, self.start)
+        model = self.model
+        if weights is not None:
+            model = load_trainable(self.folder, options)[1]
+            load_weights(model, weights)
+        elif isinstance(model, PeftModel) and self.start is None:
+            restore_linear_layers(model.get_base_model(), self.folder)
+        save_trained(model, self.encoder, self.catalogue, card, output, self.start)
 
 
 def load_setup(

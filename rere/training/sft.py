@@ -17,7 +17,6 @@ from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.search.noise import row_seeds
 from rere.errors import out_of_memory
 from rere.training.checkpoints import resumable
-from rere.training.groups import slices
 from rere.training.setup import (
     Row,
     choose_precision,
@@ -78,8 +77,8 @@ class Examples:
     prompts: Sequence[Sequence[int]]
     responses: Sequence[Sequence[int]]
 
-    def __getitem__(self, rows: slice) -> "Examples":
-        return Examples(self.prompts[rows], self.responses[rows])
+    def select(self, rows: Sequence[int]) -> "Examples":
+        return Examples([self.prompts[row] for row in rows], [self.responses[row] for row in rows])
 
     @property
     def num_predicted(self) -> int:
@@ -117,14 +116,14 @@ class SftTrainer(Trainer):
         """Add the gradient of a step; return its loss."""
         model.train()
         examples = inputs["examples"]
-        count, own = examples.num_predicted, examples[self.ranks.rows]
+        count = examples.num_predicted
         loss = torch.zeros((), device=self.args.device)
         seed = row_seeds(self.args.seed, self.state.global_step, [-2])  # the id of no row
         with self.ranks.random_numbers(int(seed)):
-            for rows in slices(len(own.prompts), self.options.rows_per_pass):
-                packed = own[rows].pack().to(loss.device)
+            for rows, weight in self.split_into_passes(range(len(examples.prompts))):
+                packed = examples.select(rows).pack().to(loss.device)
                 with self.autocast():
-                    part = -token_log_probs(model, packed).sum() / count
+                    part = -token_log_probs(model, packed).sum() / count * weight
                 self.accelerator.backward(part)
                 loss += part.detach()
         self.ranks.sum_gradients(model.parameters())

@@ -6,18 +6,21 @@ validation.
 
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
@@ -28,15 +31,32 @@ from rere.provenance import peak_memory
 from rere.signals import Stopped
 from rere.training.callbacks import StepLog, ValidationSteps, tracker_callbacks
 from rere.training.checkpoints import Checkpoints
+from rere.training.groups import slices
+from rere.training.models import Model
 from rere.training.reference import Reference
+from rere.training.sharding import (
+    load_state,
+    load_weights,
+    shard,
+    unsharded,
+    whole,
+    whole_state,
+    whole_weights,
+)
 
 log = logging.getLogger(__name__)
+
+
+class Pass(NamedTuple):
+    """Some rows of a step, for one forward and backward pass."""
+
+    rows: list[int]
+    weight: float = 1.0  # of their loss; 0 for a pass that only keeps the ranks together
 
 
 class Trainer(transformers.Trainer):
     """`transformers.Trainer` with its own validation, step log and checkpoints."""
 
-    reference: Reference | None = None  # of preference methods and RL
     control: TrainerControl
 
     def __init__(
@@ -44,11 +64,19 @@ class Trainer(transformers.Trainer):
         options: SftOptions | PreferenceOptions | RlOptions,
         checkpoints: Checkpoints,
         label: str,
+        reference: Reference | None = None,
         **more: Any,
     ) -> None:
-        super().__init__(**more)
         self.options, self.checkpoints, self.label = options, checkpoints, label
-        self.ranks = checkpoints.ranks
+        self.ranks, self.reference = checkpoints.ranks, reference
+        self.is_sharded = options.sharded and self.ranks.size > 1
+        device = more["args"].device
+        if self.is_sharded:
+            for model in {more["model"], *([reference.model] if reference else [])}:
+                shard(model, self.ranks, device)
+        super().__init__(**more)
+        if reference is not None:
+            reference.model.to(device)
         self.remove_callback(PrinterCallback)
         self.step_log = StepLog(checkpoints.log, label)
         if self.ranks.is_first:
@@ -79,7 +107,7 @@ class Trainer(transformers.Trainer):
         if "search_memory" not in chosen:
             weights = [each for each in self.model.parameters() if each.requires_grad]
             copies = 3 if self.options.optimizer == "adamw" else 1
-            with self.autocast():
+            with self.autocast(), unsharded(self.model):
                 sizes = choose_sizes(
                     self.language_model,
                     reserved=copies * sum(each.nbytes for each in weights),
@@ -90,6 +118,18 @@ class Trainer(transformers.Trainer):
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return self.autocast()
+
+    def split_into_passes(self, rows: Sequence[int]) -> list[Pass]:
+        """This rank's share of a step's rows, in passes.
+
+        Of a sharded model every rank takes equally many: a pass too many has no effect.
+        """
+        share, size = [*rows][self.ranks.rows], self.options.rows_per_pass
+        passes = [Pass(share[part]) for part in slices(len(share), size)]
+        if self.is_sharded:
+            most = math.ceil(math.ceil(len(rows) / self.ranks.size) / size)
+            passes += [Pass([*rows[:1]], weight=0.0)] * (most - len(passes))
+        return passes
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation rows, which select the checkpoint."""
@@ -153,7 +193,9 @@ class Trainer(transformers.Trainer):
         self.model.eval()
         # Steps draw the same random numbers as without a validation of the initial model.
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=is_initial):
-            metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.validate().items()}
+            with unsharded(self.model):
+                found = self.validate()
+            metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         if is_initial and not all(map(math.isfinite, metrics.values())):
             raise InputError(
                 f"{', '.join(f'{k} is {v}' for k, v in metrics.items())} for the initial model; "
@@ -186,13 +228,19 @@ class Trainer(transformers.Trainer):
         """Save all state that the rest of the run depends on; nothing after the last step."""
         if self.control.should_training_stop:
             return
+        weights = whole_weights(self.model) if self.is_sharded else None
+        reference = (
+            whole_weights(self.reference.model) if self.is_sharded and self.reference else None
+        )
+        optimizer = whole_state(self.optimizer) if self.is_sharded else self.optimizer.state_dict()
         if self.ranks.is_first:
             state = self.state
             with self.checkpoints.write(state.global_step, state.best_global_step) as folder:
-                self.save_model(str(folder), _internal_call=True)
+                self._save(str(folder), weights)
                 if self.reference is not None:
-                    self.reference.save(folder)
-                self._save_optimizer_and_scheduler(str(folder))
+                    self.reference.save(folder, reference)
+                torch.save(optimizer, folder / OPTIMIZER_NAME)
+                torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
                 self._save_rng_state(str(folder))
                 for part in [*self.callback_handler.callbacks, self.control]:
                     if isinstance(part, ExportableState):
@@ -201,9 +249,33 @@ class Trainer(transformers.Trainer):
         self.ranks.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.is_sharded and not isinstance(self.model, PeftModel):
+            load_weights(self.model, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.reference is not None:
             self.reference.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        if self.is_sharded and not isinstance(self.model, PeftModel):
+            load_weights(self.model, load_file(best / SAFE_WEIGHTS_NAME))
+        else:
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_sharded:
+            state, schedule = (
+                torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            load_state(self.optimizer, state)
+            self.lr_scheduler.load_state_dict(schedule)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _clip_grad_norm(self, model: Model) -> Tensor:
+        return whole(super()._clip_grad_norm(model))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # transformers would add a pickle of the arguments.
