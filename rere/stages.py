@@ -9,7 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, DirectoryPath, Field, FilePath, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    DirectoryPath,
+    Field,
+    FilePath,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from rere import config
 from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
@@ -380,6 +388,33 @@ class Explorer(config.study.Comparison):
         explorer(self.runs, self.data, self.output, self, self.rows)
 
 
+class Claims(config.claims.Claims):
+    """Decide claims from the runs of tables, by a rule: .md with verdicts and comparisons."""
+
+    runs: list[str] = Field(
+        [],
+        description="Run folders with the table that each belongs to, as table:folder. One without "
+        "metrics.json is not made yet.",
+    )
+    data: list[Path] = Field([], description="Data folders, named after the data sets.")
+    output: Path = Field(description="The .md to write.")
+
+    @field_validator("runs")
+    @classmethod
+    def check_runs(cls, runs: list[str]) -> list[str]:
+        for text in runs:
+            if not all(text.partition(":")):
+                raise ValueError(f"{text!r} has no table and folder; write table:folder")
+        return runs
+
+    def run(self) -> None:
+        from rere.reporting.claims import claims
+
+        pairs = (text.partition(":")[::2] for text in self.runs)
+        runs = [(table, Path(folder)) for table, folder in pairs]
+        claims(self.claims, runs, self.data, self.output)
+
+
 class Figure(config.study.Shown):
     """Draw a table's methods as bars with intervals."""
 
@@ -565,6 +600,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "push": Push,
     "table": Table,
     "explorer": Explorer,
+    "claims": Claims,
     "figure": Figure,
     "curves": Curves,
     "benchmark speed": BenchmarkSpeed,

@@ -1,5 +1,6 @@
 """The base class of all options, and their spelling on a command line."""
 
+import json
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -114,5 +115,8 @@ def flag(name: str) -> str:
 def words(value: Any) -> list[str]:
     """Return an option's value as command-line arguments."""
     if isinstance(value, dict):
-        return [f"{key}:{each}" for key, each in value.items()]
+        return [
+            f"{key}:{json.dumps(each, ensure_ascii=False) if isinstance(each, dict) else each}"
+            for key, each in value.items()
+        ]
     return [str(each) for each in (value if isinstance(value, list) else [value])]

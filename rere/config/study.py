@@ -3,23 +3,17 @@
 import itertools
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline, Deterministic
 from rere.config.benchmarks import Benchmark
+from rere.config.claims import Claim, Compared
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import (
-    METRICS,
     Evaluation,
+    Metric,
     Ranking,
     Recommend,
     applicable,
@@ -30,21 +24,10 @@ from rere.config.options import MethodName, Name, Options
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.errors import unknown
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
-def known_metric(name: str) -> str:
-    """Return the name of a metric; raises ValueError if it is none of METRICS."""
-    if name not in METRICS:
-        raise ValueError(unknown(name, METRICS))
-    return name
-
-
-Metric = Annotated[
-    str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
-]
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -218,6 +201,9 @@ class Study(Options):
         "have other options.",
     )
     tables: dict[Name, Table] = Field(description="Tables by name.")
+    claims: dict[Name, Claim] = Field(
+        {}, description="Claims by name, which results/claims.md decides."
+    )
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
     overwrite: bool = Field(
         False,
@@ -267,5 +253,40 @@ class Study(Options):
             for dataset, backbone, method, seed in itertools.product(
                 selected.datasets, selected.backbones, selected.methods, selected.seeds
             )
+        ]
+        return list(dict.fromkeys(runs))
+
+    def resolved_claims(self) -> dict[str, Claim]:
+        """Return the claims, with the data sets and backbones of each comparison.
+
+        They are those of its table where it names none, and unknown if the table is not there.
+        """
+        return {
+            name: claim.model_copy(update={"comparisons": [*map(self.resolved, claim.comparisons)]})
+            for name, claim in self.claims.items()
+        }
+
+    def resolved(self, compared: Compared) -> Compared:
+        """Return comparisons with the data sets and backbones of their table, if it is there."""
+        if compared.table not in self.tables:
+            return compared
+        table = self.tables[compared.table]
+        axes = {
+            "datasets": compared.datasets or table.datasets,
+            "backbones": compared.backbones or table.backbones,
+        }
+        return compared.model_copy(update=axes)
+
+    def compared_runs(self) -> list[tuple[str, Run]]:
+        """Return the runs that claims compare, each with the table that has it."""
+        compared = [each for claim in self.resolved_claims().values() for each in claim.comparisons]
+        runs = [
+            (each.table, run)
+            for each in compared
+            if each.table in self.tables
+            for run in self.runs(each.table)
+            if run.method in (each.method, *each.than)
+            and run.dataset in (each.datasets or [])
+            and run.backbone in (NO_BACKBONE, *(each.backbones or []))
         ]
         return list(dict.fromkeys(runs))

@@ -5,6 +5,7 @@ import os
 
 from snakemake.io import IOFile
 
+from rere.config.claims import Claims
 from rere.config.evaluation import applicable, spell, subfolder
 from rere.config.options import flags
 from rere.config.run import (
@@ -171,6 +172,23 @@ def figure_flags(wildcards):
     """What the table's figure shows."""
     table = study.tables[wildcards.table]
     return flags(Shown(**table.model_dump(include=set(Shown.model_fields))))
+
+
+def compared_folders():
+    """The folders of the runs that the claims compare."""
+    return list(dict.fromkeys(run.folder for _, run in study.compared_runs()))
+
+
+def compared_datasets():
+    """The data sets of these runs."""
+    return list(dict.fromkeys(run.dataset for _, run in study.compared_runs()))
+
+
+def claim_flags(wildcards):
+    """The claims, the runs that they compare, with their tables, and their data folders."""
+    runs = [f"{table}:{run.folder}" for table, run in study.compared_runs()]
+    data = [f"results/data/{dataset}" for dataset in compared_datasets()]
+    return [*flags(Claims(claims=study.resolved_claims())), "--runs", *runs, "--data", *data]
 
 
 def benchmarks(*measures):
