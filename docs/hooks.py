@@ -8,7 +8,7 @@ becomes a table of the options of `rere.config.rl.RlOptions`, without those that
 has with the same default and description. `<!-- commands -->` becomes the help of every stage,
 `<!-- renamed -->` the old names of options with their new ones, `<!-- columns -->` the columns of a
 table's .csv, and `<!-- log keys -->` the keys of log.jsonl. `<!-- verdicts -->` becomes the rule by
-which claims are decided, and `<!-- claims -->` what it says of the quick study, from tests/records/.
+which claims are decided, `<!-- claims -->` what it says of the quick study, from tests/records/.
 """
 
 import argparse
