@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     DirectoryPath,
     Field,
     FilePath,
@@ -39,6 +40,11 @@ ScoredRuns = Annotated[
 ]
 DataFolders = Annotated[
     list[Path], Field(min_length=1, description="Data folders, named after the data sets.")
+]
+Starts = Annotated[
+    dict[str, list[str]],
+    BeforeValidator(config.options.read_words),
+    Field(description="Methods whose models a method starts from or uses, as method:JSON."),
 ]
 Figures = Annotated[list[Path], Field(min_length=1, description="Files to write, .pdf or .png.")]
 
@@ -427,6 +433,75 @@ class Figure(config.study.Shown):
         figure(self.table, self.output, self)
 
 
+class FigureBackbones(config.study.Shown):
+    """Draw a table's last metric by the size of the backbone, with 95 % intervals."""
+
+    table: Path = Field(description="The table's .csv.")
+    backbones: list[DirectoryPath] = Field(
+        min_length=1, description="Folders of its backbones, named after them."
+    )
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.backbones import backbones_figure
+
+        backbones_figure(self.table, self.backbones, self.output, self)
+
+
+class FigureAxes(config.study.DesignSpace):
+    """Draw a table's last metric on each axis of its design space, with 95 % intervals."""
+
+    table: Path = Field(description="The table's .csv.")
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.axes import axes_figure
+
+        axes_figure(self.table, self.output, self)
+
+
+class FigureHits(config.study.Shown):
+    """Draw the gain of RL runs over their initial models by the hits of their rollouts."""
+
+    table: Path = Field(description="The table's .runs.csv.")
+    runs: list[Path] = Field(
+        min_length=1, description="Run folders of RL from another method's model, with log.jsonl."
+    )
+    starts: Starts = {}
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.costs import hits_figure
+
+        hits_figure(self.table, self.runs, self.starts, self.output, self)
+
+
+class FigureCost(config.study.Shown):
+    """Draw a table's last metric by the seconds of training, with those of initial models."""
+
+    table: Path = Field(description="The table's .runs.csv.")
+    starts: Starts = {}
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.costs import cost_figure
+
+        cost_figure(self.table, self.starts, self.output, self)
+
+
+class FigurePopularity(config.study.Shown):
+    """Draw a table's last metric on rows of popular and rare targets, with 95 % intervals."""
+
+    runs: ScoredRuns
+    data: DataFolders
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.popularity import popularity_figure
+
+        popularity_figure(self.runs, self.data, self.output, self)
+
+
 class Curves(Options):
     """Draw RL training curves: validation NDCG, reward, hit rate, distinct items and KL."""
 
@@ -602,6 +677,11 @@ STAGES: dict[str, type[BaseModel]] = {
     "explorer": Explorer,
     "claims": Claims,
     "figure": Figure,
+    "figure backbones": FigureBackbones,
+    "figure axes": FigureAxes,
+    "figure hits": FigureHits,
+    "figure cost": FigureCost,
+    "figure popularity": FigurePopularity,
     "curves": Curves,
     "benchmark speed": BenchmarkSpeed,
     "benchmark speed-curves": BenchmarkSpeedCurves,

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +16,7 @@ from rere.config.baselines import Sequential
 from rere.config.benchmarks import BenchmarkedModel, SpeedBenchmark
 from rere.config.options import Options
 from rere.config.run import NO_BACKBONE
-from rere.config.study import METHOD_STAGES, Study
+from rere.config.study import METHOD_STAGES, FigureKind, Study
 from rere.errors import InputError, printable, remedy, shown, unknown
 
 MAX_MEMBERS = 10_000
@@ -26,7 +26,10 @@ FOLDERS = (
     {"datasets": ("", ".sha256", ".part")},
     {"backbones": ("",)},
     {"methods": ("",)},
-    {"benchmarks": ("", ".curves"), "tables": ("", ".runs", ".curves")},
+    {
+        "benchmarks": ("", ".curves"),
+        "tables": ("", ".runs", *(f".{kind}" for kind in get_args(FigureKind)[1:])),
+    },
 )
 """Sections that share an output folder, with the endings of their files."""
 REMOVABLE = (*(section for folder in FOLDERS for section in folder), "claims")
@@ -162,6 +165,7 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
             value = getattr(table, key)
             if value is not None and value not in table.methods:
                 yield f"tables.{name}.{key}: {unknown(value, table.methods)}"
+        yield from find_wrong_figures(study, name)
         names = [*table.methods, *table.datasets, *table.backbones]
         for value in table.labels:
             if value not in names:
@@ -175,6 +179,33 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
                 yield from find_wrong_model(study, model, f"{where}.models")
         else:
             yield from find_wrong_model(study, benchmark, where)
+
+
+def find_wrong_figures(study: Study, name: str) -> Iterator[str]:
+    """Yield a line for each figure of a table that lacks what it shows."""
+    table, where = study.tables[name], f"tables.{name}"
+    methods = [method for method in table.methods if method in study.methods]
+    for value in itertools.chain(*table.axes.values()):
+        if value not in table.methods:
+            yield f"{where}.axes: {unknown(value, table.methods)}"
+    if "axes" in table.figures and not table.axes:
+        yield f"{where}.figures: axes needs the axes of the table; name them under `axes`"
+    if "backbones" in table.figures and all(study.methods[m].baseline for m in methods):
+        yield f"{where}.figures: backbones needs a method with a language model; leave it out"
+    gaining = [method for method in methods if study.starts_rl(method)]
+    if "hits" in table.figures and not gaining:
+        yield f"{where}.figures: hits needs an RL method with `init`; leave it out"
+    needs = {
+        "hits": [(method, study.methods[method].init) for method in gaining],
+        "cost": [(method, start) for method in methods for start in study.starts(method)],
+    }
+    for kind, pairs in needs.items():
+        for method, start in pairs if kind in table.figures else ():
+            if start not in table.methods:
+                yield (
+                    f"{where}.figures: {kind} needs {start}, which {method} starts from; add it to "
+                    "`methods`"
+                )
 
 
 def find_wrong_claims(study: Study, removed: set[tuple[str, str]]) -> Iterator[str]:
@@ -283,7 +314,7 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
     expanded = config | {"methods": methods}
     if isinstance(config.get("tables"), dict):
         expanded["tables"] = {
-            name: replace_grids(table, "methods", grid_of)
+            name: replace_axes(replace_grids(table, "methods", grid_of), grid_of)
             for name, table in config["tables"].items()
         }
     if isinstance(config.get("claims"), dict):
@@ -315,6 +346,16 @@ def has_grid(method: Any) -> bool:
     lists, stages = method["grid"].values(), [stage for stage in METHOD_STAGES if stage in method]
     well_formed = len(lists) > 0 and all(isinstance(values, list) and values for values in lists)
     return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
+
+
+def replace_axes(table: Any, grid_of: dict[str, str]) -> Any:
+    """A table with the grids in its axes replaced by their members."""
+    if not (isinstance(table, dict) and isinstance(table.get("axes"), dict)):
+        return table
+    axes = table["axes"]
+    for title in axes:
+        axes = replace_grids(axes, title, grid_of)
+    return table | {"axes": axes}
 
 
 def replace_compared(claim: Any, grid_of: dict[str, str]) -> Any:

@@ -1,12 +1,11 @@
 """Claims about methods, and the comparisons of a study's tables that decide them."""
 
-import json
-from typing import Any
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from rere.config.evaluation import Metric
-from rere.config.options import Name, Options
+from rere.config.options import Name, Options, read_words
 
 
 class Compared(Options):
@@ -57,16 +56,6 @@ class Claim(Options):
 class Claims(Options):
     """Claims by name."""
 
-    claims: dict[Name, Claim] = Field({}, description="Claims by name, as name:JSON.")
-
-    @field_validator("claims", mode="before")
-    @classmethod
-    def read_claims(cls, claims: Any) -> Any:
-        """Claims as a mapping; a command line has them as a list of name:JSON."""
-        if not isinstance(claims, list):
-            return claims
-        pairs = [str(each).partition(":")[::2] for each in claims]
-        try:
-            return {name: json.loads(text) for name, text in pairs}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"write name:JSON ({error})") from None
+    claims: Annotated[dict[Name, Claim], BeforeValidator(read_words)] = Field(
+        {}, description="Claims by name, as name:JSON."
+    )

@@ -1,9 +1,9 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline, Deterministic
@@ -20,7 +20,7 @@ from rere.config.evaluation import (
     spell,
     subfolder,
 )
-from rere.config.options import MethodName, Name, Options
+from rere.config.options import MethodName, Name, Options, read_words
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
@@ -137,7 +137,9 @@ class Shown(Options):
         """Return the label of a name, or the name."""
         return self.labels.get(name, name)
 
-    @field_validator("metrics", "datasets", "backbones", "methods", "seeds", check_fields=False)
+    @field_validator(
+        "metrics", "datasets", "backbones", "methods", "seeds", "figures", check_fields=False
+    )
     @classmethod
     def check_repeats(cls, values: list[Any]) -> list[Any]:
         seen: set[Any] = set()
@@ -162,7 +164,32 @@ class Comparison(Shown):
     )
 
 
-class Table(Comparison):
+FigureKind = Literal["methods", "curves", "backbones", "axes", "hits", "cost", "popularity"]
+PLAIN_FIGURES: tuple[FigureKind, ...] = ("methods", "curves")
+"""The figures of a table that names none; those of other kinds have stages `rere figure KIND`."""
+
+
+class DesignSpace(Comparison):
+    """The axes on which methods of a table differ."""
+
+    axes: Annotated[
+        dict[str, Annotated[list[str], Field(min_length=1)]], BeforeValidator(read_words)
+    ] = Field(
+        {},
+        description="Panels of the figure `axes`: titles with the methods of each; the name of a "
+        "grid stands for all of its methods. On a command line: title:JSON.",
+    )
+
+    @field_validator("axes")
+    @classmethod
+    def check_axes(cls, axes: dict[str, list[str]]) -> dict[str, list[str]]:
+        for title in axes:
+            if not title or not title.isprintable() or ":" in title:
+                raise ValueError(f"{title!r} is no title; write printable characters without :")
+        return axes
+
+
+class Table(DesignSpace):
     """A table of the study: the runs of all combinations of the lists."""
 
     datasets: list[str] = Field(min_length=1, description="Names of data sets.")
@@ -177,6 +204,13 @@ class Table(Comparison):
         Ranking(),
         description="Options of the study's `evaluation` that differ in this table. One that is "
         "not given has the study's value.",
+    )
+    figures: list[FigureKind] = Field(
+        list(PLAIN_FIGURES),
+        description="Figures of the table. methods: metrics as bars. curves: training of its RL "
+        "methods, if it has any. backbones: by model size. axes: one panel for each of `axes`. "
+        "hits: gains of RL by its hits. cost: by seconds of training. popularity: on popular and "
+        "rare targets.",
     )
 
 
@@ -290,3 +324,23 @@ class Study(Options):
             and run.backbone in (NO_BACKBONE, *(each.backbones or []))
         ]
         return list(dict.fromkeys(runs))
+
+    def starts(self, method: str) -> list[str]:
+        """Return the methods whose models a method starts from or uses, but for the backbone."""
+        used = self.methods[method]
+        return [name for name in (used.init, used.collaborative) if name is not None]
+
+    def starts_rl(self, method: str) -> bool:
+        """Whether a method is RL from another method's model."""
+        return self.methods[method].rl is not None and self.methods[method].init is not None
+
+    def figures(self, table: str) -> list[str]:
+        """Return the names of a table's figures below results/figures/, without their endings."""
+        names = []
+        for kind in self.tables[table].figures:
+            has_rl = any(self.methods[run.method].stage == "rl" for run in self.runs(table))
+            if kind == "methods":
+                names.append(table)
+            elif kind != "curves" or has_rl:
+                names.append(f"{table}.{kind}")
+        return names
