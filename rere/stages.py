@@ -41,11 +41,8 @@ ScoredRuns = Annotated[
 DataFolders = Annotated[
     list[Path], Field(min_length=1, description="Data folders, named after the data sets.")
 ]
-Starts = Annotated[
-    dict[str, list[str]],
-    BeforeValidator(config.options.read_words),
-    Field(description="Methods whose models a method starts from or uses, as method:JSON."),
-]
+Starts = Annotated[dict[str, list[str]], BeforeValidator(config.options.read_words)]
+STARTS = Field({}, description="Methods whose models a method starts from or uses, as method:JSON.")
 Figures = Annotated[list[Path], Field(min_length=1, description="Files to write, .pdf or .png.")]
 
 
@@ -467,7 +464,7 @@ class FigureHits(config.study.Shown):
     runs: list[Path] = Field(
         min_length=1, description="Run folders of RL from another method's model, with log.jsonl."
     )
-    starts: Starts = {}
+    starts: Starts = STARTS
     output: Figures
 
     def run(self) -> None:
@@ -480,7 +477,7 @@ class FigureCost(config.study.Shown):
     """Draw a table's last metric by the seconds of training, with those of initial models."""
 
     table: Path = Field(description="The table's .runs.csv.")
-    starts: Starts = {}
+    starts: Starts = STARTS
     output: Figures
 
     def run(self) -> None:
