@@ -55,7 +55,7 @@ def draw_axes(summary: pl.DataFrame, options: DesignSpace) -> Figure:
         for row in rows:
             for panel in row:
                 panel.locator_params(axis="x", nbins=5)
-    figure.supxlabel(metric, fontsize=8)
+    figure.supxlabel(metric, fontsize="medium")
     sns.despine(figure, left=True)
     return figure
 

@@ -107,7 +107,7 @@ def draw_cost(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
             high=pl.col(metric).max(),
         )
         best = pareto(means, metric)
-        # The best method's value goes on to the most expensive method.
+        # The line ends at the most expensive method.
         costs, values = [*best["cost"], means["cost"].max()], [*best[metric], best[metric].max()]
         axes.step(costs, values, where="post", color="grey", linewidth=0.8, zorder=1)
         for method, cost, value, low, high in means.iter_rows():
@@ -115,10 +115,11 @@ def draw_cost(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_title(plain(title), loc="left", fontweight="bold")
-        axes.set_xlabel("seconds of training, with those of the models it starts from")
         axes.set_ylabel(metric)
     for axes in grid.flat[len(facets) :]:
         axes.set_visible(False)
+    label = "seconds of training, with those of the models it starts from"
+    figure.supxlabel(label, fontsize="medium")
     handles = {
         plain(options.label(name)): Line2D([], [], **style) for name, style in styles.items()
     }

@@ -89,7 +89,7 @@ def draw_bars(
         for metric, axes in zip(columns, row, strict=True):
             draw_panel(axes, facet, metric)
             axes.set_title(metric, loc="right")
-            axes.locator_params(axis="x", nbins=4)
+            axes.locator_params(axis="x", nbins=4 if len(columns) < 3 else 3)
             # Backbones of a data set share a scale; some of the width is left for numbers.
             largest = summary.filter(dataset=facet["dataset"][0])[f"{metric}_high"].max()
             axes.set_xlim(0, (1.2 if len(columns) < 3 else 1.35) * largest or 1)
