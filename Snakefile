@@ -27,14 +27,16 @@ include: "workflow/rules/adapters.smk"
 include: "workflow/rules/baselines.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/benchmarks.smk"
 
 
 rule all:
-    """Make every table of the study, its figures and its explorer"""
+    """Make every table of the study, its figures and its explorer, and decide its claims"""
     default_target: True
     input:
         expand("results/tables/{table}.csv", table=study.tables),
         expand("results/tables/{table}.explorer.html", table=study.tables),
-        expand("results/figures/{table}.pdf", table=study.tables),
-        expand("results/figures/{table}.curves.pdf", table=filter(rl_runs, study.tables)),
+        [f"results/figures/{name}.pdf" for table in study.tables for name in study.figures(table)],
+        ["results/claims.md"] if study.claims else [],

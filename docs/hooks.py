@@ -7,7 +7,8 @@ A page's line
 becomes a table of the options of `rere.config.rl.RlOptions`, without those that `Training`
 has with the same default and description. `<!-- commands -->` becomes the help of every stage,
 `<!-- renamed -->` the old names of options with their new ones, `<!-- columns -->` the columns of a
-table's .csv, and `<!-- log keys -->` the keys of log.jsonl.
+table's .csv, and `<!-- log keys -->` the keys of log.jsonl. `<!-- verdicts -->` becomes the rule by
+which claims are decided, `<!-- claims -->` what it says of the quick study, from tests/records/.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import importlib
 import itertools
 import re
 from functools import partial
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -26,6 +28,7 @@ from pydantic_core import PydanticUndefined
 
 from rere import cli
 from rere.config.options import RENAMED
+from rere.reporting.claims import RULES
 from rere.reporting.tables import COLUMNS
 from rere.stages import STAGES
 from rere.training.log_keys import LOG_KEYS
@@ -33,6 +36,9 @@ from rere.training.log_keys import LOG_KEYS
 OPTIONS = re.compile(r"^<!-- options: ([\w.]+)(?: - ([\w.]+))? -->$", re.MULTILINE)
 COMMANDS, RENAMED_NAMES = "<!-- commands -->", "<!-- renamed -->"
 COLUMN_NAMES, KEYS = "<!-- columns -->", "<!-- log keys -->"
+VERDICTS, CLAIMS = "<!-- verdicts -->", "<!-- claims -->"
+RECORD = Path(__file__).parents[1] / "tests/records/claims.md"
+"""results/claims.md of the quick study."""
 TYPES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`"}
 BOUNDS = {Ge: ("from", "ge"), Gt: ("above", "gt"), Le: ("to", "le"), Lt: ("below", "lt")}
 
@@ -42,7 +48,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = OPTIONS.sub(lambda found: options_table(*map(load_model, found.groups())), markdown)
     markdown = markdown.replace(RENAMED_NAMES, renamed_table())
     markdown = markdown.replace(COLUMN_NAMES, two_columns("column", COLUMNS))
-    markdown = markdown.replace(KEYS, log_tables())
+    markdown = markdown.replace(KEYS, log_tables()).replace(VERDICTS, RULES)
+    markdown = markdown.replace(CLAIMS, quoted_claims())
     return markdown.replace(COMMANDS, commands()) if COMMANDS in markdown else markdown
 
 
@@ -128,6 +135,12 @@ def log_tables() -> str:
     """A Markdown table of keys for each stage, or stages with keys in common."""
     tables = [f"{stages}:\n\n{two_columns('key', keys)}" for stages, keys in LOG_KEYS.items()]
     return "\n\n".join(tables)
+
+
+def quoted_claims() -> str:
+    """The recorded claims without title and rule, their headings one level lower."""
+    claims = RECORD.read_text(encoding="utf-8").partition(RULES)[2]
+    return re.sub("^##", "###", claims.strip(), flags=re.MULTILINE)
 
 
 def commands() -> str:

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, DirectoryPath, Field, FilePath, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from rere import config
 from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
@@ -32,6 +41,8 @@ ScoredRuns = Annotated[
 DataFolders = Annotated[
     list[Path], Field(min_length=1, description="Data folders, named after the data sets.")
 ]
+Starts = Annotated[dict[str, list[str]], BeforeValidator(config.options.read_words)]
+STARTS = Field({}, description="Methods whose models a method starts from or uses, as method:JSON.")
 Figures = Annotated[list[Path], Field(min_length=1, description="Files to write, .pdf or .png.")]
 
 
@@ -426,6 +437,33 @@ class Explorer(config.study.Comparison):
         explorer(self.runs, self.data, self.output, self, self.rows)
 
 
+class Claims(config.claims.Claims):
+    """Decide claims from the runs of tables, by a rule: .md with verdicts and comparisons."""
+
+    runs: list[str] = Field(
+        [],
+        description="Run folders with the table that each belongs to, as table:folder. One without "
+        "metrics.json is not made yet.",
+    )
+    data: list[Path] = Field([], description="Data folders, named after the data sets.")
+    output: Path = Field(description="The .md to write.")
+
+    @field_validator("runs")
+    @classmethod
+    def check_runs(cls, runs: list[str]) -> list[str]:
+        for text in runs:
+            if not all(text.partition(":")):
+                raise ValueError(f"{text!r} has no table and folder; write table:folder")
+        return runs
+
+    def run(self) -> None:
+        from rere.reporting.claims import claims
+
+        pairs = (text.partition(":")[::2] for text in self.runs)
+        runs = [(table, Path(folder)) for table, folder in pairs]
+        claims(self.claims, runs, self.data, self.output)
+
+
 class Figure(config.study.Shown):
     """Draw a table's methods as bars with intervals."""
 
@@ -436,6 +474,75 @@ class Figure(config.study.Shown):
         from rere.reporting.figures import figure
 
         figure(self.table, self.output, self)
+
+
+class FigureBackbones(config.study.Shown):
+    """Draw a table's last metric by the size of the backbone, with 95 % intervals."""
+
+    table: Path = Field(description="The table's .csv.")
+    backbones: list[DirectoryPath] = Field(
+        min_length=1, description="Folders of its backbones, named after them."
+    )
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.backbones import backbones_figure
+
+        backbones_figure(self.table, self.backbones, self.output, self)
+
+
+class FigureAxes(config.study.DesignSpace):
+    """Draw a table's last metric on each axis of its design space, with 95 % intervals."""
+
+    table: Path = Field(description="The table's .csv.")
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.axes import axes_figure
+
+        axes_figure(self.table, self.output, self)
+
+
+class FigureHits(config.study.Shown):
+    """Draw the gain of RL runs over their initial models by the hits of their rollouts."""
+
+    table: Path = Field(description="The table's .runs.csv.")
+    runs: list[Path] = Field(
+        min_length=1, description="Run folders of RL from another method's model, with log.jsonl."
+    )
+    starts: Starts = STARTS
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.costs import hits_figure
+
+        hits_figure(self.table, self.runs, self.starts, self.output, self)
+
+
+class FigureCost(config.study.Shown):
+    """Draw a table's last metric by the seconds of training, with those of initial models."""
+
+    table: Path = Field(description="The table's .runs.csv.")
+    starts: Starts = STARTS
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.costs import cost_figure
+
+        cost_figure(self.table, self.starts, self.output, self)
+
+
+class FigurePopularity(config.study.Shown):
+    """Draw a table's last metric on rows of popular and rare targets, with 95 % intervals."""
+
+    runs: ScoredRuns
+    data: DataFolders
+    output: Figures
+
+    def run(self) -> None:
+        from rere.reporting.popularity import popularity_figure
+
+        popularity_figure(self.runs, self.data, self.output, self)
 
 
 class Curves(Options):
@@ -613,7 +720,13 @@ STAGES: dict[str, type[BaseModel]] = {
     "push": Push,
     "table": Table,
     "explorer": Explorer,
+    "claims": Claims,
     "figure": Figure,
+    "figure backbones": FigureBackbones,
+    "figure axes": FigureAxes,
+    "figure hits": FigureHits,
+    "figure cost": FigureCost,
+    "figure popularity": FigurePopularity,
     "curves": Curves,
     "benchmark speed": BenchmarkSpeed,
     "benchmark speed-curves": BenchmarkSpeedCurves,

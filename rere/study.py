@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +16,7 @@ from rere.config.baselines import Sequential
 from rere.config.benchmarks import BenchmarkedModel, SpeedBenchmark
 from rere.config.options import Options
 from rere.config.run import NO_BACKBONE
-from rere.config.study import METHOD_STAGES, Study
+from rere.config.study import METHOD_STAGES, FigureKind, Study
 from rere.errors import InputError, printable, remedy, shown, unknown
 
 MAX_MEMBERS = 10_000
@@ -26,9 +26,14 @@ FOLDERS = (
     {"datasets": ("", ".sha256", ".part")},
     {"backbones": ("",)},
     {"methods": ("",)},
-    {"benchmarks": ("", ".curves"), "tables": ("", ".runs", ".curves")},
+    {
+        "benchmarks": ("", ".curves"),
+        "tables": ("", ".runs", *(f".{kind}" for kind in get_args(FigureKind)[1:])),
+    },
 )
 """Sections that share an output folder, with the endings of their files."""
+REMOVABLE = (*(section for folder in FOLDERS for section in folder), "claims")
+"""Sections of which an overlay may remove entries."""
 
 
 def load_study(config: dict[str, Any]) -> Study:
@@ -36,11 +41,13 @@ def load_study(config: dict[str, Any]) -> Study:
 
     Raises InputError with one line for each wrong key or name.
     """
+    removed = removed_names(config)
     config = without_removed(config)
     expanded, grid_of = expand_grids(config)
     study = parse(Study, expanded, config, grid_of)
     checks = find_unusable_names, find_unusable_paths, find_wrong_names
-    if lines := [line for check in checks for line in check(study, grid_of)]:
+    lines = [line for check in checks for line in check(study, grid_of)]
+    if lines := [*lines, *find_wrong_claims(study, removed)]:
         raise InputError(one_line_each(lines))
     return study
 
@@ -49,11 +56,22 @@ def without_removed(config: Any) -> Any:
     """A config without the entries that are null, as an overlay writes to remove them."""
     if not isinstance(config, dict):
         return config
-    sections = [section for folder in FOLDERS for section in folder]
     return config | {
         section: {name: entry for name, entry in config[section].items() if entry is not None}
-        for section in sections
+        for section in REMOVABLE
         if isinstance(config.get(section), dict)
+    }
+
+
+def removed_names(config: Any) -> set[tuple[str, str]]:
+    """The section and name of each entry of a config that is null."""
+    sections = config if isinstance(config, dict) else {}
+    return {
+        (section, name)
+        for section in REMOVABLE
+        if isinstance(sections.get(section), dict)
+        for name, entry in sections[section].items()
+        if entry is None
     }
 
 
@@ -147,6 +165,7 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
             value = getattr(table, key)
             if value is not None and value not in table.methods:
                 yield f"tables.{name}.{key}: {unknown(value, table.methods)}"
+        yield from find_wrong_figures(study, name)
         names = [*table.methods, *table.datasets, *table.backbones]
         for value in table.labels:
             if value not in names:
@@ -160,6 +179,58 @@ def find_wrong_names(study: Study, grid_of: dict[str, str]) -> Iterator[str]:
                 yield from find_wrong_model(study, model, f"{where}.models")
         else:
             yield from find_wrong_model(study, benchmark, where)
+
+
+def find_wrong_figures(study: Study, name: str) -> Iterator[str]:
+    """Yield a line for each figure of a table that lacks what it shows."""
+    table, where = study.tables[name], f"tables.{name}"
+    methods = [method for method in table.methods if method in study.methods]
+    for value in itertools.chain(*table.axes.values()):
+        if value not in table.methods:
+            yield f"{where}.axes: {unknown(value, table.methods)}"
+    if "axes" in table.figures and not table.axes:
+        yield f"{where}.figures: axes needs the axes of the table; name them under `axes`"
+    if "backbones" in table.figures and all(study.methods[m].baseline for m in methods):
+        yield f"{where}.figures: backbones needs a method with a language model; leave it out"
+    gaining = [method for method in methods if study.starts_rl(method)]
+    if "hits" in table.figures and not gaining:
+        yield f"{where}.figures: hits needs an RL method with `init`; leave it out"
+    needs = {
+        "hits": [(method, study.methods[method].init) for method in gaining],
+        "cost": [(method, start) for method in methods for start in study.starts(method)],
+    }
+    for kind, pairs in needs.items():
+        for method, start in pairs if kind in table.figures else ():
+            if start not in table.methods:
+                yield (
+                    f"{where}.figures: {kind} needs {start}, which {method} starts from; add it to "
+                    "`methods`"
+                )
+
+
+def find_wrong_claims(study: Study, removed: set[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each name in a claim that the study does not define.
+
+    A name that it defines or removes is right, even if the claim's table has no such run: then the
+    claim is not run.
+    """
+    for name, claim in study.claims.items():
+        for compared in claim.comparisons:
+            used = {
+                ("table", "tables"): [compared.table],
+                ("method", "methods"): [compared.method],
+                ("than", "methods"): compared.than,
+                ("datasets", "datasets"): compared.datasets or [],
+                ("backbones", "backbones"): compared.backbones or [],
+            }
+            where = f"claims.{name}.comparisons"
+            for (key, section), values in used.items():
+                names = getattr(study, section)
+                for value in values:
+                    if value not in names and (section, value) not in removed:
+                        yield f"{where}.{key}: {unknown(value, names)}"
+            if compared.method in compared.than:
+                yield f"{where}.than: {compared.method} would be compared with itself; leave it out"
 
 
 def find_wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
@@ -207,6 +278,9 @@ def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
     for key in loc:
         if isinstance(node, dict) and key in node:
             node = node[key]
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+            continue
         elif key is not loc[-1] or not (inner or problem["type"] == "missing"):
             continue
         keys.append(str(key) or "''")
@@ -240,7 +314,12 @@ def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:
     expanded = config | {"methods": methods}
     if isinstance(config.get("tables"), dict):
         expanded["tables"] = {
-            name: replace_grids(table, grid_of) for name, table in config["tables"].items()
+            name: replace_axes(replace_grids(table, "methods", grid_of), grid_of)
+            for name, table in config["tables"].items()
+        }
+    if isinstance(config.get("claims"), dict):
+        expanded["claims"] = {
+            name: replace_compared(claim, grid_of) for name, claim in config["claims"].items()
         }
     return expanded, grid_of
 
@@ -269,15 +348,34 @@ def has_grid(method: Any) -> bool:
     return well_formed and len(stages) == 1 and isinstance(method[stages[0]], dict)
 
 
-def replace_grids(table: Any, grid_of: dict[str, str]) -> Any:
-    """A table with the grids in its list of methods replaced by their members."""
-    if not (isinstance(table, dict) and isinstance(table.get("methods"), list)):
+def replace_axes(table: Any, grid_of: dict[str, str]) -> Any:
+    """A table with the grids in its axes replaced by their members."""
+    if not (isinstance(table, dict) and isinstance(table.get("axes"), dict)):
         return table
+    axes = table["axes"]
+    for title in axes:
+        axes = replace_grids(axes, title, grid_of)
+    return table | {"axes": axes}
+
+
+def replace_compared(claim: Any, grid_of: dict[str, str]) -> Any:
+    """A claim with the grids that it compares with replaced by their members."""
+    if not (isinstance(claim, dict) and isinstance(claim.get("comparisons"), list)):
+        return claim
+    return claim | {
+        "comparisons": [replace_grids(each, "than", grid_of) for each in claim["comparisons"]]
+    }
+
+
+def replace_grids(entry: Any, key: str, grid_of: dict[str, str]) -> Any:
+    """An entry of a config with the grids in its list `key` replaced by their members."""
+    if not (isinstance(entry, dict) and isinstance(entry.get(key), list)):
+        return entry
     methods = [
         [member for member, grid in grid_of.items() if grid == name] or [name]
-        for name in table["methods"]
+        for name in entry[key]
     ]
-    return table | {"methods": list(itertools.chain.from_iterable(methods))}
+    return entry | {key: list(itertools.chain.from_iterable(methods))}
 
 
 def name_value(value: Any) -> str:

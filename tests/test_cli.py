@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from rere import Recommender
 from rere.cli import first_paragraph, is_fixed, parse
+from rere.config.claims import Claim, Compared
 from rere.config.evaluation import METRICS
 from rere.config.options import NAME, flag, flags
 from rere.stages import STAGES
@@ -131,6 +132,9 @@ SHARED = {
     "prompts": st.integers(1, 99).map(lambda n: 4 * n),
     "models": st.just([Path(__file__).parent] * 2),
     "names": st.just(["wide", "tiny sft"]),
+    "backbones": st.just([Path(__file__).parent]),
+    "starts": st.just({"rere": ["sft"], "d3": ["sft", "sasrec"]}),
+    "axes": st.just({"Objective, ±": ["grpo", "dapo"]}),
     "test_rows": st.just([48, 200]),
     "sync_interval": st.none(),
     "steps": st.integers(1, 99).map(lambda n: 10 * n),
@@ -156,6 +160,9 @@ SHARED = {
 }
 
 
+COMPARED = Compared(table="main", method="rere", than=["sft", "sasrec"], datasets=["ml-100k"])
+
+
 def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStrategy:
     """Any valid value of an option."""
     found = {type(limit): limit for limit in limits}
@@ -166,6 +173,10 @@ def values(name: str, annotation: Any, limits: tuple[Any, ...]) -> st.SearchStra
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         return values(name, inner, tuple(m for f in metadata for m in getattr(f, "metadata", [f])))
+    if name == "claims":
+        return st.just({"mine": Claim(sentence="It's {better}: ±.", comparisons=[COMPARED])})
+    if name == "runs" and annotation == list[str]:
+        return st.lists(st.just("main:results/runs/a/b/c/seed0"), max_size=2)
     if get_origin(annotation) is list:
         least = found[MinLen].min_length if MinLen in found else 0
         return st.lists(values(name, get_args(annotation)[0], ()), min_size=least, max_size=3)

@@ -20,6 +20,7 @@ from snakemake.utils import update_config
 from rere.config.options import RENAMED, flag
 from rere.config.study import Study
 from rere.overlays import find_overwritten
+from rere.reporting.claims import RULES
 from rere.reporting.tables import COLUMNS
 from rere.stages import STAGES
 from rere.study import load_study
@@ -150,6 +151,13 @@ def test_options_under_which_a_run_resumes_are_listed():
     paths = {"init", "data", "factors", "embeddings", "output"}
     for name in (RESULT_NEUTRAL | MEMORY_OPTIONS) - paths:
         assert f"`{name}`" in TEXTS["docs/reproducing.md"].partition("## What runs again")[0]
+
+
+def test_the_quoted_claims_are_those_of_the_quick_study_by_the_rule_of_today():
+    text = (ROOT / "tests/records/claims.md").read_text()
+    assert text.startswith(f"# Claims\n\n{RULES}\n\n")
+    declared = [f"{each.sentence}" for each in study().claims.values()]
+    assert re.findall("^## (.*)$", text, re.M) == declared
 
 
 RECOMMENDING = TEXTS["docs/recommending.md"]

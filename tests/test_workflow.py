@@ -78,6 +78,7 @@ def test_the_provided_studies_are_planned_without_network(tmp_path, monkeypatch,
         "explorer": 1,
         "figure": 1,
         "curves": 1,
+        "claims": 1,
     }
 
 
@@ -112,7 +113,7 @@ def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
     assert jobs.pop("fetch", 0) == (0 if given else 3)
     assert jobs == {
         **{"preprocess": 3, "baseline": 6, "sequential": 3, "metrics": 9},
-        **{"table": 1, "explorer": 1, "figure": 1},
+        **{"table": 1, "explorer": 1, "figure": 1, "claims": 1},
     }
     # Other data sets of the config can be requested by path.
     others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
@@ -495,7 +496,7 @@ def test_results_has_the_expected_files(small_study):
     expected = {f"data/small/{name}.parquet" for name in ("items", "users")}
     expected |= {f"data/small/{name}.parquet" for name in ("train", "valid", "test")}
     expected |= {"data/small/stats.json", "data/small/audit.json"}
-    expected |= {*(f"backbones/small/{name}" for name in model)}
+    expected |= {"claims.md", *(f"backbones/small/{name}" for name in model)}
     for table in ("main", "seeds"):
         suffixes = ("csv", "runs.csv", "md", "tex", "explorer.html")
         expected |= {f"tables/{table}.{suffix}" for suffix in suffixes}
@@ -751,29 +752,29 @@ TWICE = {"table": 2, "explorer": 2, "figure": 2}
     [
         (
             {"methods": {"rere": {"rl": {"beta": 0.1}}}},
-            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 2, **TWICE},
+            {"rl": 2, "recommend": 2, "metrics": 2, "curves": 2, "claims": 1, **TWICE},
         ),
         (
             {"methods": {"sft": {"sft": {"patience": 9}}}},
             {
                 **{"sft": 2, "preference": 1, "rl": 2, "recommend": 4, "decode": 1, "metrics": 5},
-                **{"curves": 2, **TWICE},
+                **{"curves": 2, "claims": 1, **TWICE},
             },
         ),
         (
             {"methods": {"sasrec": {"baseline": {"dropout": 0.5}}}},
-            {"sequential": 1, "decode": 1, "metrics": 2, **REPORTED},
+            {"sequential": 1, "decode": 1, "metrics": 2, "claims": 1, **REPORTED},
         ),
         (
             {"methods": {"d3": {"decode": {"alpha": 0.9}}}},
             {"decode": 1, "metrics": 1, **REPORTED},
         ),
-        ({"evaluation": {"num_beams": 30}}, {"recommend": 4, "metrics": 4, **TWICE}),
+        ({"evaluation": {"num_beams": 30}}, {"recommend": 4, "metrics": 4, "claims": 1, **TWICE}),
         (
             {"evaluation": {"rows": 30}},
             {
                 **{"baseline": 2, "sequential": 1, "recommend": 4, "decode": 1, "metrics": 8},
-                **TWICE,
+                **{"claims": 1, **TWICE},
             },
         ),
         ({"tables": {"main": {"reference": "rere"}}}, REPORTED),
@@ -838,6 +839,19 @@ def test_collaborative_and_own_rewards_run(study_copy):
     assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {}
     (study_copy / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
     assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
+
+
+@slow
+def test_figures_of_every_kind_are_drawn_from_the_table(study_copy):
+    kinds = ["backbones", "axes", "hits", "cost", "popularity"]
+    changes = {"tables": {"main": {"figures": kinds, "axes": {"Training": ["sft", "rere"]}}}}
+    assert planned(study_copy, SMALL, **changes) == {"figure_of_kind": 5}
+    done = snakemake(study_copy, SMALL, **changes)
+    assert done.returncode == 0, done.stdout
+    for kind in kinds:
+        for suffix in FORMATS:
+            assert (study_copy / f"results/figures/main.{kind}.{suffix}").stat().st_size > 1000
+    assert planned(study_copy, SMALL, **changes) == {}
 
 
 def test_without_rl_there_are_no_curves(tmp_path):

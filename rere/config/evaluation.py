@@ -1,14 +1,28 @@
 """How test rows are ranked."""
 
 import re
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from rere.config.options import MAX_BEAMS, Options, Precision, Scoring
+from rere.errors import unknown
 
 CUTOFFS = (1, 3, 5, 10, 20)
 """The K of every HR@K and NDCG@K."""
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS]
+
+
+def known_metric(name: str) -> str:
+    """Return the name of a metric; raises ValueError if it is none of METRICS."""
+    if name not in METRICS:
+        raise ValueError(unknown(name, METRICS))
+    return name
+
+
+Metric = Annotated[
+    str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
+]
 
 
 class Evaluation(Options):

@@ -1,5 +1,6 @@
 """The base class of all options, and their spelling on a command line."""
 
+import json
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -117,5 +118,23 @@ def flag(name: str) -> str:
 def words(value: Any) -> list[str]:
     """Return an option's value as command-line arguments."""
     if isinstance(value, dict):
-        return [f"{key}:{each}" for key, each in value.items()]
+        texts = {
+            key: json.dumps(each, ensure_ascii=False) if isinstance(each, dict | list) else each
+            for key, each in value.items()
+        }
+        return [f"{key}:{text}" for key, text in texts.items()]
     return [str(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def read_words(value: Any) -> Any:
+    """Return a mapping of JSON as `words` spells it, from the list of a command line.
+
+    Another value is returned as it is. Raises ValueError for text that is no name:JSON.
+    """
+    if not isinstance(value, list):
+        return value
+    pairs = [str(each).partition(":")[::2] for each in value]
+    try:
+        return {name: json.loads(text) for name, text in pairs}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"write name:JSON ({error})") from None

@@ -1,50 +1,33 @@
 """A study: data sets, backbones and methods, and the tables that compare them."""
 
 import itertools
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rere.config.backbones import Backbone
 from rere.config.baselines import Baseline, Deterministic
 from rere.config.benchmarks import Benchmark
+from rere.config.claims import Claim, Compared
 from rere.config.data import Dataset
 from rere.config.decoding import D3, Decode
 from rere.config.evaluation import (
-    METRICS,
     Evaluation,
+    Metric,
     Ranking,
     Recommend,
     applicable,
     spell,
     subfolder,
 )
-from rere.config.options import MethodName, Name, Options
+from rere.config.options import MethodName, Name, Options, read_words
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.training import PreferenceOptions, SftOptions
-from rere.errors import unknown
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
-def known_metric(name: str) -> str:
-    """Return the name of a metric; raises ValueError if it is none of METRICS."""
-    if name not in METRICS:
-        raise ValueError(unknown(name, METRICS))
-    return name
-
-
-Metric = Annotated[
-    str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": METRICS})
-]
 METHOD_STAGES = ("baseline", "sft", "preference", "rl", "decode")
 
 
@@ -154,7 +137,9 @@ class Shown(Options):
         """Return the label of a name, or the name."""
         return self.labels.get(name, name)
 
-    @field_validator("metrics", "datasets", "backbones", "methods", "seeds", check_fields=False)
+    @field_validator(
+        "metrics", "datasets", "backbones", "methods", "seeds", "figures", check_fields=False
+    )
     @classmethod
     def check_repeats(cls, values: list[Any]) -> list[Any]:
         seen: set[Any] = set()
@@ -179,7 +164,32 @@ class Comparison(Shown):
     )
 
 
-class Table(Comparison):
+FigureKind = Literal["methods", "curves", "backbones", "axes", "hits", "cost", "popularity"]
+PLAIN_FIGURES: tuple[FigureKind, ...] = ("methods", "curves")
+"""The figures of a table that names none; those of other kinds have stages `rere figure KIND`."""
+
+
+class DesignSpace(Comparison):
+    """The axes on which methods of a table differ."""
+
+    axes: Annotated[
+        dict[str, Annotated[list[str], Field(min_length=1)]], BeforeValidator(read_words)
+    ] = Field(
+        {},
+        description="Panels of the figure `axes`: titles with the methods of each; the name of a "
+        "grid stands for all of its methods. On a command line: title:JSON.",
+    )
+
+    @field_validator("axes")
+    @classmethod
+    def check_axes(cls, axes: dict[str, list[str]]) -> dict[str, list[str]]:
+        for title in axes:
+            if not title or not title.isprintable() or ":" in title:
+                raise ValueError(f"{title!r} is no title; write printable characters without :")
+        return axes
+
+
+class Table(DesignSpace):
     """A table of the study: the runs of all combinations of the lists."""
 
     datasets: list[str] = Field(min_length=1, description="Names of data sets.")
@@ -194,6 +204,13 @@ class Table(Comparison):
         Ranking(),
         description="Options of the study's `evaluation` that differ in this table. One that is "
         "not given has the study's value.",
+    )
+    figures: list[FigureKind] = Field(
+        list(PLAIN_FIGURES),
+        description="Figures of the table. methods: metrics as bars. curves: training of its RL "
+        "methods, if it has any. backbones: by model size. axes: one panel for each of `axes`. "
+        "hits: gains of RL by its hits. cost: by seconds of training. popularity: on popular and "
+        "rare targets.",
     )
 
 
@@ -218,6 +235,9 @@ class Study(Options):
         "have other options.",
     )
     tables: dict[Name, Table] = Field(description="Tables by name.")
+    claims: dict[Name, Claim] = Field(
+        {}, description="Claims by name, which results/claims.md decides."
+    )
     benchmarks: dict[Name, Benchmark] = Field({}, description="Benchmarks by name.")
     overwrite: bool = Field(
         False,
@@ -269,3 +289,58 @@ class Study(Options):
             )
         ]
         return list(dict.fromkeys(runs))
+
+    def resolved_claims(self) -> dict[str, Claim]:
+        """Return the claims, with the data sets and backbones of each comparison.
+
+        They are those of its table where it names none, and unknown if the table is not there.
+        """
+        return {
+            name: claim.model_copy(update={"comparisons": [*map(self.resolved, claim.comparisons)]})
+            for name, claim in self.claims.items()
+        }
+
+    def resolved(self, compared: Compared) -> Compared:
+        """Return comparisons with the data sets and backbones of their table, if it is there."""
+        if compared.table not in self.tables:
+            return compared
+        table = self.tables[compared.table]
+        axes = {
+            "datasets": compared.datasets or table.datasets,
+            "backbones": compared.backbones or table.backbones,
+        }
+        return compared.model_copy(update=axes)
+
+    def compared_runs(self) -> list[tuple[str, Run]]:
+        """Return the runs that claims compare, each with the table that has it."""
+        compared = [each for claim in self.resolved_claims().values() for each in claim.comparisons]
+        runs = [
+            (each.table, run)
+            for each in compared
+            if each.table in self.tables
+            for run in self.runs(each.table)
+            if run.method in (each.method, *each.than)
+            and run.dataset in (each.datasets or [])
+            and run.backbone in (NO_BACKBONE, *(each.backbones or []))
+        ]
+        return list(dict.fromkeys(runs))
+
+    def starts(self, method: str) -> list[str]:
+        """Return the methods whose models a method starts from or uses, but for the backbone."""
+        used = self.methods[method]
+        return [name for name in (used.init, used.collaborative) if name is not None]
+
+    def starts_rl(self, method: str) -> bool:
+        """Whether a method is RL from another method's model."""
+        return self.methods[method].rl is not None and self.methods[method].init is not None
+
+    def figures(self, table: str) -> list[str]:
+        """Return the names of a table's figures below results/figures/, without their endings."""
+        names = []
+        for kind in self.tables[table].figures:
+            has_rl = any(self.methods[run.method].stage == "rl" for run in self.runs(table))
+            if kind == "methods":
+                names.append(table)
+            elif kind != "curves" or has_rl:
+                names.append(f"{table}.{kind}")
+        return names

@@ -6,6 +6,7 @@ models compare on other users; `two_way_clustered_test` also covers other seeds.
 permutation_test and bootstrap do not support clusters; on sums by user they agree, more slowly.)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +114,29 @@ def two_way_clustered_test(
     half = stdtrit(freedom, (1 + level) / 2) * error
     p_value = 2 * stdtr(freedom, -abs(mean) / error)
     return Difference(*map(float, (mean, mean - half, mean + half, p_value)))
+
+
+def user_clustered_test(differences: np.ndarray, users: np.ndarray) -> Difference:
+    """Test of the mean difference of two methods with only users as a random sample.
+
+    It says how these models compare on other users, and nothing of other seeds. The interval is
+    `bootstrap_interval`, the p value `paired_permutation_test`.
+
+    differences (rows,) floats, users (rows,) integers.
+    """
+    low, high = bootstrap_interval(differences[:, None], users)
+    p_value = paired_permutation_test(differences, users)
+    return Difference(float(differences.mean()), float(low[0]), float(high[0]), p_value)
+
+
+def has_paired_seeds(seeds: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether the runs of two methods, with these seeds, allow a test over seeds.
+
+    They do if both have the same seeds, two at least. A single run, such as the SFT model that all
+    seeds start from, is paired with every other run.
+    """
+    is_paired = list(seeds) == list(others) or 1 in (len(seeds), len(others))
+    return is_paired and max(len(seeds), len(others)) > 1
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

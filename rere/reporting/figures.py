@@ -1,6 +1,11 @@
-"""A table as bars: metrics of each method, with 95 % intervals over users."""
+"""A table as bars: metrics of each method, with 95 % intervals over users.
 
+The other figures of a table share its style, its legend and how files are read and written.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import seaborn as sns
@@ -16,6 +21,9 @@ from rere.reporting.markup import split_facets
 
 DEFAULTS = Shown()
 STYLE = Path(__file__).with_name("rere.mplstyle")
+NAMES = ("dataset", "backbone", "method")
+MARKERS = "osD^vPX<>p*hd8"
+"""One for each method of a legend; colours repeat earlier."""
 
 
 def figure(table: Path, outputs: list[Path], options: Shown = DEFAULTS) -> None:
@@ -31,10 +39,17 @@ def figure(table: Path, outputs: list[Path], options: Shown = DEFAULTS) -> None:
 
 def read_table(path: Path, metrics: list[str]) -> pl.DataFrame:
     """The columns of a table's .csv that a figure shows."""
-    schema = dict.fromkeys(("dataset", "backbone", "method"), pl.String)
-    schema |= dict.fromkeys(
-        (f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")), pl.Float64
+    return read_columns(
+        path, [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high")]
     )
+
+
+def read_columns(path: Path, numbers: Iterable[str]) -> pl.DataFrame:
+    """The names and these numbers of a table's .csv or .runs.csv.
+
+    Raises InputError if one is missing, or a cell empty.
+    """
+    schema = dict.fromkeys(NAMES, pl.String) | dict.fromkeys(numbers, pl.Float64)
     try:
         with path.open("rb") as file:
             summary = pl.read_csv(file, columns=[*schema], schema_overrides=schema)
@@ -56,27 +71,33 @@ def save_figure(figure: Figure, outputs: list[Path]) -> None:
             figure.savefig(file, metadata=metadata)
 
 
-def draw_bars(summary: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
-    """One row of panels for each (dataset, backbone), as high as its methods need."""
+def draw_bars(
+    summary: pl.DataFrame, options: Shown = DEFAULTS, columns: Sequence[str] | None = None
+) -> Figure:
+    """One row of panels for each (dataset, backbone), as high as its methods need.
+
+    Its panels are of the table's metrics, or of other columns that have `_low` and `_high`.
+    """
+    columns = options.metrics if columns is None else columns
     facets = split_facets(summary, options)
     heights = [0.24 * len(facet) + 0.5 for _, facet in facets]
     figure = Figure(figsize=(None, sum(heights)))
     grid = figure.subplots(
-        len(facets), len(options.metrics), squeeze=False, sharey="row", height_ratios=heights
+        len(facets), len(columns), squeeze=False, sharey="row", height_ratios=heights
     )
     for (title, facet), row in zip(facets, grid, strict=True):
-        for metric, axes in zip(options.metrics, row, strict=True):
+        for metric, axes in zip(columns, row, strict=True):
             draw_panel(axes, facet, metric)
             axes.set_title(metric, loc="right")
-            # Backbones of a data set share a scale; a fifth of the width is left for numbers.
+            axes.locator_params(axis="x", nbins=4 if len(columns) < 3 else 3)
+            # Backbones of a data set share a scale; some of the width is left for numbers.
             largest = summary.filter(dataset=facet["dataset"][0])[f"{metric}_high"].max()
-            axes.set_xlim(0, 1.2 * largest or 1)
-        # A dollar sign would begin a formula.
-        labels = [options.label(name).replace("$", r"\$") for name in facet["method"]]
+            axes.set_xlim(0, (1.2 if len(columns) < 3 else 1.35) * largest or 1)
+        labels = [plain(options.label(name)) for name in facet["method"]]
         row[0].set_yticks(row[0].get_yticks(), labels)
         # Above the name of the metric, if a panel is too narrow for both.
-        above = "\n" if len(options.metrics) > 2 else ""
-        row[0].set_title(title.replace("$", r"\$") + above, loc="left", fontweight="bold")
+        above = "\n" if len(columns) > 2 else ""
+        row[0].set_title(plain(title) + above, loc="left", fontweight="bold")
     sns.despine(figure, left=True)
     return figure
 
@@ -98,11 +119,38 @@ def draw_panel(axes: Axes, facet: pl.DataFrame, metric: str) -> None:
     axes.tick_params(left=False)
 
 
+def plain(label: str) -> str:
+    """A label as text: a dollar sign would begin a formula."""
+    return label.replace("$", r"\$")
+
+
+def mark(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each method, as options of `plot`."""
+    names = enumerate(dict.fromkeys(methods))
+    # Hollow, so that points on one another are seen.
+    plain_style = {"linestyle": "", "markerfacecolor": "none"}
+    return {
+        name: {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)], **plain_style}
+        for number, name in names
+    }
+
+
+def place_legend(figure: FigureBase, handles: Mapping[str, Any], has_lines: bool = True) -> None:
+    """A legend above the panels, as wide as fits."""
+    # A figure is about 96 characters wide, a line with its spaces 9, a marker 6.
+    num_columns = max(1, 96 // ((9 if has_lines else 6) + max(map(len, handles))))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside upper center",
+        ncols=num_columns,
+        handlelength=None if has_lines else 1,
+    )
+
+
 def move_legend(figure: FigureBase) -> None:
     """Replace the panels' legends by one above them, as wide as fits."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for axes in figure.axes:
         axes.get_legend().remove()
-    # A figure is about 96 characters wide, a line with its spaces 9.
-    num_columns = max(1, 96 // (9 + max(map(len, labels))))
-    figure.legend(handles, labels, loc="outside upper center", ncols=num_columns)
+    place_legend(figure, dict(zip(labels, handles, strict=True)))

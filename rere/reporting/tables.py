@@ -17,6 +17,7 @@ from rere.errors import InputError, hint
 from rere.evaluation.metrics import ITEM_METRICS
 from rere.evaluation.significance import (
     bootstrap_interval,
+    has_paired_seeds,
     holm,
     paired_permutation_test,
     two_way_clustered_test,
@@ -174,14 +175,12 @@ def adjusted_p_values(
 
 
 def paired_p_value(method: MethodRuns, reference: MethodRuns) -> float:
-    """p value of equal NDCG@10 of two methods, over seeds and users, or over users alone.
+    """p value of equal NDCG@10 of two methods, over seeds and users if `has_paired_seeds`.
 
-    It is over users alone if both have one run, or if their seeds differ and cannot be paired. A
-    single run, such as the SFT model that all seeds start from, is paired with every other run.
+    It is over users alone otherwise.
     """
     column = METRICS.index(TESTED)
     values, others = method.values[..., column], reference.values[..., column]
-    is_paired = method.seeds == reference.seeds or 1 in (len(values), len(others))
-    if is_paired and max(len(values), len(others)) > 1:
+    if has_paired_seeds(method.seeds, reference.seeds):
         return two_way_clustered_test(values - others, method.users).p_value
     return paired_permutation_test(values.mean(axis=0) - others.mean(axis=0), method.users)

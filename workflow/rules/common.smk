@@ -6,8 +6,9 @@ import os
 
 from snakemake.io import IOFile
 
+from rere.config.claims import Claims
 from rere.config.evaluation import applicable, spell, subfolder
-from rere.config.options import flags
+from rere.config.options import flags, words
 from rere.config.run import (
     ADAPTED_FILES,
     BASELINE_FILES,
@@ -18,7 +19,7 @@ from rere.config.run import (
     stored_files,
 )
 from rere.config.rl import reward_weights
-from rere.config.study import METHOD_STAGES, Comparison, Shown
+from rere.config.study import METHOD_STAGES, Comparison, DesignSpace, Shown
 from rere.inputs import identity, model_files, raw_files
 
 
@@ -172,6 +173,81 @@ def figure_flags(wildcards):
     """What the table's figure shows."""
     table = study.tables[wildcards.table]
     return flags(Shown(**table.model_dump(include=set(Shown.model_fields))))
+
+
+def figure_kind_inputs(wildcards):
+    """The files that a figure of this kind is drawn from: a table, and what it lacks."""
+    table, runs = study.tables[wildcards.table], study.runs(wildcards.table)
+    match wildcards.kind:
+        case "popularity":
+            names = ("metrics.json", "predictions.parquet")
+            files = [f"{run.folder}/{name}" for run in runs for name in names]
+            names = ("items", "test")
+            data = [
+                f"results/data/{each}/{name}.parquet" for each in table.datasets for name in names
+            ]
+            return [*files, *data]
+        case "hits":
+            logs = [f"{folder}/log.jsonl" for folder in gaining_runs(wildcards.table)]
+            return [f"results/tables/{wildcards.table}.runs.csv", *logs]
+        case "backbones":
+            names = ("config.json", "model.safetensors")
+            files = [
+                f"results/backbones/{each}/{name}" for each in table.backbones for name in names
+            ]
+            return [f"results/tables/{wildcards.table}.csv", *files]
+        case "cost":
+            return f"results/tables/{wildcards.table}.runs.csv"
+        case _:
+            return f"results/tables/{wildcards.table}.csv"
+
+
+def figure_kind_flags(wildcards):
+    """What a figure of this kind shows, and the folders that it reads."""
+    table = study.tables[wildcards.table]
+    runs = [run.folder for run in study.runs(wildcards.table)]
+    csv = f"results/tables/{wildcards.table}.csv"
+    starts = {name: study.starts(name) for name in table.methods if study.starts(name)}
+    inits = {name: [study.methods[name].init] for name in table.methods if study.starts_rl(name)}
+    shown = Shown(**table.model_dump(include=set(Shown.model_fields)))
+    match wildcards.kind:
+        case "popularity":
+            data = [f"results/data/{dataset}" for dataset in table.datasets]
+            return ["--runs", *runs, "--data", *data, *flags(shown)]
+        case "hits":
+            of_rl = ["--runs", *gaining_runs(wildcards.table), "--starts", *words(inits)]
+            return ["--table", csv.replace(".csv", ".runs.csv"), *of_rl, *flags(shown)]
+        case "cost":
+            all_starts = ["--starts", *words(starts)]
+            return ["--table", csv.replace(".csv", ".runs.csv"), *all_starts, *flags(shown)]
+        case "backbones":
+            folders = [f"results/backbones/{backbone}" for backbone in table.backbones]
+            return ["--table", csv, "--backbones", *folders, *flags(shown)]
+        case _:
+            space = DesignSpace(**table.model_dump(include=set(DesignSpace.model_fields)))
+            return ["--table", csv, *flags(space)]
+
+
+def gaining_runs(table):
+    """The folders of a table's RL runs that start from another method's model."""
+    return [run.seed_folder for run in study.runs(table) if study.starts_rl(run.method)]
+
+
+def compared_folders():
+    """The folders of the runs that the claims compare."""
+    return list(dict.fromkeys(run.folder for _, run in study.compared_runs()))
+
+
+def compared_datasets():
+    """The data sets of these runs."""
+    return list(dict.fromkeys(run.dataset for _, run in study.compared_runs()))
+
+
+def claim_flags(wildcards):
+    """The claims, the runs that they compare, with their tables, and their data folders."""
+    runs = [f"{table}:{run.folder}" for table, run in study.compared_runs()]
+    data = [f"results/data/{dataset}" for dataset in compared_datasets()]
+    return [*flags(Claims(claims=study.resolved_claims())), "--runs", *runs, "--data", *data]
 
 
 def benchmarks(*measures):
