@@ -334,6 +334,9 @@ class Planned(Options):
         description="Memory of the device in GB. None: what is free on this machine's GPU, or "
         "all of its RAM.",
     )
+    processes: int = Field(
+        1, ge=1, description="Processes that `torchrun` starts, each with such a device."
+    )
     json_: bool = Field(False, description="Print JSON, in bytes.")
 
     def target(self, dtype: str) -> "Target":
@@ -341,7 +344,7 @@ class Planned(Options):
         from rere.planning.plan import Target
 
         memory = None if self.memory is None else self.memory * 1e9
-        return Target.choose(choose_device(self.device), dtype, memory)
+        return Target.choose(choose_device(self.device), dtype, memory, self.processes)
 
     def print(self, plan: "Plan", target: "Target") -> None:
         from rere.planning.plan import as_json, as_text

@@ -143,6 +143,7 @@ SHARED = {
     "num_beams": st.integers(2, 99),
     "lora_rank": st.none(),
     "save": st.just("merged"),
+    "sharded": st.just(False),
     "start": st.none() | st.dates(max_value=date(1999, 12, 31)),
     "end": st.none() | st.dates(min_value=date(2000, 1, 1)),
     "rollout": st.just("beam"),

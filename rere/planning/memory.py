@@ -5,6 +5,7 @@ shapes, dtypes and storages, but no values. Whatever changes memory (LoRA, preci
 layers, the architecture) thus counts as it does in the run.
 """
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Adafactor, PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rere.backbones import halve_linear_layers, shape_of
 from rere.config.rl import RlOptions
@@ -39,11 +41,13 @@ class TrainingMemory(NamedTuple):
     gradients: int
     optimizer: int
     activations: int  # all that a forward and backward pass holds, logits among it
+    gathered_in_pass: int = 0  # of the other ranks' weights, if the model is sharded
+    gathered_in_search: int = 0
 
     @property
     def held_in_search(self) -> int:
         """What a search leaves free: all but activations, though gradients are not there yet."""
-        return sum(self) - self.activations
+        return sum(self) - self.activations - self.gathered_in_pass
 
 
 class HeldMemory(TorchDispatchMode):
@@ -125,6 +129,36 @@ def training_memory(
             optimizer=lasting - before_optimizer,
             activations=max(0, memory.peak - lasting - gradients),
         )
+
+
+def sharded_memory(
+    memory: TrainingMemory, config: PreTrainedConfig, options: Training, processes: int
+) -> TrainingMemory:
+    """The same for each of several processes that split the model (`rere.training.sharding`).
+
+    LoRA adapters stay whole. A pass holds two layers, the second ahead of its use, and what lies
+    beside the layers, above all embeddings; and of those that are trained one layer's gradient.
+    """
+    model = shape_of(config)
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
+    total = sum(weight.numel() for weight in model.parameters())
+    byte = memory.weights / total  # of a weight
+    beside, layer = total - sum(sizes), max(sizes)
+    is_lora = options.lora_rank is not None
+    gradients = 0 if is_lora else beside + layer
+
+    def part(size: int) -> int:
+        return math.ceil(size / processes)
+
+    return memory._replace(
+        weights=part(memory.weights),
+        reference=part(memory.reference),
+        gradients=memory.gradients if is_lora else part(memory.gradients),
+        optimizer=memory.optimizer if is_lora else part(memory.optimizer),
+        gathered_in_pass=int(byte * (beside + 2 * layer) + 4 * gradients),
+        gathered_in_search=memory.weights,
+    )
 
 
 def take_memory(model: Model) -> None:

@@ -26,6 +26,7 @@ from rere.planning.memory import (
     TrainingMemory,
     count_parameters,
     inference_weights,
+    sharded_memory,
     training_memory,
 )
 from rere.planning.passes import TrainingOptions, largest_pass
@@ -47,13 +48,16 @@ class Target(NamedTuple):
     device: torch.device
     dtype: str
     memory: float | None  # bytes; None: unknown
+    processes: int = 1  # each with a device of its own
 
     @classmethod
-    def choose(cls, device: torch.device, dtype: str, memory: float | None) -> "Target":
+    def choose(
+        cls, device: torch.device, dtype: str, memory: float | None, processes: int = 1
+    ) -> "Target":
         """The device with its own memory, if it is here, and the precision that `auto` means."""
         is_here = device.type != "cuda" or torch.cuda.is_available()
         memory = available_memory(device) if memory is None and is_here else memory
-        return cls(device, choose_dtype(dtype, device), memory)
+        return cls(device, choose_dtype(dtype, device), memory, processes)
 
 
 class Part(NamedTuple):
@@ -117,6 +121,8 @@ def plan_training(
     elif isinstance(options, PreferenceOptions):
         has_reference, is_synced = True, options.algorithm == "sprec"
     memory = training_memory(config, options, packed, has_reference, is_synced, target.device)
+    if options.sharded and target.processes > 1:
+        memory = sharded_memory(memory, config, options, target.processes)
     logits = packed.num_logits * config.get_text_config().vocab_size * 4
     size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"
     lasting = [
@@ -129,13 +135,22 @@ def plan_training(
         load=plan_load(config, lasting, target),
         update=[
             Part("gradients", memory.gradients),
+            *gathered(memory.gathered_in_pass, "two layers, embeddings, their gradients"),
             Part("activations", memory.activations - logits, size),
             Part("logits", logits, f"of {packed.num_logits} tokens"),
         ],
-        search=plan_training_search(
-            options, config, texts.tree, packed.num_prompt_columns + 1, memory, target
-        ),
+        search=[
+            *gathered(memory.gathered_in_search, "all weights"),
+            *plan_training_search(
+                options, config, texts.tree, packed.num_prompt_columns + 1, memory, target
+            ),
+        ],
     )
+
+
+def gathered(size: int, remark: str) -> list[Part]:
+    """The weights that a rank gathers from the others, if the model is sharded."""
+    return [Part("gathered", size, remark)] if size else []
 
 
 def plan_training_search(
@@ -156,7 +171,8 @@ def plan_training_search(
         case RlOptions():
             paths = num_samples(options.rollout, options.group_size)
             if options.is_constrained:  # then all prompts of a step are searched at once
-                rows, budget = options.prompts, search_budget(target, memory.held_in_search)
+                rows = math.ceil(options.prompts / target.processes)
+                budget = search_budget(target, memory.held_in_search)
     part = plan_search(config, tree, rows, prompt_length, paths, options.scoring, target, budget)
     return [part]
 
@@ -296,6 +312,7 @@ def verdict(plan: Plan, target: Target, options: Recommend | TrainingOptions) ->
             "gradient_checkpointing: true": options.gradient_checkpointing,
             "optimizer: adafactor": options.optimizer == "adafactor",
             "lora_rank: 16": options.lora_rank is not None,
+            "sharded: true with several processes": options.sharded,
         }
         others = [option for option, is_set in set_already.items() if not is_set]
         lines.append(f"Set {' or '.join(others)}." if others else "Take a smaller model.")
@@ -307,7 +324,7 @@ def most_rows_per_pass(plan: Plan, memory: float, options: TrainingOptions) -> i
 
     Activations and logits are taken to grow with the rows.
     """
-    by_row = sum(part.bytes for part in plan.update if part.name != "gradients")
+    by_row = sum(part.bytes for part in plan.update if part.name in ("activations", "logits"))
     fixed = sum(part.bytes for part in [*plan.lasting, *plan.update]) - by_row
     most = (memory - fixed) * options.rows_per_pass / by_row
     rows = getattr(options, options.rows_option)

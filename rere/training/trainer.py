@@ -37,6 +37,7 @@ from rere.training.reference import Reference
 from rere.training.sharding import (
     load_state,
     load_weights,
+    part_of,
     shard,
     unsharded,
     whole,
@@ -110,7 +111,7 @@ class Trainer(transformers.Trainer):
             with self.autocast(), unsharded(self.model):
                 sizes = choose_sizes(
                     self.language_model,
-                    reserved=copies * sum(each.nbytes for each in weights),
+                    reserved=copies * sum(part_of(each).nbytes for each in weights),
                     is_timed=not self.options.deterministic and self.ranks.is_first,
                 )
             chosen |= zip(sizes._fields, map(int, self.ranks.first(*sizes)), strict=True)

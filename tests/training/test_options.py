@@ -128,7 +128,7 @@ def test_adafactor_keeps_little_state(run, monkeypatch):
         states = trainer.optimizer.state_dict()["state"].values()
         sizes.append(sum(v.numel() for s in states for v in s.values() if torch.is_tensor(v)))
 
-    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save)
+    monkeypatch.setattr(Trainer, "_save_rng_state", save)
     options = {"steps": 2, "checkpoint_seconds": 0.0}
     runs = [run("rl", name, optimizer=name, **options) for name in ("adamw", "adafactor")]
     assert not has_same_weights(*runs)
@@ -142,7 +142,7 @@ def test_deterministic_algorithms_are_wanted_during_the_run_only(run, monkeypatc
     def record(trainer: Trainer, folder: str) -> None:
         wanted.append(torch.are_deterministic_algorithms_enabled())
 
-    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", record)
+    monkeypatch.setattr(Trainer, "_save_rng_state", record)
     options = {"steps": 2, "checkpoint_seconds": 0.0}
     assert has_same_weights(
         *(run("rl", str(on), deterministic=on, **options) for on in (False, True))
