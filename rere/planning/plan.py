@@ -310,9 +310,10 @@ def verdict(plan: Plan, target: Target, options: Recommend | TrainingOptions) ->
     elif not fits:
         set_already = {
             "gradient_checkpointing: true": options.gradient_checkpointing,
-            "optimizer: adafactor": options.optimizer == "adafactor",
+            "optimizer: adafactor": options.optimizer == "adafactor" or options.sharded,
             "lora_rank: 16": options.lora_rank is not None,
-            "sharded: true with several processes": options.sharded,
+            "sharded: true with several processes": options.sharded
+            or options.optimizer == "adafactor",
         }
         others = [option for option, is_set in set_already.items() if not is_set]
         lines.append(f"Set {' or '.join(others)}." if others else "Take a smaller model.")

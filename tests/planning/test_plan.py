@@ -103,13 +103,17 @@ def test_a_plan_in_words():
             {},
             [
                 "Does not fit into 2.0 GB.",
-                "Set gradient_checkpointing: true or optimizer: adafactor or lora_rank: 16.",
+                "Set gradient_checkpointing: true or optimizer: adafactor or lora_rank: 16 or "
+                "sharded: true with several processes.",
             ],
         ),
         (
             2,
             {"gradient_checkpointing": True, "lora_rank": 8},
-            ["Does not fit into 2.0 GB.", "Set optimizer: adafactor."],
+            [
+                "Does not fit into 2.0 GB.",
+                "Set optimizer: adafactor or sharded: true with several processes.",
+            ],
         ),
         (
             2,
@@ -136,10 +140,28 @@ def test_precision_follows_the_device_and_its_memory_is_known_or_given():
         torch.device("cuda"),
         "bfloat16",
         None,
+        1,
     )
     here = Target.choose(torch.device("cpu"), "auto", None)
     assert here.dtype == "float32" and here.memory > GB
     assert Target.choose(torch.device("cuda"), "float32", 80 * GB).memory == 80 * GB
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_a_sharded_model_is_split_over_the_processes(lora_rank, fixed_model, data):
+    options = RL.model_copy(update={"sharded": True, "beta": 0.1, "lora_rank": lora_rank})
+    one, four = (
+        plan_training(options, str(fixed_model), data, 0, CPU._replace(processes=processes))
+        for processes in (1, 4)
+    )
+    sizes = [{part.name: part.bytes for part in plan.lasting} for plan in (one, four)]
+    quarter = {name: -(-size // 4) for name, size in sizes[0].items()}
+    assert sizes[1]["weights"] == quarter["weights"]
+    whole_state = {None: quarter, 4: sizes[0]}[lora_rank]
+    assert sizes[1]["optimiser state"] == whole_state["optimiser state"]
+    in_search = {part.name: part.bytes for part in four.search}
+    assert in_search["gathered"] == sizes[0]["weights"]
+    assert "gathered" not in [part.name for part in one.search]
 
 
 def test_parts_follow_the_method(fixed_model, data):
