@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jinja2
+import numpy as np
 import polars as pl
 import psutil
 import pytest
@@ -263,6 +264,21 @@ def test_other_gpus_run_no_finished_job_again(small_study, machine_with):
     assert planned(small_study, SMALL, *several) == {}
     machine_with(2)
     assert planned(small_study, SMALL, *several) == {}
+
+
+@slow
+def test_two_processes_of_a_job_recommend_as_one_does(small_study, tmp_path):
+    folder, run = tmp_path / "study", "results/runs/small/small/sft/seed0"
+    predictions = f"{run}/rows=40-list_length=20-num_beams=20/predictions.parquet"
+    shutil.copytree(small_study, folder, symlinks=True)
+    two = ["--resources", "gpu=2", "--set-resources", "sft:gpu=2", "recommend:gpu=2"]
+    done = snakemake(folder, SMALL, predictions, *two, "--forcerun", "sft")
+    assert done.returncode == 0, done.stdout
+    one, several = (pl.read_parquet(at / predictions) for at in (small_study, folder))
+    assert one.drop("scores").equals(several.drop("scores"))
+    scores = (each["scores"].explode().to_numpy() for each in (one, several))
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    assert not any(folder.glob("results/runs/**/checkpoints"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "rules").glob("*.smk")))
@@ -593,7 +609,7 @@ def test_every_job_has_a_log_and_a_benchmark(small_study):
         path.relative_to(small_study / "benchmarks").with_suffix("")
         for path in small_study.glob("benchmarks/**/*.tsv")
     }
-    assert len(jobs) == 31
+    assert len(jobs) == 32
 
 
 @slow

@@ -73,7 +73,8 @@ class Trainer(transformers.Trainer):
         self.is_sharded = options.sharded and self.ranks.size > 1
         device = more["args"].device
         if self.is_sharded:
-            for model in {more["model"], *([reference.model] if reference else [])}:
+            models = [more["model"], *([reference.model] if reference else [])]
+            for model in dict.fromkeys(models):  # LoRA's reference is the policy
                 shard(model, self.ranks, device)
         super().__init__(**more)
         if reference is not None:
@@ -116,9 +117,6 @@ class Trainer(transformers.Trainer):
                 )
             chosen |= zip(sizes._fields, map(int, self.ranks.first(*sizes)), strict=True)
         return SearchSizes(*(chosen[name] for name in SearchSizes._fields))
-
-    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
-        return self.autocast()
 
     def split_into_passes(self, rows: Sequence[int]) -> list[Pass]:
         """This rank's share of a step's rows, in passes.

@@ -8,7 +8,6 @@ from rere.engine.search.beam import beam_search
 from rere.engine.search.sizes import SearchSizes
 from rere.evaluation.metrics import metrics_from_ranks, target_ranks
 from rere.prefix_tree import PrefixTree
-from rere.training.groups import slices
 from rere.training.trainer import Trainer
 
 SELECTION_METRIC = "ndcg@10"
@@ -26,9 +25,11 @@ def validate_ndcg(
     Batches hold "prompts" and "target" (B,), item ids. They are dealt out to the ranks. `tree` is
     on the model's device.
     """
-    ranks = torch.zeros(len(trainer.eval_dataset), dtype=torch.long)
-    rows = slices(len(ranks), trainer.args.eval_batch_size)
-    for part, inputs in trainer.ranks.deal(zip(rows, trainer.get_eval_dataloader(), strict=True)):
+    every, size = torch.arange(len(trainer.eval_dataset)), trainer.args.eval_batch_size
+    rows, ranked, targets = [every[:0]], [], []
+    for part, inputs in trainer.ranks.deal(
+        zip(every.split(size), trainer.get_eval_dataloader(), strict=True)
+    ):
         with trainer.autocast():
             leaf, _ = beam_search(
                 trainer.language_model,
@@ -38,7 +39,12 @@ def validate_ndcg(
                 scoring,
                 sizes=sizes,
             )
-        target = tree.hit_leaf[inputs["target"]]
-        ranks[part] = torch.from_numpy(target_ranks(leaf.cpu().numpy(), target.cpu().numpy()))
+        rows.append(part)
+        ranked.append(leaf)
+        targets.append(tree.hit_leaf[inputs["target"]])
+    ranks = torch.zeros_like(every)
+    if ranked:
+        found = target_ranks(torch.cat(ranked).cpu().numpy(), torch.cat(targets).cpu().numpy())
+        ranks[torch.cat(rows)] = torch.from_numpy(found)
     means = metrics_from_ranks(trainer.ranks.sum(ranks).numpy()).mean(axis=0)
     return {SELECTION_METRIC: float(means[METRICS.index("NDCG@10")])}

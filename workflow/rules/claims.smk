@@ -37,6 +37,11 @@ rule claims:
         "benchmarks/claims.tsv"
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         flags=claim_flags,
         contents=contents,

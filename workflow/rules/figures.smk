@@ -41,6 +41,11 @@ rule figure_of_kind:
         kind="backbones|axes|hits|cost|popularity",
     conda:
         "../../envs/rere.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4_000),
+        runtime=growing(60),
+        disk_mb=1_000,
     params:
         flags=figure_kind_flags,
         contents=contents,
