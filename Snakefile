@@ -32,6 +32,12 @@ include: "workflow/rules/claims.smk"
 include: "workflow/rules/benchmarks.smk"
 
 
+# On a cluster these run where Snakemake does, since other machines may have no network.
+localrules:
+    fetch,
+    backbone,
+
+
 rule all:
     """Make every table of the study, its figures and its explorer, and decide its claims"""
     default_target: True

@@ -35,7 +35,7 @@ PINS = requirements((ROOT / "constraints.txt").read_text().splitlines())
 
 def test_constraints_pin_every_direct_requirement_exactly():
     assert all(str(pin.specifier).startswith("==") for pin in PINS.values())
-    direct = RUNTIME | SERVE | requirements(EXTRAS["dev"])
+    direct = RUNTIME | requirements([each for extra in EXTRAS.values() for each in extra])
     del direct["rere"]  # with an extra
     assert direct.keys() <= PINS.keys()
     for name, requirement in direct.items():

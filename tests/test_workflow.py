@@ -234,12 +234,18 @@ def launches(folder: Path, *arguments: str) -> dict[str, set[str]]:
     return found
 
 
+def only_which(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide all programs, so nvidia-smi, but for one that the Slurm plugin needs on import."""
+    (folder / "which").symlink_to(shutil.which("which"))
+    monkeypatch.setenv("PATH", str(folder))
+
+
 PYTHON, LEASE = "python -m rere", "python -m rere lease --gpus={} -- "
 TORCHRUN = "torchrun --standalone --nproc-per-node={} -m rere"
 
 
 def test_without_gpus_a_job_is_a_process_or_several_on_cpus(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+    only_which(tmp_path, monkeypatch)
     found = launches(tmp_path, "--resources", "gpu=3", "--set-resources", "rl:gpu=3")
     assert found.pop("rl") == {TORCHRUN.format(3)}
     assert {"sft", "recommend", "baseline"} <= found.keys()
@@ -312,7 +318,7 @@ def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch)
     (tmp_path / "results" / "plan.json").write_text(json.dumps({"jobs": jobs}))
     two = ["--resources", "gpu=2", "--set-resources", "rl:gpu=2"]
     with monkeypatch.context() as without_gpus:
-        without_gpus.setenv("PATH", str(tmp_path))
+        only_which(tmp_path, without_gpus)
         after = resources(tmp_path, "rl")
         assert (after["mem_mb"], after["disk_mb"]) == (26_500, 41_000)
         assert resources(tmp_path, "rl", *two)["mem_mb"] == 53_000

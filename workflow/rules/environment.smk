@@ -2,6 +2,7 @@
 Where jobs find Python and `rere`, and how they are told to stop.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import psutil
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 from rere.errors import printable
 
@@ -51,6 +53,13 @@ def stop_jobs():
                 process.terminate()
         except psutil.Error:
             pass  # it has ended
+
+
+# Schedulers send SIGTERM to all processes of a job. The stage alone decides whether that ends it: if
+# its last step is running it finishes, and Snakemake must not count the job as failed after that.
+if workflow.remote_exec:
+    JobScheduler.exit_gracefully = lambda *_: None
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 onstart:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from functools import lru_cache
 
 HAS_GPUS = shutil.which("nvidia-smi") is not None
@@ -24,22 +25,36 @@ CHECKPOINTS = 4  # at most so many lie on disk
 
 def one_process(wildcards, resources):
     """A job as one process, with GPUs that no other job has."""
-    return with_lease(resources, ["python", "-m", "rere"])
+    return with_lease(resources.get("gpu"), ["python", "-m", "rere"])
 
 
 def process_per_gpu(wildcards, resources):
     """The same as a process for each of several GPUs; without GPUs these use the CPU."""
     if resources.gpu <= 1:
         return one_process(wildcards, resources)
+    nodes = resources.get("nodes", 1)
+    if nodes > 1:
+        return on_nodes(nodes, resources.gpu // nodes)
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={resources.gpu}"]
-    return with_lease(resources, [*torchrun, "-m", "rere"])
+    return with_lease(resources.gpu, [*torchrun, "-m", "rere"])
 
 
-def with_lease(resources, command):
-    """The command with a lease of GPUs before it, if the machine and the job have any."""
-    if not HAS_GPUS or "gpu" not in resources.keys():
+def on_nodes(nodes, gpus):
+    """The same on several nodes of a Slurm job, of which this machine is the first."""
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    srun = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", f"--gpus-per-node={gpus}"]
+    torchrun = ["torchrun", f"--nnodes={nodes}", f"--nproc-per-node={gpus}"]
+    port = 20000 + int(job) % 10000  # jobs may share a node
+    meet = ["--rdzv-backend=c10d", f"--rdzv-id={job}"]
+    meet += [f"--rdzv-endpoint={socket.gethostname()}:{port}"]
+    return [*srun, *with_lease(gpus, [*torchrun, *meet, "-m", "rere"])]
+
+
+def with_lease(gpus, command):
+    """The command with a lease of GPUs before it, if the machine has any."""
+    if not HAS_GPUS or gpus is None:
         return command
-    return ["python", "-m", "rere", "lease", f"--gpus={resources.gpu}", "--", *command]
+    return ["python", "-m", "rere", "lease", f"--gpus={gpus}", "--", *command]
 
 
 def growing(amount):
