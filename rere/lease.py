@@ -62,7 +62,7 @@ def join_lease() -> None:
 def list_gpus() -> list[str]:
     """The UUIDs of the machine's GPUs, in the order of their numbers.
 
-    None if there is no `nvidia-smi`, or, which is said in one line, if it fails.
+    Empty if there is no `nvidia-smi`, or, which is said in one line, if it fails.
     """
     query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:

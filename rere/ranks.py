@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from rere.devices import choose_device
-from rere.errors import InputError, LostProcess
+from rere.errors import InputError, LostProcess, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -156,6 +156,8 @@ def naming_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise LostProcess(
             "another process of this run has ended; the same command resumes from its last "
             "checkpoint"

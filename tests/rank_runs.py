@@ -20,6 +20,8 @@ from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions, Training
 from rere.evaluation.decode import decode
 from rere.evaluation.recommend import recommend
+from rere.ranks import join
+from rere.training.checkpoints import Checkpoints
 from rere.training.trainer import Trainer
 
 SFT = SftOptions(
@@ -108,8 +110,15 @@ if __name__ == "__main__":
     Trainer.create_optimizer = create_optimizer
     spec = Path(sys.argv[1])
     names, init, data = json.loads(spec.read_text())
+    is_first, write, steps = join().is_first, Checkpoints.write, []
+    # The clocks of the other ranks.
+    Checkpoints.is_due = lambda *_: not is_first
+    Checkpoints.write = lambda self, step, best: steps.append(step) or write(self, step, best)
     for name in names:
         run_stage(RUNS[name], Path(init), Path(data), 0, spec.parent / name)
+        if is_first:
+            (spec.parent / f"{name}.steps").write_text(json.dumps(steps))
+        steps.clear()
     # Eleven rows in three batches.
     rows = [([*range(row % 3 + 1)], row % 8) for row in range(11)]
     test = write_data(Path(mkdtemp()), CYCLE, test=rows)

@@ -84,6 +84,13 @@ def test_runs_skip_and_replace_groups(runs_of):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["rl", "rl_sharded"])
+def test_the_first_rank_decides_by_its_clock(name, runs_of):
+    """The initial model and the last step, the best; not the steps between."""
+    assert json.loads((runs_of[2] / f"{name}.steps").read_text()) == [0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_predictions_are_those_of_one_process_to_the_byte(name, runs_of):
     one, two = (runs_of[processes] / f"{name}.parquet" for processes in (1, 2))

@@ -73,8 +73,10 @@ class TrainingSetup:
 
     def save(self, output: Path, trainer: Trainer) -> None:
         """Write the trained model with its tokenizer, catalogue and card, on the first rank."""
-        weights = whole_weights(trainer.model) if trainer.is_sharded else None
-        if not trainer.ranks.is_first:
+        is_first, weights = trainer.ranks.is_first, None
+        if trainer.is_sharded:
+            weights = whole_weights(trainer.model, is_first)
+        if not is_first:
             return
         options, state = trainer.options, trainer.state
         left_out = RESULT_NEUTRAL | MEMORY_OPTIONS | {"seed"}  # paths above all, perhaps private

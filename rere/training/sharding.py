@@ -65,17 +65,20 @@ def unsharded(model: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(True, recurse=False)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, is_kept: bool) -> dict[str, Tensor]:
     """The weights by name, whole and on the CPU; of a model in training those that it trains.
 
-    All ranks must call it together.
+    All ranks must call it together. Those that do not keep them get none.
     """
     weights = dict(model.named_parameters(remove_duplicate=False))
     if trained := {name: weight for name, weight in weights.items() if weight.requires_grad}:
         weights = trained
-    # Tied weights stay one.
-    found = {weight: whole(weight.detach()).cpu() for weight in dict.fromkeys(weights.values())}
-    return {name: found[weight] for name, weight in weights.items()}
+    found: dict[Tensor, Tensor] = {}  # so that tied weights stay one
+    for weight in dict.fromkeys(weights.values()):
+        gathered = whole(weight.detach())
+        if is_kept:
+            found[weight] = gathered.cpu()
+    return {name: found[weight] for name, weight in weights.items() if is_kept}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -86,13 +89,20 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
                 part_of(weight).copy_(part_of(like(weights[name], weight)))
 
 
-def whole_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The optimiser's state with whole tensors on the CPU. All ranks must call it together."""
-    state: dict[str, Any] = tree_map(
-        lambda value: whole(value).cpu() if isinstance(value, Tensor) else value,
-        optimizer.state_dict(),
-    )
-    return state
+def whole_state(state: dict[str, Any], is_kept: bool) -> dict[str, Any]:
+    """An optimiser's state with whole tensors on the CPU, for ranks that keep it.
+
+    All ranks must call it together.
+    """
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        gathered = whole(value)
+        return gathered.cpu() if is_kept else None
+
+    found: dict[str, Any] = tree_map(gather, state)
+    return found
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

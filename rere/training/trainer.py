@@ -212,13 +212,12 @@ class Trainer(transformers.Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **more: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **more)  # saves a new best
         path = self.checkpoints.path(self.state.global_step)
-        # A signal may reach one rank only, and clocks differ.
-        received = self.checkpoints.signals.received or 0
-        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or received > 0
-        is_first, is_last = self.ranks.is_first, self.control.should_training_stop
-        signal, due = map(int, self.ranks.largest(received, is_due))
-        (is_saved,) = self.ranks.first(is_first and path.exists())
-        if due and not is_saved and not is_last:
+        # A signal may reach one rank only; the clock is the first one's.
+        (signal,) = map(int, self.ranks.largest(self.checkpoints.signals.received or 0))
+        is_due = self.checkpoints.is_due(self.options.checkpoint_seconds) or signal > 0
+        (is_due,) = map(bool, self.ranks.first(is_due and not path.exists()))
+        is_last = self.control.should_training_stop
+        if is_due and not is_last:
             self._save_checkpoint(self.model_wrapped)
         if signal and not is_last:
             raise Stopped(signal, f"the same command resumes from {path}")
@@ -227,11 +226,14 @@ class Trainer(transformers.Trainer):
         """Save all state that the rest of the run depends on; nothing after the last step."""
         if self.control.should_training_stop:
             return
-        weights = whole_weights(self.model) if self.is_sharded else None
-        reference = (
-            whole_weights(self.reference.model) if self.is_sharded and self.reference else None
-        )
-        optimizer = whole_state(self.optimizer) if self.is_sharded else self.optimizer.state_dict()
+        weights = reference = None
+        optimizer = self.optimizer.state_dict()
+        if self.is_sharded:  # gathered from all ranks
+            is_first = self.ranks.is_first
+            weights = whole_weights(self.model, is_first)
+            optimizer = whole_state(optimizer, is_first)
+            if self.reference is not None and self.reference.is_synced:
+                reference = whole_weights(self.reference.model, is_first)
         if self.ranks.is_first:
             state = self.state
             with self.checkpoints.write(state.global_step, state.best_global_step) as folder:

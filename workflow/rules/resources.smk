@@ -71,12 +71,14 @@ def planned_memory(wildcards, attempt, rulename):
     row = find_plan(wildcards)
     if row is None:
         return UNPLANNED_MEMORY * attempt
-    gpus = workflow.get_rule(rulename).resources["gpu"].value
+    stated = workflow.get_rule(rulename).resources
+    gpus = stated["gpu"].value
     if gpus and (HAS_GPUS or not workflow.local_exec):
         needed = PROCESS_ON_GPU + 2 * row["weights"]
     else:
         needed = PROCESS_ON_CPU + SHARE_OF_PLAN * row["cpu"]["peak"]
-    return math.ceil(max(1, gpus) * needed / 1e6) * attempt
+    nodes = stated["nodes"].value if "nodes" in stated else 1  # Slurm asks for memory of each
+    return math.ceil(max(1, gpus // nodes) * needed / 1e6) * attempt
 
 
 def planned_disk(wildcards):
