@@ -67,7 +67,7 @@ def largest_rows(options: TrainingOptions, lengths: np.ndarray, seed: int) -> li
         order = list(sampler)
     else:
         order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-        order = order[: options.steps * rows_per_step]
+        order = order[: options.num_steps(len(lengths)) * rows_per_step]
     steps = (order[step] for step in slices(len(order), rows_per_step))
     passes = [sorted(step, key=lambda row: lengths[row])[-size:] for step in steps]
     return max(passes, key=lambda rows: lengths[rows].sum())
