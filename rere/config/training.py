@@ -164,6 +164,11 @@ class SftOptions(Training):
         le=MAX_EPOCHS,
         description="Passes over the training rows, fewer if `patience` ends the run.",
     )
+    scoring: Scoring = Field(
+        "vocabulary",
+        description="Tokens over which training's and validation's losses normalise probabilities: "
+        "the whole vocabulary, or those that continue a title of the catalogue (arXiv 2504.04178).",
+    )
     validations: int = Field(20, ge=1, description=VALIDATIONS.format("loss"))
     patience: int = Field(
         3, ge=1, description="Stop after this many validations in a row without a lower loss."

@@ -41,9 +41,9 @@ def largest_pass(
     chosen = [rows[row] for row in largest_rows(options, lengths, seed)]
     ids, target = [row["row_id"] for row in chosen], [row["target"] for row in chosen]
     prompts = encoder.encode_prompts(ids, [row["history"] for row in chosen], seed)
-    if isinstance(options, SftOptions):
-        return pack(prompts, [[responses[item]] for item in target])
     leaf = tree.leaf_of_item[target]
+    if isinstance(options, SftOptions):
+        return pack_leaves(prompts, leaf[:, None], tree, options.scoring)
     if isinstance(options, PreferenceOptions):
         others = random_leaves(tree, seed, ids, leaf, options.num_negatives)
         return pack_leaves(prompts, torch.cat([leaf[:, None], others], 1), tree, options.scoring)

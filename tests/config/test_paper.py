@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from snakemake.utils import update_config
 from study_configs import CONFIG, SHIPPED, config_error
 
 from rere.cli import parse
 from rere.config.options import flags
 from rere.config.run import NO_BACKBONE
-from rere.config.study import METHOD_STAGES, Study
+from rere.config.study import METHOD_STAGES
 from rere.study import load_study
 
 OWN = yaml.safe_load((CONFIG / "paper.yaml").read_text())
@@ -22,19 +21,6 @@ TABLES = {
     *("main", "backbones", "sampling", "reward", "algorithm", "generation", "initialisation"),
     *("protocols", "cost", "tuning"),
 }
-
-
-@pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    """paper.yaml laid over config.yaml."""
-    merged = copy.deepcopy(SHIPPED)
-    update_config(merged, copy.deepcopy(OWN))
-    return merged
-
-
-@pytest.fixture(scope="module")
-def paper(config: dict[str, Any]) -> Study:
-    return load_study(config)
 
 
 def test_the_tables_are_those_of_the_page(paper):
@@ -46,9 +32,9 @@ def test_the_tables_are_those_of_the_page(paper):
     assert used == OWN["backbones"].keys() - {"smollm2-135m"}
 
 
-def misspelt(config: dict[str, Any], section: str, name: str) -> tuple[dict[str, Any], str]:
+def misspelt(paper_config: dict[str, Any], section: str, name: str) -> tuple[dict[str, Any], str]:
     """The config with a misspelt option in an entry, and the option's place."""
-    changed = copy.deepcopy(config)
+    changed = copy.deepcopy(paper_config)
     entry, where = changed[section][name], f"{section}.{name}"
     for key in (*METHOD_STAGES, "training", "evaluation"):
         if isinstance(entry.get(key), dict):
@@ -58,11 +44,11 @@ def misspelt(config: dict[str, Any], section: str, name: str) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("section", ["datasets", "backbones", "methods", "tables"])
-def test_the_options_of_each_entry_are_checked(config, section):
+def test_the_options_of_each_entry_are_checked(paper_config, section):
     names = [name for name, entry in OWN[section].items() if entry is not None]
     assert len(names) > 4
     for name in names:
-        wrong, where = misspelt(config, section, name)
+        wrong, where = misspelt(paper_config, section, name)
         assert f"{where}: unknown key" in config_error(wrong), where
 
 
@@ -145,5 +131,5 @@ def test_each_claim_of_the_abstract_is_compared(paper):
             assert {compared.method, *compared.than} <= set(methods), name
 
 
-def test_the_schema_accepts_it(config, config_schema):
-    config_schema.validate(config)
+def test_the_schema_accepts_it(paper_config, config_schema):
+    config_schema.validate(paper_config)

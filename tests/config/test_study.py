@@ -10,7 +10,9 @@ from study_configs import ABSENT, CONFIG, SHIPPED, changed, config_error
 
 from rere.config.evaluation import Recommend, read_spelling, spell, subfolder
 from rere.config.options import flags
+from rere.config.rl import RlOptions
 from rere.config.study import Comparison
+from rere.config.training import PreferenceOptions
 from rere.study import load_study
 
 FULL_MAIN = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
@@ -68,6 +70,13 @@ def test_missing_options_have_their_defaults():
     study = load_study(changed(methods__sft__sft={}))
     assert study.methods["sft"].options.batch_size == 128
     assert study.evaluation == Recommend()
+
+
+def test_steps_may_be_given_as_epochs():
+    assert RlOptions().num_steps(1000) == PreferenceOptions().num_steps(1000) == 100
+    assert RlOptions(steps=7).num_steps(1000) == 7
+    assert RlOptions(epochs=2.0).num_steps(1000) == 63  # 2 * 1000 / 32 = 62.5
+    assert PreferenceOptions(epochs=3.0, batch_size=64).num_steps(1000) == 47
 
 
 def test_a_table_may_have_options_of_evaluation_of_its_own():
@@ -367,6 +376,14 @@ def test_flags_have_every_option():
             {"methods__sprec__preference__iterations": 3},
             "methods.sprec.preference: steps must be a multiple of twice the iterations "
             "(5 by default)",
+        ),
+        (
+            {"methods__rere__rl__epochs": 1.0},
+            "methods.rere.rl: give steps or epochs, not both; the other is null",
+        ),
+        (
+            {"methods__sprec__preference": {"algorithm": "sprec", "epochs": 1.0}},
+            "methods.sprec.preference: algorithm: sprec takes steps; leave epochs out",
         ),
         (
             {"methods__rere__rl__reward": ["collaborative"]},
