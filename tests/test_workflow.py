@@ -423,6 +423,21 @@ def test_the_study_of_ready_made_splits_is_planned(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("table", "jobs"),
+    [
+        ("smollm2-first", {"sft": 2, "rl": 1, "recommend": 3, "metrics": 3}),
+        ("smollm2-second", {"sft": 3, "preference": 1, "rl": 4, "recommend": 8, "metrics": 8}),
+        ("smollm2", {"sft": 9, "preference": 3, "rl": 12, "recommend": 24, "metrics": 24}),
+    ],
+)
+def test_slices_of_a_small_published_model_are_planned(tmp_path, table, jobs):
+    (tmp_path / "data" / "industrial").mkdir(parents=True)
+    configs = [*QUICK, ROOT / "config" / "smollm2.yaml"]
+    once = dict.fromkeys(("preprocess", "backbone", "table"), 1)
+    assert planned(tmp_path, configs, f"results/tables/{table}.csv") == once | jobs
+
+
 @pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")
 def test_the_conda_environments_are_planned(tmp_path):
     done = snakemake(tmp_path, QUICK, "--dry-run", "--sdm", "conda")
