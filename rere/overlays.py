@@ -105,10 +105,13 @@ def results_of_run(study: Study, run: Run) -> Iterator[Result]:
     yield f"results/data/{run.dataset}", f"datasets.{run.dataset}", rules
     if backbone is not None:
         name = run.backbone
-        options = backbone.model_dump()
-        options["training"] = backbone.training.model_dump(exclude_unset=True)
-        yield f"results/backbones/{name}", f"backbones.{name}", options
+        stored = backbone.model_dump(exclude={"training"})
+        yield f"results/backbones/{name}", f"backbones.{name}", stored
     method = study.methods[run.method]
+    if backbone is not None and method.trains_model:
+        given = backbone.training.model_dump(exclude_unset=True)
+        folder = f"results/runs/{run.dataset}/{run.backbone}"
+        yield folder, f"backbones.{run.backbone}.training", given
     used = [(method.init, run.backbone), (method.collaborative, NO_BACKBONE)]
     inputs = [
         Run(dataset=run.dataset, backbone=of, method=name, seed=study.seed_of(name, run.seed))

@@ -58,7 +58,10 @@ def test_a_change_needs_overwrite(change, entry, path):
 def test_what_a_backbone_asks_of_training_is_part_of_it():
     config = {"backbones": {"tiny": {"training": {"rows_per_pass": 32}}}}
     (line,) = overwritten(config)
-    assert line.startswith("second.yaml: backbones.tiny is not that of first.yaml")
+    assert line.startswith(
+        "second.yaml: backbones.tiny.training is not that of first.yaml, and would overwrite "
+        "results/runs/ml-100k/tiny; "
+    )
 
 
 def test_a_public_data_set_may_be_in_a_folder():
