@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from rere.config.data import PublicDataset
 from rere.config.run import NO_BACKBONE, Run
 from rere.config.study import Comparison, Study
 from rere.errors import InputError
@@ -98,11 +99,19 @@ def results(study: Study) -> Iterator[Result]:
 def results_of_run(study: Study, run: Run) -> Iterator[Result]:
     """Yield the data and backbone of a run, the runs that it starts from, and itself."""
     dataset, backbone = study.datasets[run.dataset], study.backbones.get(run.backbone)
-    yield f"results/data/{run.dataset}", f"datasets.{run.dataset}", dataset.model_dump()
+    # A public data set is the same in any folder, downloaded or not.
+    left_out = {"folder"} if isinstance(dataset, PublicDataset) else set()
+    rules = dataset.model_dump(exclude=left_out)
+    yield f"results/data/{run.dataset}", f"datasets.{run.dataset}", rules
     if backbone is not None:
         name = run.backbone
-        yield f"results/backbones/{name}", f"backbones.{name}", backbone.model_dump()
+        stored = backbone.model_dump(exclude={"training"})
+        yield f"results/backbones/{name}", f"backbones.{name}", stored
     method = study.methods[run.method]
+    if backbone is not None and method.trains_model:
+        given = backbone.training.model_dump(exclude_unset=True)
+        folder = f"results/runs/{run.dataset}/{run.backbone}"
+        yield folder, f"backbones.{run.backbone}.training", given
     used = [(method.init, run.backbone), (method.collaborative, NO_BACKBONE)]
     inputs = [
         Run(dataset=run.dataset, backbone=of, method=name, seed=study.seed_of(name, run.seed))

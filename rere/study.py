@@ -1,4 +1,4 @@
-"""Turn a config mapping into a study: expand its grids and check every key and name.
+"""Turn a config mapping into a study: extend methods, expand grids, check every key and name.
 
 Errors are one line each and name the keys as the user wrote them.
 """
@@ -43,12 +43,13 @@ def load_study(config: dict[str, Any]) -> Study:
     """
     removed = removed_names(config)
     config = without_removed(config)
-    expanded, grid_of = expand_grids(config)
+    expanded, grid_of = expand_grids(extend_methods(config))
     study = parse(Study, expanded, config, grid_of)
     checks = find_unusable_names, find_unusable_paths, find_wrong_names
     lines = [line for check in checks for line in check(study, grid_of)]
     if lines := [*lines, *find_wrong_claims(study, removed)]:
         raise InputError(one_line_each(lines))
+    stop_at_wrong_training(study)
     return study
 
 
@@ -80,8 +81,8 @@ def parse(
 ) -> Any:
     """`values` as an instance of `model`; raises InputError with one line for each wrong key.
 
-    If `values` are a config with expanded grids, `written` is the config before, whose keys the
-    lines name.
+    If `values` are a config with extended methods and expanded grids, `written` is the config
+    before, whose keys the lines name.
     """
     try:
         return TypeAdapter(model).validate_python(values)
@@ -233,6 +234,25 @@ def find_wrong_claims(study: Study, removed: set[tuple[str, str]]) -> Iterator[s
                 yield f"{where}.than: {compared.method} would be compared with itself; leave it out"
 
 
+def stop_at_wrong_training(study: Study) -> None:
+    """Raise InputError for options of a backbone that a method of its runs cannot have."""
+    trained: dict[tuple[str, str], None] = {}
+    for run in itertools.chain.from_iterable(map(study.runs, study.tables)):
+        name: str | None = run.method
+        while name is not None and (name, run.backbone) not in trained:
+            trained[name, run.backbone] = None
+            name = study.methods[name].init
+    lines = []
+    for method, backbone in trained:
+        try:
+            study.options_of(method, backbone)
+        except ValidationError as error:
+            where = f"backbones.{backbone}.training: with methods.{method}"
+            lines += [f"{where}: {remedy(problem)}" for problem in error.errors()]
+    if lines:
+        raise InputError(one_line_each(lines))
+
+
 def find_wrong_baseline(study: Study, name: str, grid_of: dict[str, str]) -> Iterator[str]:
     """Yield a line if a method needs a sequential baseline and names none, or the reverse."""
     method = study.methods[name]
@@ -273,6 +293,8 @@ def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
         grid = grid_of[loc[1]]
         swept = [key for key in loc[2:] if key in written["methods"][grid]["grid"]]
         loc = ["methods", grid, "grid", *swept] if swept else ["methods", grid, *loc[2:]]
+    if loc[0:1] == ["methods"] and len(loc) > 2:
+        loc[1] = method_with(loc[2:], loc[1], written["methods"])
     # Leave out members of unions and indices of lists, which are not keys that the user wrote.
     keys, node = [], written
     for key in loc:
@@ -285,6 +307,69 @@ def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
             continue
         keys.append(str(key) or "''")
     return ": ".join(filter(None, [".".join(keys), remedy(problem)]))
+
+
+def method_with(keys: list[Any], name: str, methods: dict[str, Any]) -> str:
+    """The method that has a key below itself as written: `name`, or one that it extends."""
+    node = methods[name]
+    for key in keys:
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif key is keys[-1] and (extended := extends(methods[name])):
+            return method_with(keys, extended, methods)
+    return name
+
+
+def extend_methods(config: Any) -> Any:
+    """A config in which a method that extends another has its keys, where it has none itself.
+
+    Raises InputError with one line for each method that extends what it cannot.
+    """
+    if not (isinstance(config, dict) and isinstance(config.get("methods"), dict)):
+        return config
+    methods = config["methods"]
+    if lines := list(find_wrong_extends(methods)):
+        raise InputError(one_line_each(lines))
+
+    def extended(name: str) -> Any:
+        method, base = methods[name], extends(methods[name])
+        if base is None:
+            return method
+        return merge(extended(base), {key: method[key] for key in method if key != "extends"})
+
+    return config | {"methods": {name: extended(name) for name in methods}}
+
+
+def find_wrong_extends(methods: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each method that extends no method, a grid or itself."""
+    for name, method in methods.items():
+        where, base = f"methods.{name}.extends", extends(method)
+        if base is None:
+            continue
+        if base not in methods:
+            yield f"{where}: {unknown(base, methods)}"
+            continue
+        if isinstance(methods[base], dict) and methods[base].get("grid") is not None:
+            yield f"{where}: {base} is a grid; extend a method without `grid`"
+        chain = [name]
+        while base in methods and base not in chain:
+            chain.append(base)
+            base = extends(methods[base])
+        if base == name:
+            yield f"{where}: {' extends '.join([*chain, name])}"
+
+
+def extends(method: Any) -> str | None:
+    """The name of the method that one extends; `parse` reports one that is no text."""
+    base = method.get("extends") if isinstance(method, dict) else None
+    return base if isinstance(base, str) else None
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """Mappings laid over one another; of other values, `changes`."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    return base | {key: merge(base.get(key), value) for key, value in changes.items()}
 
 
 def expand_grids(config: Any) -> tuple[Any, dict[str, str]]:

@@ -55,6 +55,7 @@ def change(options: Training, **changes: Any) -> Training:
 SKIPPING = {"beta": 0.0, "reward": ["rule"], "skip_zero_advantage": "exact"}
 RUNS = {
     "sft": SFT,
+    "sft_catalogue": change(SFT, scoring="catalogue"),
     "s_dpo": PREFERENCE,
     "sprec": change(PREFERENCE, algorithm="sprec", iterations=1, steps=4),
     "rl": RL,

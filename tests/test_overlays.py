@@ -55,6 +55,24 @@ def test_a_change_needs_overwrite(change, entry, path):
     assert f"third.yaml{expected}" in "\n".join(overwritten({"overwrite": True}, change))
 
 
+def test_what_a_backbone_asks_of_training_is_part_of_it():
+    config = {"backbones": {"tiny": {"training": {"rows_per_pass": 32}}}}
+    (line,) = overwritten(config)
+    assert line.startswith(
+        "second.yaml: backbones.tiny.training is not that of first.yaml, and would overwrite "
+        "results/runs/ml-100k/tiny; "
+    )
+
+
+def test_a_public_data_set_may_be_in_a_folder():
+    assert overwritten({"datasets": {"ml-100k": {"folder": "data/ml-100k"}}}) == []
+    own = {"source": "table", "folder": "data/one"}
+    table = {"datasets": ["own"], "backbones": ["tiny"], "methods": ["popularity"], "seeds": [0]}
+    first = {"datasets": {"own": own}, "tables": {"own": table}}
+    (line,) = overwritten(first, {"datasets": {"own": {"folder": "data/two"}}})
+    assert line.startswith("third.yaml: datasets.own is not that of second.yaml")
+
+
 @pytest.mark.parametrize(
     "addition",
     [
@@ -79,12 +97,12 @@ def test_a_removed_entry_keeps_its_results():
     assert line.startswith("third.yaml: methods.sft is not that of first.yaml, and would")
 
 
-def test_shipped_configs_overwrite_nothing_but_the_table_of_three_seeds():
+def test_shipped_configs_overwrite_nothing_but_the_table_main():
     for names in (["paper"], ["ablations"], ["smollm2"], ["full"], ["sequential", "industrial"]):
         configs = [yaml.safe_load((SHIPPED / f"{name}.yaml").read_text()) for name in names]
         assert overwritten(*configs) == []
         assert [config.get("overwrite") for config in configs] == [
-            True if name == "full" else None for name in names
+            True if name in ("full", "paper") else None for name in names
         ]
 
 

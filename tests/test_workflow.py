@@ -24,6 +24,7 @@ from rere.config.run import ADAPTED_FILES, BASELINE_FILES, CARD
 
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
+PAPER_CONFIGS = [*QUICK, ROOT / "config" / "paper.yaml"]
 ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
 
 METHODS = {
@@ -101,26 +102,72 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["fetched", "given"])
-def test_the_papers_study_is_planned_from_empty_raw_files(tmp_path, given):
-    changes = {}
-    for name, files in PAPER.items() if given else ():
-        changes[name] = {"folder": f"data/{name}"}
-        for file in files:
-            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+@pytest.mark.parametrize("given", ["nothing", "yelp", "all"])
+def test_the_papers_study_is_planned_without_network(tmp_path, monkeypatch, given):
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    names = {"nothing": [], "yelp": ["yelp"], "all": [*PAPER]}[given]
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for file in PAPER[name]:
             (tmp_path / "data" / name / file).touch()
-    configs = [*QUICK, ROOT / "config" / "paper.yaml"]
-    jobs = planned(tmp_path, configs, **({"datasets": changes} if given else {}))
-    assert jobs.pop("fetch", 0) == (0 if given else 3)
+    folders = ", ".join(f"{name}: {{folder: data/{name}}}" for name in names)
+    jobs = planned(tmp_path, PAPER_CONFIGS, "--config", f"datasets={{{folders}}}")
+    assert jobs.pop("fetch", 0) == 3 - len(names)
     assert jobs == {
-        **{"preprocess": 3, "baseline": 6, "sequential": 3, "metrics": 9},
-        **{"table": 1, "explorer": 1, "figure": 1, "claims": 1},
+        **{"preprocess": 3, "backbone": 4},
+        # Six networks, three seeds; the grids of two networks have four members, that of one two.
+        **{"baseline": 3 * 3, "sequential": 3 * (6 * 3 + 4 + 2 + 4)},
+        # On the main backbone and all data sets, and those of one data set; then three backbones.
+        "sft": 3 * 3 + 3 + 3 * 3,
+        "preference": 3 * 4 * 3,
+        "rl": 3 * 4 * 3 + 18 * 3 + 3 * 2 * 3,
+        "decode": 3 * 3 * 3 + 3 + 3 * 3,
+        "recommend": 204,
+        "metrics": 336,
+        **{"table": 10, "explorer": 10, "figure": 10, "figure_of_kind": 13, "curves": 7},
+        "claims": 1,
     }
-    # Other data sets of the config can be requested by path.
+
+
+@pytest.mark.parametrize(
+    ("table", "jobs"),
+    [
+        ("main", {"sft": 9, "preference": 18, "rl": 9, "decode": 18}),
+        ("backbones", {"sft": 12, "rl": 24, "decode": 12}),
+        ("sampling", {"sft": 3, "rl": 3 * 7}),
+        ("reward", {"sft": 3, "rl": 3 * 6}),
+        ("algorithm", {"sft": 3, "rl": 3 * 6}),
+        ("generation", {"sft": 3, "rl": 3 * 3}),
+        ("initialisation", {"sft": 3, "rl": 3 * 2, "decode": 3}),
+        ("protocols", {"sft": 9, "preference": 36, "rl": 36, "decode": 27}),
+        ("cost", {"sft": 6, "preference": 3, "rl": 6}),
+        ("tuning", {"sequential": 30}),
+    ],
+)
+def test_a_table_of_the_paper_is_planned(tmp_path, table, jobs):
+    found = planned(tmp_path, PAPER_CONFIGS, f"results/tables/{table}.csv")
+    stages = ("sft", "preference", "rl", "decode")
+    assert found | jobs == found
+    assert {stage for stage in stages if stage in found} == {s for s in stages if s in jobs}
+    assert found["table"] == 1
+
+
+def test_other_data_sets_of_the_paper_and_a_small_backbone_are_planned(tmp_path):
     others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
-    lengths = ["results/tokens/toys/tiny.json"]
-    assert planned(tmp_path, configs, *others) == {"fetch": 2, "preprocess": 2}
-    assert planned(tmp_path, configs, *lengths)["token_lengths"] == 1
+    assert planned(tmp_path, PAPER_CONFIGS, *others) == {"fetch": 2, "preprocess": 2}
+    lengths = "results/tokens/industrial/smollm2-135m.json"
+    assert planned(tmp_path, PAPER_CONFIGS, lengths)["token_lengths"] == 1
+
+
+def test_a_backbone_gives_options_to_its_jobs(tmp_path):
+    run = "results/runs/industrial/{}/rere_faithful/seed0/log.jsonl"
+    targets = [run.format(backbone) for backbone in ("qwen2-0.5b", "qwen2.5-7b")]
+    done = snakemake(tmp_path, PAPER_CONFIGS, "--dry-run", *targets)
+    assert done.returncode == 0, done.stdout
+    for sharded in (False, True):
+        assert done.stdout.count(f"--sharded={sharded}") == 2  # `sft` and `rl`
+    assert "--training" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -374,6 +421,21 @@ def test_the_study_of_ready_made_splits_is_planned(tmp_path):
     assert planned(tmp_path, configs, "results/tables/industrial-sequential.csv") == {
         **{"preprocess": 1, "baseline": 3, "sequential": 6, "metrics": 9, "table": 1}
     }
+
+
+@pytest.mark.parametrize(
+    ("table", "jobs"),
+    [
+        ("smollm2-first", {"sft": 2, "rl": 1, "recommend": 3, "metrics": 3}),
+        ("smollm2-second", {"sft": 3, "preference": 1, "rl": 4, "recommend": 8, "metrics": 8}),
+        ("smollm2", {"sft": 9, "preference": 3, "rl": 12, "recommend": 24, "metrics": 24}),
+    ],
+)
+def test_slices_of_a_small_published_model_are_planned(tmp_path, table, jobs):
+    (tmp_path / "data" / "industrial").mkdir(parents=True)
+    configs = [*QUICK, ROOT / "config" / "smollm2.yaml"]
+    once = dict.fromkeys(("preprocess", "backbone", "table"), 1)
+    assert planned(tmp_path, configs, f"results/tables/{table}.csv") == once | jobs
 
 
 @pytest.mark.skipif(shutil.which("conda") is None, reason="conda is not installed")

@@ -1,10 +1,11 @@
 """The language models that training starts from."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rere.config.options import Options
+from rere.config.options import Options, Precision
+from rere.config.training import Training
 
 
 class Tiny(Options):
@@ -44,7 +45,38 @@ class Pretrained(Options):
     )
 
 
-class TinyBackbone(Tiny):
+def same(name: str) -> Any:
+    """The field of an option of all training."""
+    return Training.model_fields[name]
+
+
+class BackboneTraining(Options):
+    """Options of training with a backbone, in the place of those of methods."""
+
+    optimizer: Literal["adamw", "adafactor"] = same("optimizer")
+    dtype: Precision = same("dtype")
+    rows_per_pass: int = same("rows_per_pass")
+    lora_rank: int | None = same("lora_rank")
+    lora_alpha: float = same("lora_alpha")
+    gradient_checkpointing: bool = same("gradient_checkpointing")
+    sharded: bool = same("sharded")
+
+
+class StudyBackbone(Options):
+    """A backbone in a study: with what its size asks of training."""
+
+    training: BackboneTraining = Field(
+        BackboneTraining(),
+        description="Options of `sft`, `preference` and `rl` with this backbone, in the place of "
+        "those of methods. One that is not given is the method's.",
+    )
+
+
+class PretrainedBackbone(StudyBackbone, Pretrained):
+    """`Pretrained` in a study."""
+
+
+class TinyBackbone(StudyBackbone, Tiny):
     """`Tiny` in a study: with the data set whose text trains the tokenizer."""
 
     corpus: str = Field(
@@ -52,4 +84,4 @@ class TinyBackbone(Tiny):
     )
 
 
-Backbone = Annotated[TinyBackbone | Pretrained, Field(discriminator="source")]
+Backbone = Annotated[TinyBackbone | PretrainedBackbone, Field(discriminator="source")]

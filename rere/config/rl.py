@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from rere.config.options import MAX_BEAMS, MAX_STEPS, Scoring
-from rere.config.training import LEARNING_RATE, NDCG_VALIDATIONS, Training
+from rere.config.training import LEARNING_RATE, NDCG_VALIDATIONS, Stepped
 from rere.errors import InputError, unknown
 
 REWARDS = ("rule", "ranking", "ranking_literal", "semantic", "collaborative")
@@ -55,7 +55,7 @@ def reward_weights(rewards: list[str]) -> dict[str, float]:
     return weights
 
 
-class RlOptions(Training):
+class RlOptions(Stepped):
     """Train a language model by reinforcement learning: ReRe and its variants."""
 
     rows_option: ClassVar[str] = "prompts"
@@ -64,8 +64,11 @@ class RlOptions(Training):
     max_grad_norm: float = Field(
         0.3, gt=0, description="Gradients with a larger L2 norm are scaled down to this one."
     )
-    steps: int = Field(
-        100, ge=1, le=MAX_STEPS, description="Steps, each a rollout and its updates."
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Steps, each a rollout and its updates. None: 100, or by `epochs`.",
     )
     prompts: int = Field(32, ge=1, description="Prompts per step, each of one training row.")
     rows_per_pass: int = Field(

@@ -23,7 +23,7 @@ from rere.config.evaluation import (
 from rere.config.options import MethodName, Name, Options, read_words
 from rere.config.rl import RlOptions, reward_weights
 from rere.config.run import NO_BACKBONE, Run
-from rere.config.training import PreferenceOptions, SftOptions
+from rere.config.training import PreferenceOptions, SftOptions, Training
 
 Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
@@ -45,6 +45,10 @@ class Method(Options):
     decode: Decode | None = Field(
         None,
         description="Options of a ranking by the model of `init` without beam search or training.",
+    )
+    extends: str | None = Field(
+        None,
+        description="Method whose keys this one has where it gives none itself. None: no method.",
     )
     init: str | None = Field(
         None, description="Method whose model this one starts from. None: the backbone."
@@ -254,6 +258,17 @@ class Study(Options):
         if fixed is None and isinstance(self.methods[method].baseline, Deterministic):
             return 0
         return seed if fixed is None else fixed
+
+    def options_of(self, method: str, backbone: str) -> Options:
+        """Return a method's options, of training those that the backbone gives in their place.
+
+        Raises ValidationError if a method of training cannot have them.
+        """
+        options = self.methods[method].options
+        if not isinstance(options, Training) or backbone == NO_BACKBONE:
+            return options
+        given = self.backbones[backbone].training.model_dump(exclude_unset=True)
+        return type(options)(**options.model_dump() | given) if given else options
 
     def evaluation_of(self, table: str) -> Recommend:
         """Return the study's evaluation with the options that differ in a table."""

@@ -1,10 +1,14 @@
 """Options of training: those that all stages share, supervised fine-tuning, preferences."""
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rere.config.options import MAX_BEAMS, MAX_EPOCHS, MAX_STEPS, Options, Precision, Scoring
+
+DEFAULT_STEPS = 100
+"""Steps of a run that names neither steps nor epochs."""
 
 LEARNING_RATE = "Peak learning rate: linear warm-up, then cosine decay to 0."
 VALIDATIONS = (
@@ -119,6 +123,36 @@ class Training(Options):
         return self
 
 
+class Stepped(Training):
+    """Training whose length is a number of steps, or of passes over the training rows."""
+
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Optimiser steps. None: 100, or by `epochs`.",
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_EPOCHS,
+        description="Passes over the training rows, instead of `steps`.",
+    )
+
+    def num_steps(self, rows: int) -> int:
+        """The steps of a run on so many training rows."""
+        if self.epochs is None:
+            return self.steps or DEFAULT_STEPS
+        rows_per_step: int = getattr(self, self.rows_option)
+        return math.ceil(self.epochs * rows / rows_per_step)
+
+    @model_validator(mode="after")
+    def check_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both; the other is null")
+        return self
+
+
 class SftOptions(Training):
     """Fine-tune a language model: minimise the cross-entropy of targets' titles."""
 
@@ -130,13 +164,18 @@ class SftOptions(Training):
         le=MAX_EPOCHS,
         description="Passes over the training rows, fewer if `patience` ends the run.",
     )
+    scoring: Scoring = Field(
+        "vocabulary",
+        description="Tokens over which training's and validation's losses normalise probabilities: "
+        "the whole vocabulary, or those that continue a title of the catalogue (arXiv 2504.04178).",
+    )
     validations: int = Field(20, ge=1, description=VALIDATIONS.format("loss"))
     patience: int = Field(
         3, ge=1, description="Stop after this many validations in a row without a lower loss."
     )
 
 
-class PreferenceOptions(Training):
+class PreferenceOptions(Stepped):
     """Train a language model to prefer targets' titles to others: DPO, S-DPO or SPRec."""
 
     algorithm: Literal["dpo", "s_dpo", "sprec"] = Field(
@@ -146,11 +185,12 @@ class PreferenceOptions(Training):
         "the negatives are the model's own best titles.",
     )
     learning_rate: float = Field(1e-5, gt=0, description=LEARNING_RATE)
-    steps: int = Field(
-        100,
+    steps: int | None = Field(
+        None,
         ge=1,
         le=MAX_STEPS,
-        description="Optimiser steps, with sprec including those of SFT.",
+        description="Optimiser steps, with sprec including those of SFT. None: 100, or by "
+        "`epochs`.",
     )
     batch_size: int = Field(128, ge=1, description="Training rows per step.")
     beta: float = Field(
@@ -185,9 +225,13 @@ class PreferenceOptions(Training):
         return self.negatives or (3 if self.algorithm == "s_dpo" else 1)
 
     @property
+    def num_iterations(self) -> int:
+        return self.iterations or 5
+
+    @property
     def steps_per_phase(self) -> int:
         """Steps of each phase of an iteration of SPRec: SFT, then DPO."""
-        return self.steps // (2 * (self.iterations or 5))
+        return (self.steps or DEFAULT_STEPS) // (2 * self.num_iterations)
 
     @model_validator(mode="after")
     def check_negatives(self) -> Self:
@@ -204,7 +248,9 @@ class PreferenceOptions(Training):
                 raise ValueError(
                     f"iterations is for algorithm: sprec; leave it out of {self.algorithm}"
                 )
-        elif self.steps_per_phase * 2 * (self.iterations or 5) != self.steps:
+        elif self.epochs is not None:
+            raise ValueError("algorithm: sprec takes steps; leave epochs out")
+        elif (self.steps or DEFAULT_STEPS) % (2 * self.num_iterations):
             raise ValueError("steps must be a multiple of twice the iterations (5 by default)")
         elif self.lora_rank is not None:
             raise ValueError(

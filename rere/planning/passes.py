@@ -41,9 +41,9 @@ def largest_pass(
     chosen = [rows[row] for row in largest_rows(options, lengths, seed)]
     ids, target = [row["row_id"] for row in chosen], [row["target"] for row in chosen]
     prompts = encoder.encode_prompts(ids, [row["history"] for row in chosen], seed)
-    if isinstance(options, SftOptions):
-        return pack(prompts, [[responses[item]] for item in target])
     leaf = tree.leaf_of_item[target]
+    if isinstance(options, SftOptions):
+        return pack_leaves(prompts, leaf[:, None], tree, options.scoring)
     if isinstance(options, PreferenceOptions):
         others = random_leaves(tree, seed, ids, leaf, options.num_negatives)
         return pack_leaves(prompts, torch.cat([leaf[:, None], others], 1), tree, options.scoring)
@@ -67,7 +67,7 @@ def largest_rows(options: TrainingOptions, lengths: np.ndarray, seed: int) -> li
         order = list(sampler)
     else:
         order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-        order = order[: options.steps * rows_per_step]
+        order = order[: options.num_steps(len(lengths)) * rows_per_step]
     steps = (order[step] for step in slices(len(order), rows_per_step))
     passes = [sorted(step, key=lambda row: lengths[row])[-size:] for step in steps]
     return max(passes, key=lambda rows: lengths[rows].sum())

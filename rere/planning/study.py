@@ -72,7 +72,7 @@ def list_jobs(study: Study) -> list[Job]:
             name: str | None = run.method
             while name is not None:
                 method = study.methods[name]
-                options = method.options
+                options = study.options_of(name, run.backbone)
                 if isinstance(options, TrainingOptions):
                     jobs.append(Job(run.dataset, run.backbone, name, method.stage, "", options))
                 name = method.init

@@ -72,7 +72,7 @@ def preference(options: PreferenceOptions, init: Path, data: Path, seed: int, ou
                 options,
                 seed,
                 checkpoints.folder,
-                options.steps,
+                options.num_steps(len(setup.train)),
                 options.batch_size,
                 metric_for_best_model=f"eval_{SELECTION_METRIC}",
                 greater_is_better=True,
@@ -191,7 +191,7 @@ class PreferenceTrainer(Trainer):
             return sampler
         options = self.options
         rows_per_phase = options.steps_per_phase * options.batch_size
-        iterations = options.steps // options.steps_per_phase // 2
+        iterations = options.num_iterations
         return SprecSampler(len(self.train_dataset), rows_per_phase, iterations, self.args.seed)
 
     def validate(self) -> dict[str, float]:

@@ -62,7 +62,7 @@ def rl(
             options,
             seed,
             checkpoints.folder,
-            options.steps,
+            options.num_steps(len(setup.train)),
             options.prompts,
             metric_for_best_model=f"eval_{SELECTION_METRIC}",
             greater_is_better=True,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rere.config.training import SftOptions
+from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch, pack
 from rere.engine.candidates.scoring import token_log_probs
 from rere.engine.search.noise import row_seeds
 from rere.errors import out_of_memory
+from rere.prefix_tree import PrefixTree
 from rere.training.checkpoints import resumable
+from rere.training.groups import num_decisions
 from rere.training.setup import (
     Row,
     choose_precision,
@@ -40,9 +43,15 @@ def sft(options: SftOptions, init: Path, data: Path, seed: int, output: Path) ->
     with resumable(output, options, seed, inputs) as checkpoints, out_of_memory(remedy):
         setup = load_setup(options, init, data, seed, min_rows=1)
 
+        tree = setup.catalogue.tree
+        decisions = num_decisions(tree)
+
         def collate(rows: list[Row]) -> dict[str, Any]:
-            responses = [setup.responses[row["target"]] for row in rows]
-            return {"examples": Examples(setup.encode_prompts(rows), responses)}
+            prompts, targets = setup.encode_prompts(rows), [row["target"] for row in rows]
+            if options.scoring == "catalogue":
+                leaf = tree.leaf_of_item[targets]
+                return {"examples": CatalogueExamples(prompts, leaf, tree, decisions)}
+            return {"examples": Examples(prompts, [setup.responses[item] for item in targets])}
 
         steps = math.ceil(options.epochs * len(setup.train) / options.batch_size)
         trainer = SftTrainer(
@@ -88,6 +97,32 @@ class Examples:
         return pack(self.prompts, [[ids] for ids in self.responses])
 
 
+@dataclass(frozen=True)
+class CatalogueExamples:
+    """Rows whose response is scored over the tokens that continue a title of the catalogue.
+
+    Only the decisions of a title are predicted: the other tokens have probability 1. That is the
+    masked softmax of Wang et al. 2025 (arXiv 2504.04178), without its temperature.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    leaf: Tensor  # (B,) i64, of the responses
+    tree: PrefixTree
+    decisions: Tensor  # (N,) i64, the number on the path to each node
+
+    def select(self, rows: Sequence[int]) -> "CatalogueExamples":
+        prompts = [self.prompts[row] for row in rows]
+        return replace(self, prompts=prompts, leaf=self.leaf[list(rows)])
+
+    @property
+    def num_predicted(self) -> int:
+        """At least 1, though a catalogue of one title has no decision."""
+        return max(1, int(self.decisions[self.leaf].sum()))
+
+    def pack(self) -> PackedBatch:
+        return pack_leaves(self.prompts, self.leaf[:, None], self.tree, "catalogue")
+
+
 class EpochSeededSampler(LengthGroupedSampler):
     """Rows in an order that depends on seed and epoch only, wherever a run resumes."""
 
@@ -100,7 +135,7 @@ class EpochSeededSampler(LengthGroupedSampler):
 
 
 class SftTrainer(Trainer):
-    """The loss: mean cross-entropy of the response tokens of a step."""
+    """The loss: mean cross-entropy of the predicted tokens of a step."""
 
     def __init__(self, lengths: list[int], **more: Any) -> None:
         super().__init__(**more)

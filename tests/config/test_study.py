@@ -2,7 +2,6 @@
 
 import copy
 import math
-from datetime import date
 from typing import Any
 
 import pytest
@@ -11,7 +10,9 @@ from study_configs import ABSENT, CONFIG, SHIPPED, changed, config_error
 
 from rere.config.evaluation import Recommend, read_spelling, spell, subfolder
 from rere.config.options import flags
+from rere.config.rl import RlOptions
 from rere.config.study import Comparison
+from rere.config.training import PreferenceOptions
 from rere.study import load_study
 
 FULL_MAIN = yaml.safe_load((CONFIG / "full.yaml").read_text())["tables"]["main"]
@@ -71,6 +72,13 @@ def test_missing_options_have_their_defaults():
     assert study.evaluation == Recommend()
 
 
+def test_steps_may_be_given_as_epochs():
+    assert RlOptions().num_steps(1000) == PreferenceOptions().num_steps(1000) == 100
+    assert RlOptions(steps=7).num_steps(1000) == 7
+    assert RlOptions(epochs=2.0).num_steps(1000) == 63  # 2 * 1000 / 32 = 62.5
+    assert PreferenceOptions(epochs=3.0, batch_size=64).num_steps(1000) == 47
+
+
 def test_a_table_may_have_options_of_evaluation_of_its_own():
     sample = {**SHIPPED["tables"]["main"], "evaluation": {"rows": None, "num_beams": 20}}
     study = load_study(changed(tables__sample=sample, evaluation={"rows": 40, "batch_size": 3}))
@@ -108,26 +116,6 @@ def test_numbers_in_the_path_of_an_evaluation_are_read_back(value):
     text = spell(Recommend(length_penalty=value, scoring="vocabulary"))
     assert read_spelling(text)["length_penalty"] == str(value)
     assert subfolder(text) == f"/scoring=vocabulary-length_penalty={value}"
-
-
-def test_the_papers_data_sets_follow_its_rules():
-    paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
-    datasets = {**SHIPPED["datasets"], **paper["datasets"]}
-    study = load_study({**SHIPPED, **paper, "datasets": datasets})
-    assert list(study.tables) == ["paper"]
-    amazon = {"core": 5, "max_history": 10, "max_title_words": 20, "min_items": 3000}
-    amazon |= {"split": "chronological", "repeats": "keep", "end": date(2018, 11, 1)}
-    starts = {"toys": date(2016, 10, 1), "industrial": date(1996, 10, 1)}
-    for name, start in starts.items():
-        options = study.datasets[name].model_dump()
-        assert options | amazon | {"start": start} == options
-    yelp = study.datasets["yelp"].model_dump()
-    assert (yelp["start"], yelp["end"]) == (date(2021, 1, 1), date(2022, 1, 1))
-    assert yelp | {"core": 5, "max_title_words": 20, "title": "address"} == yelp
-    commented = (CONFIG / "paper.yaml").read_text().partition("  # private:")[2]
-    example = commented.partition("\n\n")[0].replace("  #", "")
-    private = {"private": yaml.safe_load(example)}
-    assert load_study({**SHIPPED, "datasets": {**SHIPPED["datasets"], **private}})
 
 
 def test_a_null_removes_an_entry():
@@ -201,7 +189,8 @@ def test_flags_have_every_option():
         ),
         (
             {"backbones__qwen": {"source": "pretrained", "xyz": "gpt2"}},
-            "backbones.qwen.xyz: unknown key; there are source, model, revision, gguf_file",
+            "backbones.qwen.xyz: unknown key; there are source, model, revision, gguf_file, "
+            "training",
         ),
         ({"tables__main__seeds": ABSENT}, "tables.main.seeds: missing"),
         ({"datasets": ABSENT}, "datasets: missing"),
@@ -389,6 +378,14 @@ def test_flags_have_every_option():
             "(5 by default)",
         ),
         (
+            {"methods__rere__rl__epochs": 1.0},
+            "methods.rere.rl: give steps or epochs, not both; the other is null",
+        ),
+        (
+            {"methods__sprec__preference": {"algorithm": "sprec", "epochs": 1.0}},
+            "methods.sprec.preference: algorithm: sprec takes steps; leave epochs out",
+        ),
+        (
             {"methods__rere__rl__reward": ["collaborative"]},
             "methods.rere.collaborative: missing; name the sequential baseline that the reward "
             "needs",
@@ -461,6 +458,141 @@ def test_a_key_that_yaml_reads_as_a_number_is_named():
 @pytest.mark.parametrize(("config", "kind"), [(None, "nothing"), ([], "a list"), ("x", "'x'")])
 def test_a_config_other_than_a_mapping_is_refused(config, kind):
     assert config_error(config) == f"input should be a mapping, not {kind}"
+
+
+# ------------------------------------------------------------------------------------- extending
+
+
+def extending(method: Any, **more: Any) -> dict[str, Any]:
+    """The shipped config with the method `mine`."""
+    return changed(methods__mine=method, **more)
+
+
+def test_a_method_has_the_keys_of_the_one_that_it_extends():
+    mine = {"extends": "rere", "rl": {"beta": 0.5, "dynamic_sampling": 0}}
+    study = load_study(extending(mine, methods__again={"extends": "mine", "init": None}))
+    rere, mine, again = (study.methods[name] for name in ("rere", "mine", "again"))
+    expected = rere.rl.model_copy(update={"beta": 0.5, "dynamic_sampling": 0})
+    assert (mine.rl, mine.init) == (expected, "sft")
+    assert (again.rl, again.init, again.extends) == (expected, None, None)
+
+
+def test_an_extending_method_may_have_a_grid_and_another_model():
+    config = extending(
+        {"extends": "rere", "rl": {"beta": 0.5}, "grid": {"steps": [1, 2]}},
+        methods__other={"extends": "gru4rec", "baseline": {"model": "sasrec"}},
+    )
+    study = load_study(config)
+    steps = [study.methods[f"mine-steps={n}"].rl for n in (1, 2)]
+    assert [(each.steps, each.beta, each.scoring) for each in steps] == [
+        (1, 0.5, "catalogue"),
+        (2, 0.5, "catalogue"),
+    ]
+    assert study.methods["other"].baseline.model_dump() == (
+        study.methods["sasrec"].baseline.model_dump() | {"dropout": 0.4}
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            extending({"extends": "reree"}),
+            "methods.mine.extends: there is no reree; did you mean rere?",
+        ),
+        (
+            extending({"extends": "rere"}, methods__rere=None, tables__main=None),
+            "methods.mine.extends: there is no rere; there are popularity, repeat_last, item_knn, "
+            "gru4rec, caser, sasrec, gru4rec_faithful, caser_faithful, sasrec_faithful, "
+            "gru4rec_tuned, caser_tuned, sasrec_tuned, sft, sft_continued, bigrec, d3, s_dpo, "
+            "sprec, mine",
+        ),
+        (
+            extending({"extends": "gru4rec_tuned"}),
+            "methods.mine.extends: gru4rec_tuned is a grid; extend a method without `grid`",
+        ),
+        (
+            extending({"extends": "other"}, methods__other={"extends": "mine", "rl": {}}),
+            "methods.mine.extends: mine extends other extends mine\n"
+            "methods.other.extends: other extends mine extends other",
+        ),
+        (extending({"extends": "mine"}), "methods.mine.extends: mine extends mine"),
+        (
+            extending({"extends": 3}),
+            "methods.mine.extends: 3 is not a string to YAML; put it in quotes",
+        ),
+        (
+            extending({"extends": "sft", "rl": {}}),
+            "methods.mine: give exactly one of baseline, sft, preference, rl, decode",
+        ),
+        # The key is that of the method that has it.
+        (
+            extending({"extends": "rere", "rl": {"beta": -1.0}}),
+            "methods.mine.rl.beta: input should be greater than or equal to 0, not -1.0",
+        ),
+        (
+            extending({"extends": "rere", "rl": {"steps": 9}}, methods__rere__rl__beta=-1.0),
+            "methods.rere.rl.beta: input should be greater than or equal to 0, not -1.0",
+        ),
+        (
+            extending({"extends": "rere", "rl": {"bet": 1.0}}),
+            "methods.mine.rl.bet: unknown key; did you mean beta?",
+        ),
+        (
+            extending({"extends": "rere", "grid": {"steps": [1]}}, methods__rere__rl__bet=-1.0),
+            "methods.rere.rl.bet: unknown key; did you mean beta?",
+        ),
+        (
+            extending({"extends": "rere", "grid": {"steps": ["1"]}}),
+            "methods.mine.grid.steps: input should be a valid integer, not '1'",
+        ),
+        (
+            extending({"extends": "rere", "rl": {"epochs": 1.0}}),
+            "methods.mine.rl: give steps or epochs, not both; the other is null",
+        ),
+    ],
+)
+def test_a_method_that_cannot_extend_another_is_named(config, message):
+    assert config_error(config) == message
+
+
+# ------------------------------------------------------------------------------------- backbones
+
+
+def test_a_backbone_has_options_of_training():
+    training = {"rows_per_pass": 4, "dtype": "bfloat16"}
+    config = changed(backbones__tiny__training=training)
+    study = load_study(config)
+    sft = study.options_of("sft", "tiny")
+    assert sft == study.methods["sft"].sft.model_copy(update=training)
+    assert study.options_of("sft", "wide") == study.methods["sft"].sft
+    assert study.options_of("d3", "tiny") == study.methods["d3"].decode
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"rows_per_pas": 4}, "rows_per_pas: unknown key; did you mean rows_per_pass?"),
+        ({"rows_per_pass": 0}, "rows_per_pass: input should be greater than or equal to 1, not 0"),
+        ({"learning_rate": 1.0}, "learning_rate: unknown key; there are optimizer, dtype, rows"),
+    ],
+)
+def test_wrong_options_of_training_are_named(training, message):
+    line = config_error(changed(backbones__tiny__training=training))
+    assert line.startswith(f"backbones.tiny.training.{message}")
+
+
+def test_options_that_a_method_of_the_backbone_cannot_have_are_named():
+    where = "backbones.tiny.training: with methods."
+    assert config_error(changed(backbones__tiny__training={"rows_per_pass": 12})).splitlines() == [
+        f"{where}sft: batch_size must be a multiple of rows_per_pass",
+        f"{where}s_dpo: batch_size must be a multiple of rows_per_pass",
+        f"{where}sprec: batch_size must be a multiple of rows_per_pass",
+        f"{where}sft_continued: batch_size must be a multiple of rows_per_pass",
+        f"{where}rere: prompts must be a multiple of rows_per_pass",
+    ]
+    # A backbone that no table has is not trained.
+    assert load_study(changed(backbones__wide__training={"rows_per_pass": 12}))
 
 
 # ---------------------------------------------------------------------------------------- grids

@@ -277,7 +277,9 @@ def test_a_null_character_is_refused():
 def test_a_value_that_looks_like_a_flag_is_a_value(value):
     config = changed(**{"backbones__own": {"source": "pretrained", "model": value}})
     options = load_study(config).backbones["own"]
-    command = parse("backbone pretrained", [*flags(options, skip=("source",)), "--output=o"])
+    command = parse(
+        "backbone pretrained", [*flags(options, skip=("source", "training")), "--output=o"]
+    )
     assert command.model == value
 
 

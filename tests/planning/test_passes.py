@@ -42,6 +42,13 @@ def test_a_run_of_few_steps_sees_few_rows():
     assert few.sum() < many.sum()
 
 
+def test_a_run_of_epochs_sees_as_many_rows():
+    lengths = np.random.default_rng(0).permutation(400)
+    options = OPTIONS["rl"].model_copy(update={"epochs": 0.5})
+    steps = OPTIONS["rl"].model_copy(update={"steps": 50})
+    assert largest_rows(options, lengths, seed=0) == largest_rows(steps, lengths, seed=0)
+
+
 def test_a_last_pass_may_be_smaller():
     assert largest_rows(OPTIONS["rl"], np.array([4]), seed=0) == [0]
 
@@ -54,13 +61,11 @@ def test_candidates_of_a_pass(stage, scoring):
     responses = encoder.encode_responses()
     tree = PrefixTree.build(responses)
     rows = [{"row_id": n, "history": [n, n + 1], "target": n + 2} for n in range(4)]
-    options = OPTIONS[stage]
-    if stage != "sft":
-        options = options.model_copy(update={"scoring": scoring})
+    options = OPTIONS[stage].model_copy(update={"scoring": scoring})
     packed = largest_pass(options, rows, encoder, responses, tree, seed=0)
     assert len(packed.input_ids) == 2
     assert packed.num_candidates == {"sft": 1, "preference": 4, "rl": 3}[stage]
-    assert (packed.allowed is None) == (stage == "sft" or scoring == "vocabulary")
+    assert (packed.allowed is None) == (scoring == "vocabulary")
 
 
 def test_unconstrained_candidates_are_titles():

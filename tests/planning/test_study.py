@@ -61,6 +61,13 @@ def test_the_jobs_are_those_of_the_tables_and_what_they_start_from():
     assert (searches["bigrec"].num_beams, searches["bigrec"].scoring) == (1, "vocabulary")
 
 
+def test_a_job_has_the_options_that_its_backbone_gives():
+    fixed = PLANNED["backbones"]["fixed"] | {"training": {"rows_per_pass": 2}}
+    jobs = list_jobs(load_study(PLANNED | {"backbones": {"fixed": fixed}}))
+    found = {job.stage: job.options.rows_per_pass for job in jobs if job.stage in ("sft", "rl")}
+    assert found == {"sft": 2, "rl": 2}
+
+
 def test_jobs_of_two_tables_come_once():
     config = changed()
     few = {"methods": ["sft"], "evaluation": {"rows": 9}}

@@ -48,6 +48,13 @@ def test_train_part_with_factors_of_all_rows(tmp_path, cycle, fixed_model):
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.parametrize("stage", ["preference", "rl"])
+def test_epochs_are_steps_by_the_rows_of_train_part(stage, trained):
+    """Half of the 96 rows are 6 steps of 8; three quarters of these are 4.5."""
+    folder = trained(stage, steps=None, epochs=0.75, train_part=[0.5, 1.0])
+    assert [line["step"] for line in read_steps(folder)] == [1, 2, 3, 4, 5]
+
+
 # ------------------------------------------------------------------------------------------ LoRA
 
 

@@ -158,6 +158,38 @@ def supervised_loss(folder: Path, data: Path) -> float:
     return total / count
 
 
+@pytest.mark.parametrize("rows_per_pass", [2, 8])
+def test_catalogue_scoring_by_hand(one_step, fixed_model, tmp_path, rows_per_pass):
+    """The only step has all rows, and its loss is that of the initial model, as in validation."""
+    changes = {"scoring": "catalogue", "rows_per_pass": rows_per_pass, "epochs": 1.0}
+    sft(SHORT["sft"].model_copy(update=changes), fixed_model, one_step, 0, tmp_path)
+    (loss,) = read_values(tmp_path, "loss")
+    assert loss == pytest.approx(catalogue_loss(fixed_model, one_step, "train"), rel=1e-4)
+    before, after = read_values(tmp_path, "eval_loss")
+    for model, found in ((fixed_model, before), (tmp_path / "model", after)):
+        assert found == pytest.approx(catalogue_loss(model, one_step, "valid"), rel=1e-4)
+
+
+def catalogue_loss(folder: Path, data: Path, split: str) -> float:
+    """The mean loss of a split over the tokens that continue a title, where there are several."""
+    model = load_model(folder).eval()
+    encoder = PromptEncoder(load_tokenizer(folder), CYCLE)
+    responses, rows = encoder.encode_responses(), read_split(data, split)
+    encoded = encoder.encode_prompts(rows["row_id"].to_list(), rows["history"].to_list(), 0)
+    total, count = 0.0, 0
+    for prompt, target in zip(encoded, rows["target"].to_list(), strict=True):
+        response = responses[target]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 :]
+        for place, token in enumerate(response):
+            before = response[:place]
+            allowed = sorted({ids[place] for ids in responses if ids[:place] == before})
+            if len(allowed) > 1:
+                log_prob = logits[place][allowed].log_softmax(-1)
+                total, count = total - log_prob[allowed.index(token)].item(), count + 1
+    return total / count
+
+
 # --------------------------------------------------------------------------- precision and rows
 
 

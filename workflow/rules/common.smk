@@ -130,9 +130,14 @@ def decode_flags(wildcards):
     return [*options, "--factors", path] if path else options
 
 
+def training_flags(wildcards):
+    """The options of training with a backbone."""
+    return flags(study.options_of(wildcards.method, wildcards.backbone))
+
+
 def rl_flags(wildcards):
     """The options of an RL method, and the factors that its reward needs."""
-    options, path = flags(study.methods[wildcards.method].options), factors(wildcards)
+    options, path = training_flags(wildcards), factors(wildcards)
     return [*options, "--factors", path] if path else options
 
 
@@ -155,7 +160,7 @@ def published_model(wildcards):
 def backbone_flags(wildcards):
     """The backbone's options, with the corpus as a folder."""
     backbone = study.backbones[wildcards.backbone]
-    options = flags(backbone, skip=("source", "corpus"))
+    options = flags(backbone, skip=("source", "corpus", "training"))
     if backbone.source == "tiny":
         options += ["--corpus", f"results/data/{backbone.corpus}"]
     return options

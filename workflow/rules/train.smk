@@ -50,7 +50,7 @@ rule sft:
         disk_mb=planned_disk,
     params:
         init=initial_folder,
-        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        flags=training_flags,
         launch=process_per_gpu,
         contents=contents,
     shell:
@@ -98,7 +98,7 @@ rule preference:
         disk_mb=planned_disk,
     params:
         init=initial_folder,
-        flags=lambda wildcards: flags(study.methods[wildcards.method].options),
+        flags=training_flags,
         launch=process_per_gpu,
         contents=contents,
     shell:
