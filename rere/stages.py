@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from rere import config
-from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
+from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options, Precision
 from rere.errors import InputError
 from rere.provenance import provenance
 
@@ -105,11 +105,20 @@ class Backbone(Options):
     def run(self) -> None:
         from rere.backbones import backbone
 
-        backbone(self, getattr(self, "corpus", None), self.output)
+        corpus, lock = (getattr(self, name, None) for name in ("corpus", "lock"))
+        backbone(self, corpus, self.output, lock)
 
 
 class TinyBackbone(Backbone):
     corpus: Data
+
+
+class PretrainedBackbone(Backbone):
+    lock: Path | None = Field(
+        None,
+        description="YAML file of commits by Hugging Face id: that of `model` is taken, or the "
+        "newest is added. None: no file.",
+    )
 
 
 class Training(Options):
@@ -392,6 +401,24 @@ class PlanStudy(Options):
 
         study = load_study(read_configs(self.config))
         plan_study(study, self.results, self.memory * 1e9, self.output)
+
+
+class Check(Planned):
+    """Say whether a backbone fits a data set and a device, from its tokenizer and config alone."""
+
+    backbone: str = Field(description="Folder or Hugging Face id of the backbone.")
+    revision: str | None = Field(
+        None, description="Commit, branch or tag of a Hugging Face id. None: the newest."
+    )
+    dtype: Precision = Field("auto", description="Precision of the run. auto: the device's.")
+
+    def run(self) -> None:
+        from rere.planning.check import as_json, as_text, check, raise_if_failing
+
+        target = self.target(self.dtype)
+        answers = check(self.backbone, self.revision, self.data, self.seed, target)
+        print(as_json(answers) if self.json_ else as_text(answers))
+        raise_if_failing(answers)
 
 
 class Metrics(config.run.Run):
@@ -702,7 +729,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "audit": Audit,
     "token-lengths": TokenLengths,
     **per_choice("backbone", "source", TinyBackbone, config.backbones.Tiny),
-    **per_choice("backbone", "source", Backbone, config.backbones.Pretrained),
+    **per_choice("backbone", "source", PretrainedBackbone, config.backbones.Pretrained),
     "sft": combine(Sft, config.training.SftOptions),
     "preference": combine(Preference, config.training.PreferenceOptions),
     "rl": combine(Rl, config.rl.RlOptions),
@@ -719,6 +746,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
     "plan study": PlanStudy,
     "lease": Lease,
+    "check": Check,
     "metrics": Metrics,
     "push": Push,
     "table": Table,
