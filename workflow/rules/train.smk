@@ -42,6 +42,7 @@ rule sft:
         method=trained_methods("sft", save="merged"),
     conda:
         "../../envs/rere.yaml"
+    priority: 1  # the longest chain of jobs begins here
     threads: 1
     resources:
         gpu=1,
