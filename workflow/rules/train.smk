@@ -40,9 +40,9 @@ rule sft:
         "benchmarks/sft/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=trained_methods("sft", save="merged"),
+    priority: 1  # the longest chain of jobs begins here
     conda:
         "../../envs/rere.yaml"
-    priority: 1  # the longest chain of jobs begins here
     threads: 1
     resources:
         gpu=1,
