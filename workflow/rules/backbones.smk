@@ -18,6 +18,7 @@ rule backbone:
         "logs/backbone/{backbone}.log",
     benchmark:
         "benchmarks/backbone/{backbone}.tsv"
+    priority: 1  # as for sft
     conda:
         "../../envs/rere.yaml"
     threads: 1

@@ -40,7 +40,7 @@ rule sft:
         "benchmarks/sft/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=trained_methods("sft", save="merged"),
-    priority: 1  # the longest chain of jobs begins here
+    priority: 1  # the longest chain of jobs: backbone, sft, rl
     conda:
         "../../envs/rere.yaml"
     threads: 1
