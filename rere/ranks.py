@@ -226,8 +226,9 @@ def own_gpu(local_rank: int, gpus: list[str]) -> str:
     return gpus[local_rank]
 
 
-def leave() -> None:
-    """End the communication when the process does, after a stage that succeeded."""
-    if distributed.is_initialized():
+def leave(ranks: Ranks) -> None:
+    """End the communication when the process does, after the stage has succeeded on all ranks."""
+    if ranks.size > 1:
+        ranks.wait()
         atexit.unregister(distributed.destroy_process_group)
         atexit.register(distributed.destroy_process_group)

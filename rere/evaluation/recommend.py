@@ -125,7 +125,7 @@ def write_rankings(
     if ranks.is_first:
         items, scores = ([each[n] for each in rankings] for n in (0, 1))
         write_predictions(output, task.rows, items, scores, task.raw_ids)
-    leave()
+    leave(ranks)
 
 
 def gather_rankings(rankings: list[Ranking], length: int, ranks: Ranks) -> list[Ranking]:

@@ -70,7 +70,7 @@ def resumable(
                 yield checkpoints
         else:
             yield Checkpoints(output / FOLDER, RunRecord({}, time.perf_counter()), "", {}, ranks)
-    leave()
+    leave(ranks)
 
 
 @contextmanager
