@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -229,11 +234,34 @@ def refusing(model: str | Path, what: str) -> Iterator[None]:
         # A panic in a Rust library is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if fault := hub_fault(str(model), error):
+            raise InputError(f"{model}: {fault}") from error
         is_plain = isinstance(error, ImportError | OSError | ValueError | RuntimeError)
         reason = first_line(error) if is_plain else f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"{model}: cannot load {what} ({reason}); download or train it again, or take another"
         ) from error
+
+
+def hub_fault(model: str, error: BaseException | None) -> str | None:
+    """Why the Hugging Face hub refused a model, and the remedy; None if another error did."""
+    while error is not None:
+        match error:
+            case GatedRepoError():
+                return (
+                    "gated on the Hugging Face hub; accept its licence at "
+                    f"https://huggingface.co/{model} and set HF_TOKEN in the environment to a "
+                    "token of the account that did"
+                )
+            case RepositoryNotFoundError():
+                return (
+                    "not on the Hugging Face hub, or private; correct the id, or set HF_TOKEN in "
+                    "the environment to a token that may read it"
+                )
+            case RevisionNotFoundError():
+                return "has no such revision on the Hugging Face hub; correct or leave it out"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class CheckedReader(GGUFReader):

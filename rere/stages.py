@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from rere import config
-from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options
+from rere.config.options import MAX_BEAMS, MAX_INTEGER, Options, Precision
 from rere.errors import InputError
 from rere.provenance import provenance
 
@@ -394,6 +394,24 @@ class PlanStudy(Options):
         plan_study(study, self.results, self.memory * 1e9, self.output)
 
 
+class Check(Planned):
+    """Say whether a backbone fits a data set and a device, from its tokenizer and config alone."""
+
+    backbone: str = Field(description="Folder or Hugging Face id of the backbone.")
+    revision: str | None = Field(
+        None, description="Commit, branch or tag of a Hugging Face id. None: the newest."
+    )
+    dtype: Precision = Field("auto", description="Precision of the run. auto: the device's.")
+
+    def run(self) -> None:
+        from rere.planning.check import as_json, as_text, check, raise_if_failing
+
+        target = self.target(self.dtype)
+        answers = check(self.backbone, self.revision, self.data, self.seed, target)
+        print(as_json(answers) if self.json_ else as_text(answers))
+        raise_if_failing(answers)
+
+
 class Metrics(config.run.Run):
     """Score a run's predictions: HR@K and NDCG@K over the whole catalogue."""
 
@@ -719,6 +737,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "plan recommend": plan_for("recommend", PlanRecommend, config.evaluation.Recommend),
     "plan study": PlanStudy,
     "lease": Lease,
+    "check": Check,
     "metrics": Metrics,
     "push": Push,
     "table": Table,

@@ -72,7 +72,10 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> None:
         if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end-of-sequence token; a title could not end")
+            raise InputError(
+                "the tokenizer has no end-of-sequence token, with which a title ends; take another "
+                "backbone"
+            )
         self.tokenizer = tokenizer
         self.titles = titles
         # Not all tokenizers with a BOS token put it first.

@@ -1,9 +1,11 @@
-"""A local server that speaks what uploading to the Hugging Face hub needs."""
+"""A local server that speaks what uploads to the Hugging Face hub and downloads need."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_test"
@@ -18,10 +20,21 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, dict[str, bytes]] = {}  # of "owner/name@branch", by path
+        self.files: dict[str, dict[str, bytes]] = {}  # of "owner/name@branch" or commit, by path
+        self.heads: dict[str, str] = {}  # commit of a published "owner/name@branch"
+        self.gated: set[str] = set()  # repositories that only TOKEN may read
         self.private: dict[str, bool] = {}  # by repository
         self.statuses: dict[str, int] = {}
         self.requests: list[str] = []
+
+    def publish(self, repo: str, folder: Path, branch: str = "main") -> str:
+        """Move a branch of a repository to a commit with the files of `folder`; return it."""
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        commit = hashlib.sha1(b"".join([repo.encode(), *files.values()])).hexdigest()
+        self.files[f"{repo}@{commit}"] = files
+        self.heads[f"{repo}@{branch}"] = commit
+        self.private[repo] = False
+        return commit
 
     @property
     def url(self) -> str:
@@ -52,11 +65,38 @@ class Handler(BaseHTTPRequestHandler):
         }
         routes[route](f"{repo}@{branch}", body)
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        if "/resolve/" in self.path:
+            repo, _, place = self.path[1:].partition("/resolve/")
+            return self.resolve(repo, *place.split("/", 1))
         repo = self.path.removeprefix("/api/models/")
         if repo not in self.server.private:
             return self.answer(404, {"error": "missing"})
         self.answer(200, {"id": repo, "private": self.server.private[repo]})
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        """Send a file of a published commit, or of the one that a branch is at."""
+        commit = self.server.heads.get(f"{repo}@{revision}", revision)
+        files = self.server.files.get(f"{repo}@{commit}", {})
+        if repo not in self.server.private:
+            self.refuse(401, "RepoNotFound")
+        elif repo in self.server.gated and self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self.refuse(401, "GatedRepo")
+        elif not files:
+            self.refuse(404, "RevisionNotFound")
+        elif path not in files:
+            self.refuse(404, "EntryNotFound", commit)
+        else:
+            etag = hashlib.sha1(files[path]).hexdigest()
+            self.send(200, files[path], {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+
+    def refuse(self, status: int, code: str, commit: str = "") -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": "refused"}
+        self.send(status, b"{}", headers | ({"X-Repo-Commit": commit} if commit else {}))
 
     def create(self, wanted: dict[str, Any]) -> None:
         repo = f"{wanted['organization']}/{wanted['name']}"
@@ -85,12 +125,16 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"commitUrl": url, "commitOid": "1"})
 
     def answer(self, status: int, value: Any) -> None:
-        content = json.dumps(value).encode()
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for name, text in headers.items():
+            self.send_header(name, text)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass

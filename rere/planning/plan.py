@@ -33,7 +33,7 @@ from rere.planning.passes import TrainingOptions, largest_pass
 from rere.prefix_tree import PrefixTree
 from rere.provenance import peak_memory
 from rere.tokenization import PromptEncoder
-from rere.training.setup import read_rows, select_part
+from rere.training.setup import Row, read_rows, select_part
 
 SHARE_OF_TITLES = 0.9
 """A search feeds titles of this quantile of their lengths."""
@@ -111,9 +111,22 @@ def plan_training(
     are given. Raises InputError as the run itself would for missing or malformed files.
     """
     process = start_process(target)
-    options = options.model_copy(update={"dtype": target.dtype})
     config, texts = load_config(init), texts or Texts.read(init, data)
     rows = select_part(read_rows(data, "train"), options, data, min_rows=options.rows_per_pass)
+    return plan_training_of(options, config, texts, rows, seed, target, process)
+
+
+def plan_training_of(
+    options: TrainingOptions,
+    config: PreTrainedConfig,
+    texts: Texts,
+    rows: list[Row],
+    seed: int,
+    target: Target,
+    process: list[Part],
+) -> Plan:
+    """`plan_training` of a model of `config` on these `rows`, in a process that holds `process`."""
+    options = options.model_copy(update={"dtype": target.dtype})
     packed = largest_pass(options, rows, *texts, seed)
     has_reference = is_synced = False
     if isinstance(options, RlOptions):
@@ -259,12 +272,12 @@ def process_memory() -> int:
     return int(peak_memory()["peak_memory_mb"] * 1e6)
 
 
-def load_config(model: str) -> PreTrainedConfig:
+def load_config(model: str, revision: str | None = None) -> PreTrainedConfig:
     """The architecture of a model in a folder or on the hub; of adapters, that of their base."""
     if is_adapters(model):
         model = find_base(Path(model))
     with refusing(model, "a language model's config"):
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 def as_json(plan: Plan, target: Target) -> str:

@@ -246,28 +246,36 @@ _supports_shared_prompt: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDicti
 def supports_shared_prompt(model: PreTrainedModel) -> bool:
     """Whether SharedPromptDecoder is exact for a model; tried once, with a warning if it is not."""
     if model not in _supports_shared_prompt:
-        _supports_shared_prompt[model] = follows_attention_mask(model)
-        if not _supports_shared_prompt[model]:
+        fault = find_mask_fault(model)
+        _supports_shared_prompt[model] = fault is None
+        if fault is not None:
             log.warning(
-                "%s: its attention ignores masks by position; every candidate is "
+                "%s: its attention ignores masks by position (%s); every candidate is "
                 "computed with its whole prompt, which is exact but slow",
                 type(model).__name__,
+                fault,
             )
     return _supports_shared_prompt[model]
 
 
 def follows_attention_mask(model: PreTrainedModel) -> bool:
     """Whether both decoders agree on a small tree behind two prompts."""
+    return find_mask_fault(model) is None
+
+
+def find_mask_fault(model: PreTrainedModel) -> str | None:
+    """Why the decoders would not agree on a small tree behind two prompts; None if they do."""
     config = model.config.get_text_config()
     # ALiBi and recurrent layers ignore position ids. Chunks and GPT-Neo's local layers are windows
     # that ignore the mask, which a small tree would not reveal.
-    if (
-        "position_ids" not in inspect.signature(model.forward).parameters
-        or not layer_windows(config).keys() <= {"full_attention", "sliding_attention"}
-        or getattr(config, "attention_chunk_size", None) is not None
-        or "local" in getattr(config, "attention_layers", ())
-    ):
-        return False
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it takes no position ids"
+    if other := layer_windows(config).keys() - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {', '.join(sorted(other))}"
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return "it attends within chunks"
+    if "local" in getattr(config, "attention_layers", ()):
+        return "it has local layers"
 
     def logits(decoder: SharedPromptDecoder | FullSequenceDecoder) -> Tensor:
         """After the prompt, after 32 children of it, and after a child of the first child."""
@@ -290,8 +298,8 @@ def follows_attention_mask(model: PreTrainedModel) -> bool:
         actual = logits(SharedPromptDecoder(model, prompts))
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        return False
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"it raises {type(error).__name__}"
     finite = expected.isfinite()  # a model may rule tokens out
     actual, expected = actual[finite], expected[finite]
     # Right and wrong differ by orders of magnitude in the norm, but not in single bfloat16 logits.
@@ -301,4 +309,5 @@ def follows_attention_mask(model: PreTrainedModel) -> bool:
     arithmetic = torch.get_autocast_dtype(kind) if is_mixed else model.dtype
     eps = max(torch.finfo(arithmetic).eps, torch.finfo(torch.float32).eps)
     spread = (expected - expected.mean()).norm()
-    return bool((actual - expected).norm() <= eps ** (1 / 3) * spread)
+    agree = (actual - expected).norm() <= eps ** (1 / 3) * spread
+    return None if agree else "its scores behind a shared prompt are others"
