@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rere.adapters import check_base, find_base, is_adapters, merge_adapters
+from rere.backbone_lock import read_commits, record_commit
 from rere.config.backbones import Pretrained, Tiny
 from rere.config.options import Precision
 from rere.config.run import CARD, MODEL_FILES
@@ -49,12 +50,16 @@ WHOLE = 2**63
 disable_progress_bar()
 
 
-def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> None:
+def backbone(
+    options: Tiny | Pretrained, corpus: Path | None, output: Path, lock: Path | None = None
+) -> None:
     """Write the weights (safetensors), tokenizer and card of a backbone to the folder `output`.
 
-    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone. Raises
-    InputError if model or tokenizer would not be stored as MODEL_FILES, which the graph names.
+    `corpus` is the data folder whose text trains the tokenizer of a `Tiny` backbone. `lock` has the
+    commits of models on the hub (`choose_commit`). Raises InputError if model or tokenizer would
+    not be stored as MODEL_FILES, which the graph names.
     """
+    commit = None
     if isinstance(options, Tiny):
         assert corpus is not None
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(
@@ -62,7 +67,8 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
         )
         model = tiny_model(options, tokenizer)
     else:
-        source = (options.model, options.revision, options.gguf_file)
+        commit = choose_commit(options, lock)
+        source = (options.model, commit, options.gguf_file)
         tokenizer, model = load_tokenizer(*source), load_model(*source)
     with replacing(output) as folder:
         save_model(model, tokenizer, folder)
@@ -72,10 +78,44 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
                 f"{type(model).__name__} are stored with other files than usual "
                 f"({', '.join(sorted(wrong))}); take a model with a tokenizer.json"
             )
-        (folder / CARD).write_text(describe(options, corpus), encoding="utf-8")
+        (folder / CARD).write_text(describe(options, corpus, commit), encoding="utf-8")
 
 
-def describe(options: Tiny | Pretrained, corpus: Path | None) -> str:
+def choose_commit(options: Pretrained, lock: Path | None) -> str | None:
+    """The commit of a Hugging Face id to take; None for a folder.
+
+    That of the options' revision, else that recorded in the file `lock`, else the newest, which is
+    then recorded there. Raises InputError if the hub has no such model or commit, or refuses.
+    """
+    if Path(options.model).is_dir():
+        return None
+    file = options.gguf_file or "config.json"
+    if options.revision is not None or lock is None:
+        return find_commit(options.model, file, options.revision)
+    recorded = read_commits(lock).get(options.model)
+    try:
+        commit = find_commit(options.model, file, recorded)
+    except InputError as error:
+        if recorded is None or not isinstance(error.__cause__, RevisionNotFoundError):
+            raise
+        raise InputError(
+            f"{lock}: {options.model} has no commit {recorded} on the Hugging Face hub; correct or "
+            "delete the line"
+        ) from error
+    return commit if recorded else record_commit(lock, options.model, commit)
+
+
+def find_commit(model: str, file: str, revision: str | None) -> str:
+    """The commit that a branch or tag of a Hugging Face id is at; offline, that in the cache.
+
+    `file` is one that the model has. It is downloaded. Raises InputError as `load_model`.
+    """
+    with refusing(model, "a language model"):
+        path = Path(hf_hub_download(model, file, revision=revision))
+    return path.parents[len(Path(file).parts) - 1].name
+
+
+def describe(options: Tiny | Pretrained, corpus: Path | None, commit: str | None) -> str:
     """The card of a backbone, with what is known of the published model."""
     if isinstance(options, Tiny):
         assert corpus is not None
@@ -85,11 +125,12 @@ def describe(options: Tiny | Pretrained, corpus: Path | None) -> str:
     if folder.is_dir():
         return backbone_card(f"A copy of {folder.resolve().name}.", read_base(folder))
     try:
-        path = hf_hub_download(options.model, CARD, revision=options.revision)
+        path = hf_hub_download(options.model, CARD, revision=commit)
         licence = read_base(Path(path).parent).license
     except OSError:  # no card, or no network now
         licence = {}
-    return backbone_card(f"A copy of {options.model}.", Base(options.model, licence))
+    text = f"A copy of {options.model}, commit {commit}."
+    return backbone_card(text, Base(options.model, licence, commit=commit))
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -32,6 +32,7 @@ TEST_METRICS = "<!-- test metrics -->"
 TAG = "rere"
 RANDOM = "random-weights"
 """The tag of models that were trained from random weights, so that they have no base model."""
+COMMIT = "base_model_commit"
 LICENSE = ("license", "license_name", "license_link")
 
 
@@ -41,10 +42,12 @@ class Base(NamedTuple):
     model: str | None = None  # id on the hub
     license: Mapping[str, str] = {}  # metadata of its card
     is_random: bool = False  # there is none
+    commit: str | None = None  # of the model on the hub
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {**({"base_model": self.model} if self.model else {}), **self.license}
+        names = {"base_model": self.model, COMMIT: self.commit}
+        return {**{key: name for key, name in names.items() if name}, **self.license}
 
 
 class TrainedRun(NamedTuple):
@@ -75,10 +78,11 @@ def read_base(folder: Path) -> Base:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return Base()
     values = {key: metadata[key] for key in LICENSE if isinstance(metadata.get(key), str)}
-    tags, model = metadata.get("tags"), metadata.get("base_model")
+    tags, *names = (metadata.get(key) for key in ("tags", "base_model", COMMIT))
     if not isinstance(tags, list) or TAG not in tags:
         return Base(license=values)
-    return Base(model if isinstance(model, str) else None, values, RANDOM in tags)
+    model, commit = (name if isinstance(name, str) else None for name in names)
+    return Base(model, values, RANDOM in tags, commit)
 
 
 def backbone_card(text: str, base: Base) -> str:
@@ -123,6 +127,8 @@ def summary(run: TrainedRun, num_items: int) -> str:
     licence = names.get("license_name") or names.get("license")
     licence = licence or f"not found in its files; see {source}"
     model = "none: the first stage began with random weights" if base.is_random else base.model
+    if base.commit:
+        model = f"{model}, commit {base.commit}"
     rows = {
         "data set": f"{run.dataset}: {num_items:,} items, {run.num_rows:,} training rows",
         "stage": f"`rere {run.stage}`. {run.summary}",

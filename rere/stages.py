@@ -105,11 +105,20 @@ class Backbone(Options):
     def run(self) -> None:
         from rere.backbones import backbone
 
-        backbone(self, getattr(self, "corpus", None), self.output)
+        corpus, lock = (getattr(self, name, None) for name in ("corpus", "lock"))
+        backbone(self, corpus, self.output, lock)
 
 
 class TinyBackbone(Backbone):
     corpus: Data
+
+
+class PretrainedBackbone(Backbone):
+    lock: Path | None = Field(
+        None,
+        description="YAML file of commits by Hugging Face id: that of `model` is taken, or the "
+        "newest is added. None: no file.",
+    )
 
 
 class Training(Options):
@@ -720,7 +729,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "audit": Audit,
     "token-lengths": TokenLengths,
     **per_choice("backbone", "source", TinyBackbone, config.backbones.Tiny),
-    **per_choice("backbone", "source", Backbone, config.backbones.Pretrained),
+    **per_choice("backbone", "source", PretrainedBackbone, config.backbones.Pretrained),
     "sft": combine(Sft, config.training.SftOptions),
     "preference": combine(Preference, config.training.PreferenceOptions),
     "rl": combine(Rl, config.rl.RlOptions),

@@ -29,6 +29,7 @@ LAYERS = (
     },
     {
         "adapters",
+        "backbone_lock",
         "catalogue",
         "data",
         "engine",

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_gguf
 
-from rere import backbones
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
 from rere.config.backbones import Pretrained
 from rere.data.dataset import read_split
@@ -156,23 +154,17 @@ def test_the_card_of_a_folders_copy_has_its_licence(tmp_path, published_model):
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_the_card_of_a_published_model_has_its_id_and_licence(
-    tmp_path, published_model, monkeypatch, has_card
+def test_the_card_of_a_published_model_has_its_id_commit_and_licence(
+    hub, tmp_path, published_model, has_card
 ):
-    (tmp_path / "README.md").write_text(CARD_OF_BASE)
-
-    def download(model: str, name: str, revision: str | None) -> str:
-        assert (model, revision) == ("owner/name", "v1")
-        if not has_card:
-            raise LocalEntryNotFoundError("no network")
-        return str(tmp_path / name)
-
-    monkeypatch.setattr(backbones, "hf_hub_download", download)
-    monkeypatch.setattr(backbones, "load_model", lambda *_: load_model(published_model))
-    monkeypatch.setattr(backbones, "load_tokenizer", lambda *_: load_tokenizer(published_model))
+    if has_card:
+        (published_model / "README.md").write_text(CARD_OF_BASE)
+    commit = hub.publish("owner/name", published_model, branch="v1")
     backbone(Pretrained(model="owner/name", revision="v1"), None, tmp_path / "copy")
     licence = {"license": "apache-2.0"} if has_card else {}
-    assert read_base(tmp_path / "copy") == Base("owner/name", licence)
+    assert read_base(tmp_path / "copy") == Base("owner/name", licence, commit=commit)
+    card = (tmp_path / "copy" / "README.md").read_text()
+    assert f"\nA copy of owner/name, commit {commit}.\n" in card
 
 
 def test_a_gguf_file_is_stored_dequantised(tmp_path):
@@ -246,6 +238,24 @@ def test_code_of_a_checkpoint_is_not_run(published_model, tmp_path):
 def test_a_missing_folder_is_refused(tmp_path, load):
     with pytest.raises(InputError, match="nowhere: cannot load"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_gated_model_is_refused_with_the_page_of_its_licence(
+    hub, published_model, monkeypatch, load
+):
+    hub.publish("owner/name", published_model)
+    hub.gated.add("owner/name")
+    monkeypatch.delenv("HF_TOKEN")
+    message = r"^owner/name: gated .* https://huggingface.co/owner/name and set HF_TOKEN in"
+    with pytest.raises(InputError, match=message):
+        load("owner/name")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_model_that_the_hub_does_not_have_is_refused(hub, load):
+    with pytest.raises(InputError, match="owner/name: not on the Hugging Face hub, or private;"):
+        load("owner/name")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(published_model):

@@ -77,6 +77,7 @@ def test_the_table_has_data_stage_base_and_validation():
         (Base(), "unknown", "not found in its files; see where you got it"),
         (Base("a/b"), "a/b", "not found in its files; see the page of a/b on the hub"),
         (Base("a/b", {"license": "mit"}), "a/b", "mit"),
+        (Base("a/b", {"license": "mit"}, commit="12ef"), "a/b, commit 12ef", "mit"),
         (Base(is_random=True), "none: the first stage began with random weights", None),
     ],
 )
@@ -148,7 +149,13 @@ def test_what_a_card_says_of_its_base(tmp_path, text, expected):
 
 
 def test_a_trained_models_card_has_the_base_of_its_first_one(tmp_path):
-    for base in (RUN.base, Base(is_random=True), Base(license={"license": "mit"}), Base()):
+    for base in (
+        RUN.base,
+        RUN.base._replace(commit="12ef"),
+        Base(is_random=True),
+        Base(license={"license": "mit"}),
+        Base(),
+    ):
         (tmp_path / "README.md").write_text(card(base=base))
         assert read_base(tmp_path) == base
 

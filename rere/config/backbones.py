@@ -37,7 +37,9 @@ class Pretrained(Options):
         min_length=1, description="Hugging Face id, such as Qwen/Qwen2-0.5B, or local folder."
     )
     revision: str | None = Field(
-        None, description="Commit, branch or tag of a Hugging Face id. None: the newest."
+        None,
+        description="Commit, branch or tag of a Hugging Face id. None: the commit that was fetched "
+        "first, which a study records in config/backbones.lock.yaml.",
     )
     gguf_file: str | None = Field(
         None, description="GGUF file of `model` with weights and tokenizer; stored dequantised."

@@ -222,14 +222,15 @@ def memory_fits(
     except InputError as error:
         return refused(MEMORY[run], error)
     plan = plan_training_of(options, config, texts, rows, seed, target, process)
-    remedies = verdict(plan, target, options)[1:]
-    peak = f"{plan.peak / 1e9:.1f} GB, {target.dtype} on {target.device}"
+    peak, where = f"{plan.peak / 1e9:.1f}", f"GB, {target.dtype} on {target.device}"
     if target.memory is None:
-        return Answer(MEMORY[run], "unknown", peak, "say --memory, as the device is not here")
-    why = f"{peak} of {target.memory / 1e9:.1f} GB"
+        remedy = "say --memory, as the device is not here"
+        return Answer(MEMORY[run], "unknown", f"{peak} {where}", remedy)
+    why = f"{peak} of {target.memory / 1e9:.1f} {where}"
     if plan.peak <= target.memory:
         return Answer(MEMORY[run], "yes", why)
-    return Answer(MEMORY[run], "no", why, " ".join(remedies).rstrip("."), fails=True)
+    remedy = " ".join(verdict(plan, target, options)[1:]).rstrip(".")
+    return Answer(MEMORY[run], "no", why, remedy[:1].lower() + remedy[1:], fails=True)
 
 
 def as_json(answers: list[Answer]) -> str:

@@ -62,7 +62,7 @@ def test_a_backbone_that_fits(family, data, tmp_path):
     assert type(causal_lm(family, 9)).__name__ in found[MASKS].why
     layers = "8 layers: c_attn" if family == "gpt2" else "14 layers: down_proj, gate_proj, k_proj"
     assert found[LORA].why.startswith(layers)
-    assert "of 8.0 GB" in found[MEMORY["rl"]].why
+    assert "of 8.0 GB, float32 on cpu" in found[MEMORY["rl"]].why
 
 
 def test_titles_that_collide_are_named_and_make_no_run_fail(data, tmp_path):
@@ -160,7 +160,7 @@ def test_too_little_memory_and_memory_that_is_not_known(data, tmp_path):
     model = store(tmp_path / "model")
     for answer in (answers_of(model, data, CPU._replace(memory=1e6))[MEMORY[run]] for run in RUNS):
         assert (answer.answer, answer.fails) == ("no", True)
-        assert answer.remedy.startswith("Set gradient_checkpointing: true")
+        assert answer.remedy.startswith("set gradient_checkpointing: true")
     gpu = Target(torch.device("cuda"), "bfloat16", None)
     for answer in (answers_of(model, data, gpu)[MEMORY[run]] for run in RUNS):
         assert (answer.answer, answer.fails) == ("unknown", False)

@@ -153,12 +153,16 @@ def published_model(wildcards):
 
 
 def backbone_flags(wildcards):
-    """The backbone's options, with the corpus as a folder."""
+    """The backbone's options, with the corpus as a folder; of a hub id the file of commits.
+
+    That file is no input: it changes when a backbone is first fetched, and makes no other again.
+    """
     backbone = study.backbones[wildcards.backbone]
     options = flags(backbone, skip=("source", "corpus"))
     if backbone.source == "tiny":
-        options += ["--corpus", f"results/data/{backbone.corpus}"]
-    return options
+        return [*options, "--corpus", f"results/data/{backbone.corpus}"]
+    is_pinned = backbone.revision is not None or os.path.isdir(backbone.model)
+    return options if is_pinned else [*options, "--lock", "config/backbones.lock.yaml"]
 
 
 def table_flags(wildcards):
