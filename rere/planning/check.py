@@ -27,7 +27,6 @@ from rere.engine.search.beam import beam_search
 from rere.errors import InputError, first_line
 from rere.planning.passes import TrainingOptions
 from rere.planning.plan import (
-    Part,
     Target,
     Texts,
     load_config,
@@ -76,7 +75,7 @@ def check(
     Raises InputError if tokenizer, config or data are missing or malformed, and for a model that is
     no causal language model of transformers.
     """
-    process = start_process(target)
+    start_process(target)
     tokenizer, config = load_tokenizer(backbone, revision), load_config(backbone, revision)
     with refusing(backbone, "a language model"):
         shape_of(config)
@@ -101,7 +100,7 @@ def check(
             if by_masks.fails:
                 answers.append(Answer(MEMORY[run], "unknown", f"see {MASKS}"))
                 continue
-            answers.append(memory_fits(run, config, texts, rows, data, seed, target, process))
+            answers.append(memory_fits(run, config, texts, rows, data, seed, target))
     return sorted(answers, key=lambda answer: QUESTIONS.index(answer.question))
 
 
@@ -213,7 +212,6 @@ def memory_fits(
     data: Path,
     seed: int,
     target: Target,
-    process: list[Part],
 ) -> Answer:
     """Whether a run with the default options fits into the device's memory."""
     options = RUNS[run]
@@ -221,7 +219,7 @@ def memory_fits(
         rows = select_part(train, options, data, min_rows=options.rows_per_pass)
     except InputError as error:
         return refused(MEMORY[run], error)
-    plan = plan_training_of(options, config, texts, rows, seed, target, process)
+    plan = plan_training_of(options, config, texts, rows, seed, target)
     peak, where = f"{plan.peak / 1e9:.1f}", f"GB, {target.dtype} on {target.device}"
     if target.memory is None:
         remedy = "say --memory, as the device is not here"

@@ -110,10 +110,10 @@ def plan_training(
     Of the model only its config and tokenizer are read, and `texts` instead of the latter if they
     are given. Raises InputError as the run itself would for missing or malformed files.
     """
-    process = start_process(target)
+    start_process(target)
     config, texts = load_config(init), texts or Texts.read(init, data)
     rows = select_part(read_rows(data, "train"), options, data, min_rows=options.rows_per_pass)
-    return plan_training_of(options, config, texts, rows, seed, target, process)
+    return plan_training_of(options, config, texts, rows, seed, target)
 
 
 def plan_training_of(
@@ -123,9 +123,9 @@ def plan_training_of(
     rows: list[Row],
     seed: int,
     target: Target,
-    process: list[Part],
 ) -> Plan:
-    """`plan_training` of a model of `config` on these `rows`, in a process that holds `process`."""
+    """`plan_training` of a model of `config` on these `rows`."""
+    process = start_process(target)
     options = options.model_copy(update={"dtype": target.dtype})
     packed = largest_pass(options, rows, *texts, seed)
     has_reference = is_synced = False
@@ -260,7 +260,7 @@ def search_budget(target: Target, held: int) -> float:
 
 
 def start_process(target: Target) -> list[Part]:
-    """What a process holds before it loads a model; nothing on a GPU."""
+    """What a process held when this was first called, before it loads a model; none on a GPU."""
     if target.device.type != "cpu":
         return []
     return [Part("process", process_memory(), "Python and libraries")]
