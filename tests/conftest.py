@@ -167,13 +167,15 @@ def published_model(tmp_path: Path) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Hub]":
     """A local server in place of the Hugging Face hub, whose token is set; nothing is cached."""
     from fake_hub import TOKEN, Hub
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
 
     with Hub() as server:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        # transformers keeps one for all calls, with the address of the first.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=server.url))
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
