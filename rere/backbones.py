@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ import torch
 from gguf import GGUFReader
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,6 +39,12 @@ from rere.model_card import Base, backbone_card, read_base
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+PIECES = (
+    r" ?[\p{L}\p{M}']+"  # a word
+    r"| ?\(?\p{N}+\)?"  # a number, such as a year
+    r"| ?[^\p{L}\p{M}\p{N}' \n]+\n*|\n+"  # other marks; a title starts a line, so a piece
+)
+"""What a token of a `Tiny` backbone lies in, with the space before it."""
 WHOLE = 2**63
 """Bytes of a weight file at most: never split, so that its name is known beforehand."""
 
@@ -52,9 +60,7 @@ def backbone(options: Tiny | Pretrained, corpus: Path | None, output: Path) -> N
     """
     if isinstance(options, Tiny):
         assert corpus is not None
-        tokenizer = Qwen2Tokenizer().train_new_from_iterator(
-            training_text(corpus, options.seed), options.vocab_size, show_progress=False
-        )
+        tokenizer = train_tokenizer(training_text(corpus, options.seed), options.vocab_size)
         model = tiny_model(options, tokenizer)
     else:
         source = (options.model, options.revision, options.gguf_file)
@@ -74,7 +80,7 @@ def describe(options: Tiny | Pretrained, corpus: Path | None) -> str:
     """The card of a backbone, with what is known of the published model."""
     if isinstance(options, Tiny):
         assert corpus is not None
-        text = f"A Qwen2 with random weights, and a tokenizer of {corpus.resolve().name}."
+        text = f"A Llama with random weights, and a tokenizer of {corpus.resolve().name}."
         return backbone_card(text, Base(is_random=True))
     folder = Path(options.model)
     if folder.is_dir():
@@ -315,10 +321,33 @@ def training_text(data: Path, seed: int) -> Iterator[str]:
         yield prompt_text(instruction, [titles[i] for i in history]) + response_text(titles[target])
 
 
-def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    """Return a Qwen2 with random weights that depend on the options' seed."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer that keeps frequent words and numbers whole."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    eos = "<|endoftext|>"
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token=eos)
+
+
+def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """Return a Llama with random weights that depend on the options' seed."""
     torch.manual_seed(options.seed)
-    config = Qwen2Config(
+    # The plainest decoder whose tokenizer AutoTokenizer loads as it was saved; for a Qwen2 it would
+    # split numbers into digits.
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
         intermediate_size=2 * options.hidden_size,
@@ -331,4 +360,4 @@ def tiny_model(options: Tiny, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCau
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)

@@ -8,7 +8,7 @@ from rere.config.options import Options
 
 
 class Tiny(Options):
-    """Make a small Qwen2 with random weights and a tokenizer trained on a data set's text."""
+    """Make a small Llama with random weights and a tokenizer trained on a data set's text."""
 
     source: Literal["tiny"] = "tiny"
     vocab_size: int = Field(
