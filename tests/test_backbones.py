@@ -37,7 +37,7 @@ def test_tiny_has_only_safetensors_and_json_and_a_card(tiny_backbone):
 def test_tiny_has_the_sizes_of_its_options(tiny_backbone):
     model, vocabulary = load_model(tiny_backbone), load_tokenizer(tiny_backbone)
     config = model.config
-    assert config.model_type == "qwen2"
+    assert config.model_type == "llama"
     assert config.vocab_size == len(vocabulary) <= TINY.vocab_size
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     assert sizes == (16, 1, 2)
