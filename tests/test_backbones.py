@@ -8,12 +8,15 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_gguf
+from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_data, write_gguf
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from rere import backbones
 from rere.backbones import backbone, load_model, load_tokenizer, training_text
 from rere.config.backbones import Pretrained
 from rere.data.dataset import read_split
+from rere.engine.model.decoder import supports_shared_prompt
 from rere.errors import InputError
 from rere.model_card import Base, read_base
 from rere.tokenization import PromptEncoder, choose_instruction, prompt_text, response_text
@@ -27,6 +30,25 @@ def assert_weights_equal(actual: Path, expected: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- tiny
+
+
+DATED = [
+    *["Toy Story (1995)", "Toy Story (1996)", "Toy Story 1995", "Toy Story(1995)", "Se7en (1995"],
+    *["(500) Days", "2001: A Space Odyssey (1968)", "1234567890", "M*A*S*H  (1970)", "½ ٣"],
+    *["Amélie (2001)", "Ame\u0301lie (2001)", "Schindler's List", "東京物語 (1953)", "🙂 🇫🇷!"],
+    *['"', " (", "\n", "\n\n1\n", "\ta\r\n b", "<|endoftext|>", "'"],
+]
+"""Titles with years, brackets, accents, marks and line ends."""
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory) -> Path:
+    """The folder of a backbone whose titles often have a year."""
+    folder = tmp_path_factory.mktemp("dated")
+    titles = ["Toy Story (1995)", "Toy Soldiers (1995)", "Story (1996)"]
+    data = write_data(folder / "data", titles, train=[([0, 1, 2], 0)] * 20)
+    backbone(TINY, data, folder / "backbone")
+    return folder / "backbone"
 
 
 def test_tiny_has_only_safetensors_and_json_and_a_card(tiny_backbone):
@@ -84,9 +106,33 @@ def test_the_tokenizer_encodes_unseen_characters(tiny_backbone):
     assert vocabulary.decode(vocabulary(text).input_ids) == text
 
 
-def test_frequent_words_are_tokens(tiny_backbone):
+def test_frequent_words_and_numbers_are_tokens(tiny_backbone, dated):
     responses = PromptEncoder(load_tokenizer(tiny_backbone), CYCLE).encode_responses()
     assert max(map(len, responses)) <= 9
+    vocabulary = load_tokenizer(dated)
+    (title,) = vocabulary(['"Toy Story (1995)"\n']).input_ids
+    assert vocabulary.batch_decode([[i] for i in title]) == ['"', "Toy", " Story", " (1995)", '"\n']
+
+
+def test_autotokenizer_loads_the_tokenizer_that_was_trained(dated):
+    loaded, path = AutoTokenizer.from_pretrained(dated), dated / "tokenizer.json"
+    stored = Tokenizer.from_file(str(path))
+    assert json.loads(loaded.backend_tokenizer.to_str()) == json.loads(stored.to_str())
+    for title in DATED:
+        ids = loaded(title).input_ids
+        assert ids == stored.encode(title).ids
+        assert loaded.decode(ids) == title
+
+
+def test_titles_with_numbers_and_marks_tokenise_apart(dated):
+    encoder = PromptEncoder(load_tokenizer(dated), DATED)
+    responses = encoder.encode_responses()
+    assert len(set(map(tuple, responses))) == len(DATED)
+    assert encoder.decode_titles(responses) == DATED
+
+
+def test_a_tiny_model_has_a_shared_prompt(tiny_backbone):
+    assert supports_shared_prompt(load_model(tiny_backbone))
 
 
 # ----------------------------------------------------------------------------------- pretrained
