@@ -88,6 +88,7 @@ class Fork:
 STAGE_FORKS = Forks(
     "torch",
     "transformers.trainer",
+    "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
     "peft",
     "sklearn.feature_extraction.text",

@@ -29,7 +29,7 @@ EMPTY = get_context("spawn")
 PRELOADED = get_context("forkserver")
 """Starts processes that have imported torch and transformers."""
 PRELOADED.set_forkserver_preload(
-    ["torch", "transformers.generation.utils", "transformers.models.qwen2.modeling_qwen2"]
+    ["torch", "transformers.generation.utils", "transformers.models.llama.modeling_llama"]
 )
 
 

@@ -56,7 +56,7 @@ def early_model(
     It generates items even unconstrained.
     """
     output = tmp_path_factory.mktemp("brief")
-    run_stage(change(SHORT["sft"], {"epochs": 5.0}), untrained_model, cycle, 0, output)
+    run_stage(change(SHORT["sft"], {"epochs": 4.0}), untrained_model, cycle, 0, output)
     return output / "model"
 
 
