@@ -149,6 +149,20 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, cycle: Path) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def dated_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of data whose titles have a year."""
+    from tiny_models import TINY, write_data
+
+    from rere.backbones import backbone
+
+    folder = tmp_path_factory.mktemp("dated")
+    titles = ["Toy Story (1995)", "Toy Soldiers (1995)", "Story (1996)"]
+    data = write_data(folder / "data", titles, train=[([0, 1, 2], 0)] * 20)
+    backbone(TINY, data, folder / "backbone")
+    return folder / "backbone"
+
+
 @pytest.fixture
 def published_model(tmp_path: Path) -> Path:
     """A bfloat16 checkpoint whose generation config samples. A test may damage it."""

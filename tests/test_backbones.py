@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_data, write_gguf
+from tiny_models import CYCLE, TINY, causal_lm, tokenizer, write_gguf
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -37,16 +37,6 @@ DATED = [
     *['"', " (", "\n", "\n\n1\n", "\ta\r\n b", "<|endoftext|>", "'"],
 ]
 """Titles with years, brackets, accents, marks and line ends."""
-
-
-@pytest.fixture(scope="module")
-def dated(tmp_path_factory) -> Path:
-    """The folder of a backbone whose titles often have a year."""
-    folder = tmp_path_factory.mktemp("dated")
-    titles = ["Toy Story (1995)", "Toy Soldiers (1995)", "Story (1996)"]
-    data = write_data(folder / "data", titles, train=[([0, 1, 2], 0)] * 20)
-    backbone(TINY, data, folder / "backbone")
-    return folder / "backbone"
 
 
 def test_tiny_has_only_safetensors_and_json_and_a_card(tiny_backbone):
@@ -104,16 +94,16 @@ def test_the_tokenizer_encodes_unseen_characters(tiny_backbone):
     assert vocabulary.decode(vocabulary(text).input_ids) == text
 
 
-def test_frequent_words_and_numbers_are_tokens(tiny_backbone, dated):
+def test_frequent_words_and_numbers_are_tokens(tiny_backbone, dated_backbone):
     responses = PromptEncoder(load_tokenizer(tiny_backbone), CYCLE).encode_responses()
     assert max(map(len, responses)) <= 9
-    vocabulary = load_tokenizer(dated)
+    vocabulary = load_tokenizer(dated_backbone)
     (title,) = vocabulary(['"Toy Story (1995)"\n']).input_ids
     assert vocabulary.batch_decode([[i] for i in title]) == ['"', "Toy", " Story", " (1995)", '"\n']
 
 
-def test_autotokenizer_loads_the_tokenizer_that_was_trained(dated):
-    loaded, path = AutoTokenizer.from_pretrained(dated), dated / "tokenizer.json"
+def test_autotokenizer_loads_the_tokenizer_that_was_trained(dated_backbone):
+    loaded, path = AutoTokenizer.from_pretrained(dated_backbone), dated_backbone / "tokenizer.json"
     stored = Tokenizer.from_file(str(path))
     assert json.loads(loaded.backend_tokenizer.to_str()) == json.loads(stored.to_str())
     for title in DATED:
@@ -122,8 +112,8 @@ def test_autotokenizer_loads_the_tokenizer_that_was_trained(dated):
         assert loaded.decode(ids) == title
 
 
-def test_titles_with_numbers_and_marks_tokenise_apart(dated):
-    encoder = PromptEncoder(load_tokenizer(dated), DATED)
+def test_titles_with_numbers_and_marks_tokenise_apart(dated_backbone):
+    encoder = PromptEncoder(load_tokenizer(dated_backbone), DATED)
     responses = encoder.encode_responses()
     assert len(set(map(tuple, responses))) == len(DATED)
     assert encoder.decode_titles(responses) == DATED
