@@ -4,17 +4,15 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from slurm_cluster import find_missing, profile_text, slurm
+from slurm_cluster import find_missing, profile_text
 from snakemake_runs import ROOT, SMALL, write_raw
 
 PLUGIN = "snakemake_executor_plugin_slurm"
@@ -54,19 +52,6 @@ SAME = [
 ]
 
 SITE = {"gpu_partition": "gpu", "cpus_per_gpu": 1, "minutes": 9, "memory": 32000}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """The environment in which Snakemake finds a Slurm; its logs are shown if a test fails."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    try:
-        with slurm(folder) as variables:
-            yield os.environ | variables
-    finally:
-        for log in folder.glob("*.log"):
-            print(f"--- {log.name}\n{log.read_text()[-4000:]}")
-        shutil.rmtree(folder)
 
 
 def write_study(folder: Path) -> Path:

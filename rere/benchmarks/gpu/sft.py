@@ -28,17 +28,20 @@ def make_steps(model: BenchmarkModel, folder: Path) -> dict[str, Callable]:
         SftTrainer, model, SftOptions(dtype=model.dtype), 1, folder, lengths=[]
     )
 
-    def train(part: Sequence[SftRow], count: int) -> Tensor:
-        inputs = {"packed": collate(part)["packed"].to(model.device)}
-        count = torch.tensor(count, device=model.device)
-        return trainer.training_step(trainer.model, inputs, count)
+    def train(rows: Sequence[SftRow], rows_per_pass: int) -> Tensor:
+        changed = {"rows_per_pass": rows_per_pass}
+        trainer.options = trainer.options.model_copy(update=changed)
+        return trainer.training_step(trainer.model, collate(rows))
 
-    def train_plainly(part: Sequence[SftRow], count: int) -> Tensor:
-        with model.precision():
-            log_prob, _ = plain.log_probs(model.float32, plain.Sequences(*zip(*part, strict=True)))
-            loss = -log_prob.sum() / count
-        loss.backward()
-        return loss.detach()
+    def train_plainly(rows: Sequence[SftRow], rows_per_pass: int) -> Tensor:
+        count, total = sum(len(row.response) for row in rows), torch.zeros((), device=model.device)
+        for part in split_batches(rows, rows_per_pass):
+            with model.precision():
+                sequences = plain.Sequences(*zip(*part, strict=True))
+                loss = -plain.log_probs(model.float32, sequences)[0].sum() / count
+            loss.backward()
+            total += loss.detach()
+        return total
 
     return {
         OURS: partial(take_step, model, trainer, train, True),
@@ -54,12 +57,11 @@ def take_step(
     rows_per_pass: int,
     batch: Sequence[PromptRow],
 ) -> steps.StepResult:
-    """Take a step of the passes of `train`; `by_length` as the trainer's loop batches rows."""
+    """Take a step by `train`; `by_length` as the trainer's loop batches rows."""
     rows = [SftRow(row.prompt, model.sequences[row.target]) for row in batch]
     if by_length:
         rows.sort(key=lambda row: len(row.prompt))
     trainer.optimizer.zero_grad()
-    count = sum(len(row.response) for row in rows)
-    losses = [train(part, count) for part in split_batches(rows, rows_per_pass)]
+    loss = train(rows, rows_per_pass)
     norm = steps.update_weights(model.float32, trainer.optimizer, trainer.args.max_grad_norm)
-    return steps.StepResult(float(sum(losses)), norm)
+    return steps.StepResult(float(loss), norm)
