@@ -1,7 +1,7 @@
 """Several processes of one stage, started by `torchrun`: what each computes, and what they share.
 
 A process is known by its rank. All ranks read the same rows in the same order, and each computes
-its share of them. What a row draws at random depends on the seed and the row, not on the rank.
+its share of them. What a row draws at random depends on seed, step and row, not on the rank.
 Results are gathered and gradients added up, so that every rank takes the same decisions and has the
 same weights. The first rank alone writes files and looks at the clock.
 

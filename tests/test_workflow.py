@@ -373,7 +373,7 @@ def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch)
     assert resources(tmp_path, "rl", *two)["mem_mb"] == 28_000
     assert resources(tmp_path, "rl", "--set-resources", "rl:gpu=0")["mem_mb"] == 26_500
     assert resources(tmp_path, "rl", "--set-resources", "rl:mem_mb=9")["mem_mb"] == 9
-    recommend = "results/runs/ml-100k/tiny/rere/seed0/predictions.parquet"
+    recommend = "results/runs/ml-100k/tiny/rere/seed0/num_beams=20/predictions.parquet"
     assert resources(tmp_path, "recommend", recommend)["mem_mb"] == 14_000
 
 
