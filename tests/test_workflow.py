@@ -357,7 +357,13 @@ def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch)
     sizes = {"weights": 4 * 10**9, "checkpoint": 10**10, "cpu": {"peak": 2 * 10**10}}
     jobs = [
         {**names, "stage": "rl", "evaluation": "", **sizes},
-        {**names, "stage": "recommend", "evaluation": "", **sizes, "cpu": {"peak": 10**10}},
+        {
+            **names,
+            "stage": "recommend",
+            "evaluation": "/num_beams=20",
+            **sizes,
+            "cpu": {"peak": 10**10},
+        },
     ]
     before = resources(tmp_path, "rl")
     assert (before["mem_mb"], before["runtime"], before["disk_mb"]) == (32_000, 1440, 64_000)

@@ -22,7 +22,7 @@ def with_claim(claim: Any = None, **changes: Any) -> dict[str, Any]:
 def test_the_runs_of_a_claim_are_those_of_its_table():
     study = load_study(with_claim(tables__main__seeds=[0, 1]))
     expected = [
-        ("main", f"results/runs/ml-100k/tiny/{method}/seed{seed}")
+        ("main", f"results/runs/ml-100k/tiny/{method}/seed{seed}/num_beams=20")
         for method in ("sft", "rere")
         for seed in (0, 1)
     ]
@@ -36,7 +36,7 @@ def test_runs_of_two_tables_have_the_evaluation_of_each():
     comparisons = [COMPARED, COMPARED | {"table": "sample"}]
     study = load_study(with_claim({"comparisons": comparisons}, tables__sample=sample))
     found = [(table, run.folder.rpartition("/")[2]) for table, run in study.compared_runs()]
-    assert found == [*[("main", "seed0")] * 2, *[("sample", "rows=40")] * 2]
+    assert found == [*[("main", "num_beams=20")] * 2, *[("sample", "rows=40-num_beams=20")] * 2]
 
 
 def test_a_claim_compares_with_each_method_of_a_grid():

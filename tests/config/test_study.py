@@ -40,11 +40,11 @@ def test_the_shipped_configs_are_valid():
         "results/runs/ml-100k/none/sasrec/seed0",
         "results/runs/ml-100k/tiny/bigrec/seed0",
         "results/runs/ml-100k/tiny/d3/seed0",
-        "results/runs/ml-100k/tiny/s_dpo/seed0",
-        "results/runs/ml-100k/tiny/sprec/seed0",
-        "results/runs/ml-100k/tiny/sft/seed0",
-        "results/runs/ml-100k/tiny/sft_continued/seed0",
-        "results/runs/ml-100k/tiny/rere/seed0",
+        "results/runs/ml-100k/tiny/s_dpo/seed0/num_beams=20",
+        "results/runs/ml-100k/tiny/sprec/seed0/num_beams=20",
+        "results/runs/ml-100k/tiny/sft/seed0/num_beams=20",
+        "results/runs/ml-100k/tiny/sft_continued/seed0/num_beams=20",
+        "results/runs/ml-100k/tiny/rere/seed0/num_beams=20",
     ]
     assert len(load_study(FULL).runs("main")) == 3 + 3 * 10
 
@@ -69,7 +69,7 @@ def test_a_baseline_has_one_run_per_data_set():
 def test_missing_options_have_their_defaults():
     study = load_study(changed(methods__sft__sft={}))
     assert study.methods["sft"].options.batch_size == 128
-    assert study.evaluation == Recommend()
+    assert study.evaluation == Recommend(num_beams=20)
 
 
 def test_steps_may_be_given_as_epochs():
@@ -107,7 +107,7 @@ def test_a_run_has_all_options_of_evaluation_that_its_stage_uses():
     assert (
         runs["sft"]
         == runs["rere"]
-        == ("rows=None-list_length=50-dtype=auto-num_beams=50-scoring=catalogue-length_penalty=0.0")
+        == ("rows=None-list_length=50-dtype=auto-num_beams=20-scoring=catalogue-length_penalty=0.0")
     )
 
 

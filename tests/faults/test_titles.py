@@ -30,6 +30,7 @@ from rere.errors import InputError
 from rere.evaluation.metrics import read_test_predictions, row_metrics
 from rere.evaluation.recommend import recommend
 from rere.prefix_tree import PrefixTree
+from rere.ranks import ALONE
 from rere.token_lengths import token_lengths
 from rere.tokenization import PromptEncoder
 from rere.training.groups import Rollouts
@@ -254,7 +255,12 @@ def test_rl_validation_and_test_count_the_same_hits(tmp_path, size):
     assert not any(SHADOWED in ranked for ranked in frame["items"])
 
     trainer = SimpleNamespace(
-        get_eval_dataloader=lambda: [inputs], autocast=nullcontext, language_model=policy
+        get_eval_dataloader=lambda: [inputs],
+        eval_dataset=inputs["prompts"],
+        args=SimpleNamespace(eval_batch_size=len(inputs["prompts"])),
+        ranks=ALONE,
+        autocast=nullcontext,
+        language_model=policy,
     )
     found = validate_ndcg(trainer, shadowing().tree, beams, "catalogue")
     assert found[SELECTION_METRIC] == pytest.approx(rows["NDCG@10"].mean())

@@ -75,7 +75,11 @@ def test_jobs_of_two_tables_come_once():
     jobs = list_jobs(load_study(config))
     assert len({job[:-1] for job in jobs}) == len(jobs)
     own = [(job.stage, job.evaluation) for job in jobs if job.method == "sft"]
-    assert own == [("recommend", ""), ("recommend", "/rows=9"), ("sft", "")]
+    assert own == [
+        ("recommend", "/num_beams=20"),
+        ("recommend", "/rows=9-num_beams=20"),
+        ("sft", ""),
+    ]
 
 
 def test_each_job_has_the_plan_of_its_run(tmp_path, monkeypatch, data, fixed_model):
