@@ -364,15 +364,26 @@ def count_layers(config: Any) -> int:
 def count_weights(folder: Path) -> int:
     """Return the number of weights of a language model, without memory for them."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return sum(weight.numel() for weight in shape_of(config).parameters())
+    return count_parameters(shape_of(config))
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Return the number of weights of a model or layer, tied ones once."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a float32 model of `config` with random weights; runs no code of a checkpoint."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, trust_remote_code=False
+    )
+    return model
 
 
 def shape_of(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a float32 model of `config` on the device `meta`, without memory."""
     with torch.device("meta"), torch.random.fork_rng([]):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
+        return random_model(config)
 
 
 def is_finite(weight: torch.Tensor) -> bool:

@@ -14,10 +14,10 @@ import atexit
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -113,21 +113,21 @@ class Ranks(NamedTuple):
 
     def first(self, *values: float) -> list[float]:
         """The first rank's values, on all ranks."""
-        if self.size == 1:
-            return list(values)
-        sent = torch.tensor(values, dtype=torch.float64, device=communication_device())
-        with naming_lost_process():
-            distributed.broadcast(sent, src=0)
-            received: list[float] = sent.tolist()
-        return received
+        return self.exchange(values, partial(distributed.broadcast, src=0))
 
     def largest(self, *values: float) -> list[float]:
         """The largest of all ranks' values, each for itself."""
+        return self.exchange(values, partial(distributed.all_reduce, op=distributed.ReduceOp.MAX))
+
+    def exchange(
+        self, values: Sequence[float], collective: Callable[[Tensor], object]
+    ) -> list[float]:
+        """What a collective operation makes of the ranks' numbers."""
         if self.size == 1:
             return list(values)
         sent = torch.tensor(values, dtype=torch.float64, device=communication_device())
         with naming_lost_process():
-            distributed.all_reduce(sent, op=distributed.ReduceOp.MAX)
+            collective(sent)
             received: list[float] = sent.tolist()
         return received
 

@@ -35,9 +35,8 @@ from rere.planning.plan import (
     verdict,
 )
 from rere.planning.small_model import small_model
-from rere.prefix_tree import PrefixTree
 from rere.token_lengths import check_prompts
-from rere.tokenization import MAX_PROMPT_TOKENS, PromptEncoder, shorten
+from rere.tokenization import MAX_PROMPT_TOKENS, shorten
 from rere.training.models import prepare
 from rere.training.setup import Row, read_rows, select_part
 
@@ -114,14 +113,13 @@ def encode_titles(
     tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], config: PreTrainedConfig
 ) -> Texts:
     """The titles in tokens; raises InputError where a run could not encode or feed them."""
-    encoder, vocab_size = PromptEncoder(tokenizer, titles), config.get_text_config().vocab_size
-    responses = encoder.encode_responses()
-    if (largest := max(map(max, responses), default=0)) >= vocab_size:
+    texts, vocab_size = Texts.encode(tokenizer, titles), config.get_text_config().vocab_size
+    if (largest := max(map(max, texts.responses), default=0)) >= vocab_size:
         raise InputError(
             f"the tokenizer has a token {largest}, the model only {vocab_size} tokens; take "
             "another backbone"
         )
-    return Texts(encoder, responses, PrefixTree.build(responses))
+    return texts
 
 
 def titles_are_apart(texts: Texts) -> Answer:

@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Adafactor, PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rere.backbones import halve_linear_layers, shape_of
+from rere.backbones import count_parameters, halve_linear_layers, shape_of
 from rere.config.rl import RlOptions
 from rere.config.training import Training
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs, token_scores
 from rere.engine.model.attention_blocks import BLOCK_COST
+from rere.engine.model.layers import decoder_layers
 from rere.engine.model.precision import arithmetic
 from rere.engine.model.softmax import LOGITS_IN_CACHE
 from rere.training.models import Model, prepare
@@ -140,9 +140,8 @@ def sharded_memory(
     beside the layers, above all embeddings; and of those that are trained one layer's gradient.
     """
     model = shape_of(config)
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
-    total = sum(weight.numel() for weight in model.parameters())
+    sizes = [*map(count_parameters, decoder_layers(model))]
+    total = count_parameters(model)
     byte = memory.weights / total  # of a weight
     beside, layer = total - sum(sizes), max(sizes)
     is_lora = options.lora_rank is not None
@@ -199,8 +198,3 @@ def inference_weights(config: PreTrainedConfig, dtype: str) -> int:
     if dtype == "bfloat16":
         halve_linear_layers(model)
     return sum(weight.nbytes for weight in model.parameters())
-
-
-def count_parameters(config: PreTrainedConfig) -> int:
-    """The number of a model's weights."""
-    return sum(weight.numel() for weight in shape_of(config).parameters())

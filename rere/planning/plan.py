@@ -2,16 +2,17 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from rere.adapters import find_base, is_adapters
-from rere.backbones import load_tokenizer, refusing
+from rere.backbones import count_parameters, load_tokenizer, refusing, shape_of
 from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
@@ -24,7 +25,6 @@ from rere.engine.search.rollout import num_samples
 from rere.engine.search.sizes import MEMORY_SHARE, available_memory
 from rere.planning.memory import (
     TrainingMemory,
-    count_parameters,
     inference_weights,
     sharded_memory,
     training_memory,
@@ -92,7 +92,11 @@ class Texts(NamedTuple):
 
     @classmethod
     def read(cls, init: str, data: Path) -> "Texts":
-        encoder = PromptEncoder(load_tokenizer(init), read_items(data)["title"].to_list())
+        return cls.encode(load_tokenizer(init), read_items(data)["title"].to_list())
+
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> "Texts":
+        encoder = PromptEncoder(tokenizer, titles)
         responses = encoder.encode_responses()
         return cls(encoder, responses, PrefixTree.build(responses))
 
@@ -238,7 +242,7 @@ def plan_search(
     budget: float | None,
 ) -> Part:
     """The memory of a search of up to `rows` rows, as many as fit into `budget`; None: all."""
-    full_pass = full_pass_of(target.device, count_parameters(config))
+    full_pass = full_pass_of(target.device, count_parameters(shape_of(config)))
 
     def needed(rows: int, itemsize: int, share_of_titles: float) -> int:
         sizes = rows, prompt_length, num_beams, scoring

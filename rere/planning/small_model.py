@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from rere.backbones import random_model
 
 HIDDEN_SIZE = 128
 HEADS = 4
@@ -78,9 +80,7 @@ def build(config: PreTrainedConfig) -> tuple[PreTrainedModel, str]:
     """A random model of a config that has computed something, and what it is in words."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        ).eval()
+        model = random_model(config).eval()
     model(input_ids=torch.tensor([[0, 1, 2]]))
     text = config.get_text_config()
     name = f"a random {type(model).__name__} of {text.num_hidden_layers} layers, width"

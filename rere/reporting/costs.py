@@ -120,11 +120,16 @@ def draw_cost(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
         axes.set_visible(False)
     label = "seconds of training, with those of the models it starts from"
     figure.supxlabel(label, fontsize="medium")
+    place_markers(figure, styles, options)
+    return figure
+
+
+def place_markers(figure: Figure, styles: Mapping[str, Any], options: Shown) -> None:
+    """A legend of methods by their styles of `mark`."""
     handles = {
         plain(options.label(name)): Line2D([], [], **style) for name, style in styles.items()
     }
     place_legend(figure, handles, has_lines=False)
-    return figure
 
 
 def pareto(means: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -203,8 +208,5 @@ def draw_hits(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
         row[0].set_title(plain(title), loc="left", fontweight="bold")
     for axes, label in zip(grid[-1], SHARES.values(), strict=True):
         axes.set_xlabel(f"share of {label}")
-    handles = {
-        plain(options.label(name)): Line2D([], [], **style) for name, style in styles.items()
-    }
-    place_legend(figure, handles, has_lines=False)
+    place_markers(figure, styles, options)
     return figure

@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeAlias
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rere.adapters import (
     AdapterBase,
@@ -23,6 +22,7 @@ from rere.catalogue import CATALOGUE, Catalogue
 from rere.config.run import ADAPTED_FILES, CARD, TRAINED_FILES, stored_files
 from rere.config.training import Training
 from rere.engine.model.decoder import supports_shared_prompt
+from rere.engine.model.layers import decoder_layers
 from rere.errors import InputError
 from rere.files import replacing
 from rere.model_card import read_base
@@ -88,8 +88,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     transformers' own option needs training mode; RL trains in eval mode. The last layer is left
     out: it is small (`rere.engine.model.last_layer`), and its backward pass comes first.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    for layer in layers[:-1]:
+    for layer in decoder_layers(model)[:-1]:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 

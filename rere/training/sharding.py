@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rere.engine.model.layers import decoder_layers
 from rere.ranks import Ranks
 from rere.training.models import Model
 
@@ -33,8 +33,7 @@ def shard(model: Model, ranks: Ranks, device: torch.device) -> None:
         ignored = {each for each in model.parameters() if each.requires_grad}
         model = model.get_base_model()
     mesh = init_device_mesh(device.type, (ranks.size,))
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-    for module in [*layers, model]:
+    for module in [*decoder_layers(model), model]:
         # The root's weights, too, so that no weight is whole after a pass.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     for module in sharded_modules(model):

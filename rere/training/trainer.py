@@ -250,19 +250,24 @@ class Trainer(transformers.Trainer):
         self.ranks.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_sharded and not isinstance(self.model, PeftModel):
-            load_weights(self.model, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
-        else:
+        if not self.load_sharded(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.reference is not None:
             self.reference.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        if self.is_sharded and not isinstance(self.model, PeftModel):
-            load_weights(self.model, load_file(best / SAFE_WEIGHTS_NAME))
-        else:
+        if not self.load_sharded(Path(self.state.best_model_checkpoint)):
             super()._load_best_model()
+
+    def load_sharded(self, checkpoint: Path) -> bool:
+        """Load weights of which each rank has a part; False where transformers can load them.
+
+        Adapters are whole on every rank.
+        """
+        is_split = self.is_sharded and not isinstance(self.model, PeftModel)
+        if is_split:
+            load_weights(self.model, load_file(checkpoint / SAFE_WEIGHTS_NAME))
+        return is_split
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.is_sharded:

@@ -5,6 +5,7 @@ import torch
 from packed_batches import pack_for
 from tiny_models import FAMILIES, causal_lm
 
+from rere.backbones import count_parameters, shape_of
 from rere.config.rl import RlOptions
 from rere.config.training import SftOptions
 from rere.engine.candidates.scoring import token_scores
@@ -12,7 +13,6 @@ from rere.engine.model import attention_blocks
 from rere.engine.model.precision import arithmetic
 from rere.planning.memory import (
     HeldMemory,
-    count_parameters,
     inference_weights,
     training_memory,
 )
@@ -113,7 +113,7 @@ def test_sft_has_no_entropies_and_no_reference():
 def test_every_architecture_has_a_plan(family):
     model = causal_lm(family, 100)
     assert plan(model).weights >= weight_bytes(model)
-    assert count_parameters(model.config) == model.num_parameters()
+    assert count_parameters(shape_of(model.config)) == model.num_parameters()
 
 
 def test_inference_keeps_linear_layers_in_bfloat16():

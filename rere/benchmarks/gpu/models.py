@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from rere.backbones import load_model
+from rere.backbones import load_model, random_model
 from rere.benchmarks.models import BenchmarkModel, PromptRow
 from rere.benchmarks.speed.curves import make_titles
 from rere.config.benchmarks import GpuOptions
@@ -35,7 +35,7 @@ def make_model(
     config = AutoConfig.for_model(architecture, **shape, tie_word_embeddings=True)
     torch.manual_seed(options.seed)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return random_model(config).eval()
 
 
 def load_timed(

@@ -23,9 +23,9 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rere.engine.model.attention_blocks import AttentionBlocks
+from rere.engine.model.layers import decoder_layers
 from rere.engine.model.unpadding import UnpaddedTokens
 
 NAME = "rere"
@@ -96,10 +96,9 @@ def without_cudnn() -> Iterator[None]:
 
 def recomputes_layers(model: PreTrainedModel) -> bool:
     """Whether the backward pass computes layers again, when this attention is no longer in use."""
-    layers = (layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
     return torch.is_grad_enabled() and any(
         "forward" in vars(layer) or (layer.gradient_checkpointing and layer.training)
-        for layer in layers
+        for layer in decoder_layers(model)
     )
 
 
