@@ -293,7 +293,8 @@ def describe_error(problem: Any, written: Any, grid_of: dict[str, str]) -> str:
         grid = grid_of[loc[1]]
         swept = [key for key in loc[2:] if key in written["methods"][grid]["grid"]]
         loc = ["methods", grid, "grid", *swept] if swept else ["methods", grid, *loc[2:]]
-    if loc[0:1] == ["methods"] and len(loc) > 2:
+    # A name that is no text comes as one, and is no key.
+    if loc[0:1] == ["methods"] and len(loc) > 2 and loc[1] in written["methods"]:
         loc[1] = method_with(loc[2:], loc[1], written["methods"])
     # Leave out members of unions and indices of lists, which are not keys that the user wrote.
     keys, node = [], written

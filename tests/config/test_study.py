@@ -449,6 +449,14 @@ def test_the_suggested_number_equals_the_written_one(number):
     assert yaml.safe_load(message.rpartition("write ")[2]) == float(number)
 
 
+def test_a_method_without_a_name_is_refused():
+    config = changed()
+    config["methods"][None] = []
+    first, second = config_error(config).splitlines()
+    assert first == "methods: input should be a valid string, not nothing"
+    assert second == "methods: input should be a mapping, not a list"
+
+
 def test_a_key_that_yaml_reads_as_a_number_is_named():
     config = changed()
     config["datasets"][2018] = {"source": "ml-100k"}
