@@ -382,7 +382,7 @@ class PlanRecommend(Planned):
 
 
 class PlanStudy(Options):
-    """Estimate the peak memory of each job of a study's tables, on a CPU and on a GPU."""
+    """Estimate memory, operations, hours and disk of each job of a study's tables."""
 
     config: list[str] = Field(
         min_length=1,
@@ -391,16 +391,28 @@ class PlanStudy(Options):
     results: DirectoryPath = Field(
         Path("results"), description="Folder with the study's data/ and backbones/."
     )
-    memory: float = Field(80, gt=0, description="Memory of a GPU in GB.")
-    output: Path = Field(description="The .json to write.")
+    budget: float | None = Field(
+        None, gt=0, description="Hours of the machine `on`. Names the tables that they pay for."
+    )
+    on: Literal["H200", "A100", "RTX 4090", "cpu"] = Field(
+        "A100", description="What the budget is of: GPU-hours, or hours of this CPU."
+    )
+    output: Path = Field(description="The .json to write, for the study's rules and for scripts.")
 
     def run(self) -> None:
+        from rere.files import write_json
         from rere.overlays import read_configs
+        from rere.planning.price import affordable, as_text
         from rere.planning.study import plan_study
         from rere.study import load_study
 
         study = load_study(read_configs(self.config))
-        plan_study(study, self.results, self.memory * 1e9, self.output)
+        rows, tables = plan_study(study, self.results), list(study.tables)
+        write_json(self.output, {"jobs": rows})
+        print(as_text(rows, tables))
+        if self.budget is not None:
+            paid = affordable(rows, tables, self.on, self.budget)
+            print(f"{self.budget:g} hours ({self.on}) pay for: {', '.join(paid)}.")
 
 
 class Check(Planned):

@@ -354,7 +354,11 @@ def resources(folder: Path, rule: str, *arguments: str) -> dict[str, int]:
 
 def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch):
     names = {"dataset": "ml-100k", "backbone": "tiny", "method": "rere"}
-    sizes = {"weights": 4 * 10**9, "checkpoint": 10**10, "cpu": {"peak": 2 * 10**10}}
+    sizes = {
+        **{"weights": 4 * 10**9, "checkpoint": 10**10},
+        "cpu": {"peak": 2 * 10**10, "seconds": 6000},
+        "gpus": {"fast": {"seconds": 60}, "slow": {"seconds": 600}, "small": {"seconds": None}},
+    }
     jobs = [
         {**names, "stage": "rl", "evaluation": "", **sizes},
         {
@@ -362,7 +366,7 @@ def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch)
             "stage": "recommend",
             "evaluation": "/num_beams=20",
             **sizes,
-            "cpu": {"peak": 10**10},
+            "cpu": {"peak": 10**10, "seconds": None},
         },
     ]
     before = resources(tmp_path, "rl")
@@ -374,13 +378,17 @@ def test_jobs_take_what_is_planned_for_them(tmp_path, machine_with, monkeypatch)
         only_which(tmp_path, without_gpus)
         after = resources(tmp_path, "rl")
         assert (after["mem_mb"], after["disk_mb"]) == (26_500, 41_000)
+        assert after["runtime"] == 30 + 3 * 100
         assert resources(tmp_path, "rl", *two)["mem_mb"] == 53_000
     machine_with(2)  # there weights count twice, in each process
     assert resources(tmp_path, "rl", *two)["mem_mb"] == 28_000
+    assert resources(tmp_path, "rl")["runtime"] == 30 + 3 * 10
     assert resources(tmp_path, "rl", "--set-resources", "rl:gpu=0")["mem_mb"] == 26_500
     assert resources(tmp_path, "rl", "--set-resources", "rl:mem_mb=9")["mem_mb"] == 9
     recommend = "results/runs/ml-100k/tiny/rere/seed0/num_beams=20/predictions.parquet"
     assert resources(tmp_path, "recommend", recommend)["mem_mb"] == 14_000
+    alone = resources(tmp_path, "recommend", recommend, "--set-resources", "recommend:gpu=0")
+    assert alone["runtime"] == 8 * 60  # by the plan it does not fit
 
 
 def test_a_second_attempt_takes_more(tmp_path):
@@ -408,6 +416,7 @@ def test_a_planned_study_runs_no_finished_job_again(study_copy):
     rows = json.loads((study_copy / "results" / "plan.json").read_text())["jobs"]
     assert {row["method"] for row in rows} == set(METHODS["small"])
     assert all(row["cpu"]["peak"] > row["weights"] > 0 for row in rows)
+    assert all(row["cpu"]["seconds"] > 0 for row in rows)
     assert planned(study_copy, SMALL) == {}
     assert planned(study_copy, SMALL, "plan", "--config", "overwrite=True") == {}
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from transformers import PreTrainedConfig
 
 from rere.config.decoding import D3
 from rere.config.evaluation import Recommend, applicable, spell, subfolder
 from rere.config.study import Method, Study
-from rere.files import write_json
+from rere.planning.hardware import GPUS, cpu_seconds, gpu_seconds, total
 from rere.planning.memory import inference_weights
 from rere.planning.passes import TrainingOptions
 from rere.planning.plan import (
@@ -20,7 +21,10 @@ from rere.planning.plan import (
     load_config,
     plan_recommend,
     plan_training,
+    start_process,
 )
+from rere.planning.sample import Sample
+from rere.planning.work import job_work
 from rere.progress import progress
 
 JobOptions: TypeAlias = TrainingOptions | Recommend
@@ -28,6 +32,9 @@ Row: TypeAlias = dict[str, Any]
 
 SEED = 0
 """Jobs of other seeds take about as much."""
+
+MOST_GPUS = 8
+"""Processes of a sharded run, at most."""
 
 
 class Job(NamedTuple):
@@ -41,43 +48,52 @@ class Job(NamedTuple):
     options: JobOptions
 
 
-def plan_study(study: Study, results: Path, gpu_memory: float, output: Path) -> None:
-    """Write a row for each job of a study's tables, as JSON.
+Tables: TypeAlias = dict[str, set[int]]
+"""The tables that need a job, and of which seeds."""
 
-    The folder `results` has data and backbones. `gpu_memory` are bytes. Raises InputError for
-    missing or malformed files.
+
+def plan_study(study: Study, results: Path) -> list[Row]:
+    """A row for each job of a study's tables, in plain values.
+
+    The folder `results` has data and backbones. Raises InputError for missing or malformed files.
     """
     jobs = list_jobs(study)
     rows = []
     with progress(len(jobs), "plan", "job") as bar:
-        for row in plan_jobs(jobs, results, gpu_memory):
+        for row in plan_jobs(jobs, results):
             rows.append(row)
             bar.update()
-    write_json(output, {"jobs": rows})
+    return rows
 
 
-def list_jobs(study: Study) -> list[Job]:
+def list_jobs(study: Study) -> list[tuple[Job, Tables]]:
     """The training runs and evaluations of all tables, those of a data set and backbone together.
 
     Baselines are left out.
     """
-    found: dict[tuple[str, ...], Job] = {}
+    found: dict[tuple[str, ...], tuple[Job, Tables]] = {}
     for table in study.tables:
         for run in study.runs(table):
-            method = study.methods[run.method]
-            if method.stage == "baseline":
-                continue
-            job = evaluation_job(method, study.evaluation_of(table))
-            jobs = [Job(run.dataset, run.backbone, run.method, *job)]
-            name: str | None = run.method
-            while name is not None:
-                method = study.methods[name]
-                options = study.options_of(name, run.backbone)
-                if isinstance(options, TrainingOptions):
-                    jobs.append(Job(run.dataset, run.backbone, name, method.stage, "", options))
-                name = method.init
-            found |= {job[:-1]: job for job in jobs}
+            for job in jobs_of_run(study, table, run.dataset, run.backbone, run.method):
+                _, tables = found.setdefault(job[:-1], (job, {}))
+                tables.setdefault(table, set()).add(run.seed)
     return [found[key] for key in sorted(found)]
+
+
+def jobs_of_run(study: Study, table: str, dataset: str, backbone: str, name: str) -> Iterator[Job]:
+    """Yield the evaluation of a method in a table, its training and that of what it starts from."""
+    method = study.methods[name]
+    if method.stage == "baseline":
+        return
+    stage, part, options = evaluation_job(method, study.evaluation_of(table))
+    yield Job(dataset, backbone, name, stage, part, options)
+    start: str | None = name
+    while start is not None:
+        method = study.methods[start]
+        training = study.options_of(start, backbone)
+        if isinstance(training, TrainingOptions):
+            yield Job(dataset, backbone, start, method.stage, "", training)
+        start = method.init
 
 
 def evaluation_job(method: Method, evaluation: Recommend) -> tuple[str, str, Recommend]:
@@ -95,33 +111,71 @@ def evaluation_job(method: Method, evaluation: Recommend) -> tuple[str, str, Rec
     return "decode", part, evaluation.model_copy(update=changes)
 
 
-def plan_jobs(jobs: list[Job], results: Path, gpu_memory: float) -> Iterator[Row]:
+def plan_jobs(jobs: list[tuple[Job, Tables]], results: Path) -> Iterator[Row]:
     """Yield the row of each job; titles are read once for jobs of a data set and backbone."""
+    start_process(Target(torch.device("cpu"), "float32", None))
     last: tuple[str, str] | None = None
-    for job in jobs:
+    for job, tables in jobs:
         model, data = results / "backbones" / job.backbone, results / "data" / job.dataset
         if last != (job.dataset, job.backbone):
-            last, texts = (job.dataset, job.backbone), Texts.read(str(model), data)
-        yield plan_job(job, str(model), data, texts, gpu_memory)
+            last, config = (job.dataset, job.backbone), load_config(str(model))
+            sample = Sample(config, Texts.read(str(model), data), data, SEED)
+        seeds = {table: sorted(seeds) for table, seeds in tables.items()}
+        yield {"tables": seeds, **plan_job(job, str(model), config, sample)}
 
 
-def plan_job(job: Job, model: str, data: Path, texts: Texts, gpu_memory: float) -> Row:
-    """A job's names, and bytes: of its float32 weights, a checkpoint, and on a CPU and a GPU.
+def plan_job(job: Job, model: str, config: PreTrainedConfig, sample: Sample) -> Row:
+    """A job's names; what a seed of it computes, and on each machine its memory and seconds.
 
-    A model that was trained before has the shape of its backbone, `model`.
+    `weights` and `checkpoint` are bytes, the former in float32. A model that was trained before has
+    the shape of its backbone, `model`. The seconds are those of one GPU; of a run that needs
+    several, the sum of all. Where a job does not fit, it has 0 `processes` and no seconds.
     """
-    weights = inference_weights(load_config(model), "float32")
-    row: Row = {**job._asdict(), "weights": weights, "checkpoint": 0}
+    work = job_work(job.options, sample)
+    shared, apart = total(work, sample.shape), total(work, sample.shape, is_shared=False)
+    weights = inference_weights(config, "float32")
+    row: Row = {
+        **job._asdict(),
+        "tokens": round(sum(each.tokens for each in work)),
+        "operations": round(shared.total),
+        "operations_without_sharing": round(apart.total),
+        "weights": weights,
+        "checkpoint": 0,
+    }
     options: JobOptions = row.pop("options")
-    for device, memory in (("cpu", None), ("cuda", gpu_memory)):
-        target = Target.choose(torch.device(device), options.dtype, memory)
+
+    def planned(target: Target) -> Plan:
         if isinstance(options, Recommend):
-            plan = plan_recommend(options, model, data, SEED, target, texts)
-        else:
-            plan = plan_training(options, model, data, SEED, target, texts)
-            row["checkpoint"] = weights + optimizer_state(plan)
-        row[device] = as_dict(plan, target) | {"dtype": target.dtype}
+            return plan_recommend(options, model, sample.data, SEED, target, sample.texts)
+        return plan_training(options, model, sample.data, SEED, target, sample.texts)
+
+    here = Target.choose(torch.device("cpu"), options.dtype, None)
+    plan = planned(here)
+    if not isinstance(options, Recommend):
+        row["checkpoint"] = weights + optimizer_state(plan)
+    row["cpu"] = machine(plan, here, cpu_seconds(work, sample))
+    row["gpus"] = {}
+    for name, gpu in GPUS.items():
+        target = Target.choose(torch.device("cuda"), options.dtype, gpu.memory)
+        plan = planned(target)
+        if not isinstance(options, Recommend) and options.sharded:
+            while plan.peak > gpu.memory and target.processes < MOST_GPUS:
+                target = target._replace(processes=2 * target.processes)
+                plan = planned(target)
+        seconds = gpu_seconds(work, sample.shape, gpu, target.dtype)
+        row["gpus"][name] = machine(plan, target, seconds)
     return row
+
+
+def machine(plan: Plan, target: Target, seconds: float) -> Row:
+    """A job's memory on a machine and, if it fits, its processes and seconds."""
+    fits = target.memory is None or plan.peak <= target.memory
+    return {
+        **as_dict(plan, target),
+        "dtype": target.dtype,
+        "processes": target.processes if fits else 0,
+        "seconds": round(seconds, 1) if fits else None,
+    }
 
 
 def optimizer_state(plan: Plan) -> int:

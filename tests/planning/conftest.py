@@ -5,6 +5,9 @@ import torch
 from tiny_models import CYCLE, tokenizer, write_data
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from rere.planning.plan import Texts, load_config
+from rere.planning.sample import Sample
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -12,6 +15,13 @@ def data(tmp_path_factory):
     return write_data(
         tmp_path_factory.mktemp("cycle"), CYCLE, train=rows * 4, valid=rows, test=rows
     )
+
+
+@pytest.fixture
+def sample(data, fixed_model):
+    """The data set in the tokens of a model of fixed weights; nothing is known yet."""
+    config = load_config(str(fixed_model))
+    return Sample(config, Texts.read(str(fixed_model), data), data, seed=0)
 
 
 @pytest.fixture(scope="module")

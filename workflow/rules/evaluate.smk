@@ -40,7 +40,7 @@ rule recommend:
     resources:
         gpu=1,
         mem_mb=planned_memory,
-        runtime=growing(8 * 60),
+        runtime=planned_runtime(8 * 60),
         disk_mb=2_000,
     params:
         flags=lambda wildcards: flags(evaluation(wildcards)),
@@ -84,7 +84,7 @@ rule decode:
     resources:
         gpu=1,
         mem_mb=planned_memory,
-        runtime=growing(8 * 60),
+        runtime=planned_runtime(8 * 60),
         disk_mb=2_000,
     params:
         algorithm=lambda wildcards: study.methods[wildcards.method].options.algorithm,

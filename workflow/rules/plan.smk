@@ -11,7 +11,7 @@ localrules:
 
 
 rule plan:
-    """Plan the memory of the tables' jobs, which they then ask of a cluster"""
+    """Plan memory and hours of the tables' jobs, which they then ask of a cluster"""
     input:
         config=config_files(),
         shapes=shapes,

@@ -21,6 +21,7 @@ UNPLANNED_MEMORY, UNPLANNED_DISK = 32_000, 64_000  # MB
 PROCESS_ON_CPU, PROCESS_ON_GPU = 0.5e9, 6e9  # bytes
 SHARE_OF_PLAN = 1.3
 CHECKPOINTS = 4  # at most so many lie on disk
+RUNTIME_SLACK, SPARE_MINUTES = 3, 30  # GPUs differ, and their speed is not measured
 
 
 def one_process(wildcards, resources):
@@ -66,6 +67,27 @@ def growing(amount):
     return at_attempt
 
 
+def planned_runtime(minutes):
+    """Minutes of a job that trains or searches, by its plan if there is one, else `minutes`."""
+
+    def at_attempt(wildcards, attempt, rulename):
+        row = find_plan(wildcards)
+        if row is None:
+            return minutes * attempt
+        gpus = [each["seconds"] for each in row["gpus"].values()]  # which one is not known
+        planned = gpus if runs_on_gpus(rulename) else [row["cpu"]["seconds"]]
+        fitting = [RUNTIME_SLACK * each / 60 for each in planned if each is not None]
+        return math.ceil(SPARE_MINUTES + max(fitting) if fitting else minutes) * attempt
+
+    return at_attempt
+
+
+def runs_on_gpus(rulename):
+    """Whether the jobs of a rule have GPUs; on a cluster, whether they ask for some."""
+    gpus = workflow.get_rule(rulename).resources["gpu"].value
+    return bool(gpus) and (HAS_GPUS or not workflow.local_exec)
+
+
 def planned_memory(wildcards, attempt, rulename):
     """MB of host memory of a job that trains or searches, by its plan if there is one."""
     row = find_plan(wildcards)
@@ -73,7 +95,7 @@ def planned_memory(wildcards, attempt, rulename):
         return UNPLANNED_MEMORY * attempt
     stated = workflow.get_rule(rulename).resources
     gpus = stated["gpu"].value
-    if gpus and (HAS_GPUS or not workflow.local_exec):
+    if runs_on_gpus(rulename):
         needed = PROCESS_ON_GPU + 2 * row["weights"]
     else:
         needed = PROCESS_ON_CPU + SHARE_OF_PLAN * row["cpu"]["peak"]

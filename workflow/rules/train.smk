@@ -47,7 +47,7 @@ rule sft:
     resources:
         gpu=1,
         mem_mb=planned_memory,
-        runtime=growing(24 * 60),
+        runtime=planned_runtime(24 * 60),
         disk_mb=planned_disk,
     params:
         init=initial_folder,
@@ -95,7 +95,7 @@ rule preference:
     resources:
         gpu=1,
         mem_mb=planned_memory,
-        runtime=growing(24 * 60),
+        runtime=planned_runtime(24 * 60),
         disk_mb=planned_disk,
     params:
         init=initial_folder,
@@ -146,7 +146,7 @@ rule rl:
     resources:
         gpu=1,
         mem_mb=planned_memory,
-        runtime=growing(24 * 60),
+        runtime=planned_runtime(24 * 60),
         disk_mb=planned_disk,
     params:
         init=initial_folder,

@@ -1,0 +1,298 @@
+"""What a row of a data set takes of a backbone: counted, and timed here, on a sample of rows.
+
+Candidates that a run would find are not known beforehand: random titles stand for them in updates,
+and a model with random weights searches.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from rere.backbones import count_parameters, random_model, shape_of
+from rere.config.options import Scoring
+from rere.config.rl import RlOptions, RolloutStrategy
+from rere.data.dataset import read_split
+from rere.devices import choose_dtype
+from rere.engine.candidates.leaves import pack_leaves
+from rere.engine.candidates.packing import PackedBatch
+from rere.engine.candidates.scoring import token_log_probs, token_scores
+from rere.engine.model.precision import arithmetic
+from rere.engine.search.noise import row_seeds
+from rere.engine.search.rollout import num_samples, roll_out
+from rere.planning.memory import make_optimizer
+from rere.planning.operations import Counts, Shape
+from rere.planning.passes import TrainingOptions
+from rere.planning.plan import Texts
+from rere.planning.small_model import small_model
+from rere.training.models import prepare
+from rere.training.preference import random_leaves
+from rere.training.setup import Row, read_rows, sort_by_length
+
+SAMPLED_ROWS = 256
+BATCHES = 3
+"""Batches of the sample that are counted and timed: short, middling and long prompts."""
+COUNTED_ROWS = 4
+"""Rows of a batch of a search that is not timed."""
+
+MOST_TIMED = 200e6
+"""Weights of the largest model that is timed."""
+LARGE, ROWS_OF_LARGE = 20e6, 4
+"""A model of more weights is timed on batches of so many rows, and once."""
+REPEATS = 3
+
+CPU = torch.device("cpu")
+SPEED_OPTIONS = ("rows_per_pass", "optimizer", "dtype", "lora_rank", "gradient_checkpointing")
+"""Options that change the time of an update."""
+
+
+class Unit(NamedTuple):
+    """What a row of some work takes."""
+
+    counts: Counts
+    apart: Counts  # if each candidate had a prompt of its own
+    seconds: float | None  # on this CPU; None: the model is too large to be timed
+
+
+class Sample:
+    """A data set in the tokens of a backbone, whose units are remembered."""
+
+    def __init__(self, config: PreTrainedConfig, texts: Texts, data: Path, seed: int) -> None:
+        self.config, self.texts, self.data, self.seed = config, texts, data, seed
+        self.shape, self.num_weights = Shape.of(config), count_parameters(shape_of(config))
+        self.is_timed = self.num_weights <= MOST_TIMED
+        self.known: dict[Any, Any] = {}
+
+    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, once for each key."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+    # ---------------------------------------------------------------------------------- rows
+
+    def num_rows(self, split: str) -> int:
+        return int(self.remember(split, lambda: read_split(self.data, split).height))
+
+    def rows(self, split: str) -> list[Row]:
+        """Some rows of a split, those with short prompts first."""
+
+        def make() -> list[Row]:
+            some = read_rows(self.data, split, min(SAMPLED_ROWS, self.num_rows(split)))
+            return sort_by_length(some, self.texts.responses)
+
+        rows: list[Row] = self.remember(("rows", split), make)
+        return rows
+
+    def batches(self, split: str, size: int) -> list[list[Row]]:
+        """BATCHES of up to `size` rows, in the middle of the sample's thirds."""
+        rows = self.rows(split)
+        if self.num_weights > LARGE:
+            size = min(size, ROWS_OF_LARGE)
+        size = max(1, min(size, len(rows) // BATCHES))
+        middles = [(2 * batch + 1) * len(rows) // (2 * BATCHES) for batch in range(BATCHES)]
+        return [rows[middle - size // 2 :][:size] for middle in middles]
+
+    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        ids, histories = ([row[name] for row in rows] for name in ("row_id", "history"))
+        return self.texts.encoder.encode_prompts(ids, histories, self.seed)
+
+    def leaves(self, rows: Sequence[Row], num_candidates: int) -> torch.Tensor:
+        """The target's leaf of each row, and those of random other titles: (B, G) i64."""
+        tree = self.texts.tree
+        target = tree.leaf_of_item[[row["target"] for row in rows]]
+        others = min(num_candidates, len(tree.leaf_items)) - 1
+        ids = [row["row_id"] for row in rows]
+        return torch.cat(
+            [target[:, None], random_leaves(tree, self.seed, ids, target, others)], dim=1
+        )
+
+    # --------------------------------------------------------------------------------- units
+
+    def search(
+        self,
+        split: str,
+        batch_size: int,
+        strategy: RolloutStrategy,
+        num_candidates: int,
+        scoring: Scoring,
+        dtype: str,
+    ) -> Unit:
+        """A row of a search, or of a rollout by sampling. Its passes are those of a whole batch."""
+        key = split, batch_size, strategy, num_candidates, scoring, choose_dtype(dtype, CPU)
+        unit: Unit = self.remember(key, lambda: self._search(*key))
+        return unit
+
+    def _search(
+        self,
+        split: str,
+        batch_size: int,
+        strategy: RolloutStrategy,
+        num_candidates: int,
+        scoring: Scoring,
+        dtype: str,
+    ) -> Unit:
+        model: PreTrainedModel = self.remember("model", self._model)
+        tree, counter = self.texts.tree, Counter()
+        hook = model.register_forward_hook(counter, with_kwargs=True)
+        batches = self.batches(split, batch_size if self.is_timed else COUNTED_ROWS)
+
+        def run(rows: list[Row]) -> None:
+            roll_out(
+                model,
+                tree,
+                self.prompts(rows),
+                strategy,
+                min(num_candidates, len(tree.leaf_items)),
+                row_seeds(self.seed, 0, [row["row_id"] for row in rows]),
+                scoring,
+                target=tree.leaf_of_item[[row["target"] for row in rows]],
+            )
+
+        with arithmetic(CPU, dtype):
+            run(batches[0])  # the engine finds out about the model, once
+            counter.reset()
+            for rows in batches:
+                run(rows)
+            found = counter.counts
+            hook.remove()
+            seconds = self.time(run, batches) if self.is_timed else None
+        num_rows = sum(map(len, batches))
+        prompts = [len(prompt) for rows in batches for prompt in self.prompts(rows)]
+        prompt = sum(prompts) / num_rows
+        seen = sum(n * (n + 1) // 2 for n in prompts) / num_rows  # of prompts, by themselves
+        fed = max(0.0, found.tokens / num_rows - prompt)  # behind the prompt
+        passes, paths = found.passes / BATCHES, num_samples(strategy, num_candidates)
+        logits, pairs = found.logits / num_rows, fed * prompt  # paths are short beside prompts
+        return Unit(
+            Counts(prompt + fed, seen + pairs, logits, passes),
+            Counts(paths * prompt + fed, paths * seen + pairs, logits, passes),
+            seconds,
+        )
+
+    def _model(self) -> PreTrainedModel:
+        """A model with random weights: the backbone's shape if it is timed, else a small one."""
+        if not self.is_timed:
+            return small_model(self.config)[0]
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            return random_model(self.config).eval()
+
+    def score(
+        self, options: TrainingOptions, num_candidates: int, scoring: Scoring, is_update: bool
+    ) -> Unit:
+        """A row whose candidates are scored in a pass of `options`; in an update also learnt from.
+
+        The counts are those of the forward pass.
+        """
+        own = [getattr(options, name) for name in SPEED_OPTIONS]
+        rows = getattr(options, options.rows_option)
+        key = type(options), *own, rows, num_candidates, scoring, is_update
+        unit: Unit = self.remember(
+            key, lambda: self._score(options, num_candidates, scoring, is_update)
+        )
+        return unit
+
+    def _score(
+        self, options: TrainingOptions, num_candidates: int, scoring: Scoring, is_update: bool
+    ) -> Unit:
+        options = options.model_copy(update={"dtype": choose_dtype(options.dtype, CPU)})
+        tree, width = self.texts.tree, self.config.get_text_config().vocab_size
+        batches = self.batches("train", options.rows_per_pass)
+        num_rows = sum(map(len, batches))
+        shared, apart = Counts(passes=1), Counts(passes=1)
+        for rows in batches:
+            prompts, leaves = self.prompts(rows), self.leaves(rows, num_candidates)
+            packed = pack_leaves(prompts, leaves, tree, scoring)
+            shared = shared.plus(count_packed(packed, width), 1 / num_rows)
+            apart = apart.plus(
+                count_apart(prompts, leaves, packed, width, self.texts), 1 / num_rows
+            )
+        seconds = None
+        if self.is_timed:
+            seconds = self.time_scores(options, num_candidates, scoring, is_update, batches)
+        return Unit(shared, apart, seconds)
+
+    def time_scores(
+        self,
+        options: TrainingOptions,
+        num_candidates: int,
+        scoring: Scoring,
+        is_update: bool,
+        batches: list[list[Row]],
+    ) -> float:
+        """Seconds of a row: its share of a pass, and in an update of the optimiser's step."""
+        with torch.random.fork_rng([]):
+            model = prepare(random_model(self.config), options).eval()
+        trained = [each for each in model.parameters() if each.requires_grad]
+        optimizer = make_optimizer(trained, options)
+
+        def run(rows: list[Row]) -> None:
+            leaves = self.leaves(rows, num_candidates)
+            packed = pack_leaves(self.prompts(rows), leaves, self.texts.tree, scoring)
+            with arithmetic(CPU, options.dtype), torch.set_grad_enabled(is_update):
+                if isinstance(options, RlOptions):
+                    log_prob = token_scores(model, packed).log_prob
+                else:
+                    log_prob = token_log_probs(model, packed)
+            if is_update:
+                log_prob.mean().backward()
+
+        def step(_: list[Row]) -> None:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+
+        seconds = self.time(run, batches)
+        if is_update:
+            seconds += self.time(step, [[{}]] * BATCHES) / getattr(options, options.rows_option)
+        return seconds
+
+    def time(self, run: Callable[[list[Row]], None], batches: list[list[Row]]) -> float:
+        """Seconds of `run` by row, of several repeats the fastest."""
+        run(batches[0])
+        times = []
+        for _ in range(REPEATS if self.num_weights <= LARGE else 1):
+            started = time.perf_counter()
+            for rows in batches:
+                run(rows)
+            times.append(time.perf_counter() - started)
+        return min(times) / sum(map(len, batches))
+
+
+class Counter:
+    """A hook that counts what a model computes."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.counts = Counts()
+
+    def __call__(self, _: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        ids = kwargs["input_ids"].numel()
+        self.counts = self.counts.plus(Counts(ids, 0, output.logits.numel(), 1))
+
+
+def count_packed(packed: PackedBatch, vocab_size: int) -> Counts:
+    """What the forward pass over a packed batch computes, which is one pass."""
+    pairs = int(packed.visible[packed.is_token].sum())
+    return Counts(packed.num_tokens, pairs, packed.num_logits * vocab_size)
+
+
+def count_apart(
+    prompts: list[list[int]],
+    leaves: torch.Tensor,
+    packed: PackedBatch,
+    vocab_size: int,
+    texts: Texts,
+) -> Counts:
+    """The same if each candidate followed a prompt of its own."""
+    prompt = torch.tensor([len(each) for each in prompts])[:, None]
+    length = prompt + texts.tree.depth[leaves] - 1  # the last token is not fed
+    predicted = int((packed.candidate < packed.num_candidates).sum())
+    return Counts(
+        int(length.sum()), int((length * (length + 1) // 2).sum()), predicted * vocab_size
+    )
