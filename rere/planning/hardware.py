@@ -33,8 +33,8 @@ GPUS = {
 
 UTILISATION = 0.4
 """Share of the peak that large passes reach."""
-KERNELS_PER_LAYER, KERNELS_PER_PASS = 30, 200
-"""As `tests/test_operation_counts.py` counts them, for a Llama."""
+KERNELS_PER_LAYER, KERNELS_PER_PASS = 90, 400
+"""About as many as a Llama takes in a search on the GPU that the tests imitate."""
 KERNEL_SECONDS = 8e-6
 """The host's time to start a kernel."""
 GPU_START, CPU_START = 30.0, 8.0

@@ -4,8 +4,10 @@ Candidates that a run would find are not known beforehand: random titles stand f
 and a model with random weights searches.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs, token_scores
 from rere.engine.model.precision import arithmetic
+from rere.engine.search.batch_size import logits_per_position
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import num_samples, roll_out
 from rere.planning.memory import make_optimizer
@@ -28,6 +31,7 @@ from rere.planning.operations import Counts, Shape
 from rere.planning.passes import TrainingOptions
 from rere.planning.plan import Texts
 from rere.planning.small_model import small_model
+from rere.prefix_tree import PrefixTree
 from rere.training.models import prepare
 from rere.training.preference import random_leaves
 from rere.training.setup import Row, read_rows, sort_by_length
@@ -35,7 +39,7 @@ from rere.training.setup import Row, read_rows, sort_by_length
 SAMPLED_ROWS = 256
 BATCHES = 3
 """Batches of the sample that are counted and timed: short, middling and long prompts."""
-COUNTED_ROWS = 4
+COUNTED_ROWS = 1
 """Rows of a batch of a search that is not timed."""
 
 MOST_TIMED = 200e6
@@ -135,8 +139,8 @@ class Sample:
         scoring: Scoring,
         dtype: str,
     ) -> Unit:
-        model: PreTrainedModel = self.remember("model", self._model)
-        tree, counter = self.texts.tree, Counter()
+        searched: Searched = self.remember("searched", self._searched)
+        model, tree, counter = searched.model, searched.tree, Counter()
         hook = model.register_forward_hook(counter, with_kwargs=True)
         batches = self.batches(split, batch_size if self.is_timed else COUNTED_ROWS)
 
@@ -144,7 +148,7 @@ class Sample:
             roll_out(
                 model,
                 tree,
-                self.prompts(rows),
+                [[token % searched.vocab_size for token in each] for each in self.prompts(rows)],
                 strategy,
                 min(num_candidates, len(tree.leaf_items)),
                 row_seeds(self.seed, 0, [row["row_id"] for row in rows]),
@@ -166,20 +170,31 @@ class Sample:
         seen = sum(n * (n + 1) // 2 for n in prompts) / num_rows  # of prompts, by themselves
         fed = max(0.0, found.tokens / num_rows - prompt)  # behind the prompt
         passes, paths = found.passes / BATCHES, num_samples(strategy, num_candidates)
-        logits, pairs = found.logits / num_rows, fed * prompt  # paths are short beside prompts
+        pairs = fed * prompt  # paths are short beside prompts
+        positions = found.logits / searched.vocab_size / num_rows
+        logits = positions * logits_per_position(self.config, self.texts.tree, scoring)
         return Unit(
             Counts(prompt + fed, seen + pairs, logits, passes),
             Counts(paths * prompt + fed, paths * seen + pairs, logits, passes),
             seconds,
         )
 
-    def _model(self) -> PreTrainedModel:
-        """A model with random weights: the backbone's shape if it is timed, else a small one."""
-        if not self.is_timed:
-            return small_model(self.config)[0]
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed)
-            return random_model(self.config).eval()
+    def _searched(self) -> "Searched":
+        """A model with random weights: the backbone's shape if it is timed.
+
+        Else a small one that knows the tokens of titles only. As many are fed, in as many passes.
+        """
+        tree = self.texts.tree
+        if self.is_timed:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(self.seed)
+                model = random_model(self.config).eval()
+            return Searched(model, tree, self.config.get_text_config().vocab_size)
+        config, (known, token) = copy.deepcopy(self.config), tree.token.unique(return_inverse=True)
+        config.get_text_config().vocab_size = len(known)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config.get_text_config(), name, None)
+        return Searched(small_model(config)[0], replace(tree, token=token), len(known))
 
     def score(
         self, options: TrainingOptions, num_candidates: int, scoring: Scoring, is_update: bool
@@ -262,8 +277,16 @@ class Sample:
         return min(times) / sum(map(len, batches))
 
 
+class Searched(NamedTuple):
+    """A model, and the catalogue in its tokens."""
+
+    model: PreTrainedModel
+    tree: PrefixTree
+    vocab_size: int
+
+
 class Counter:
-    """A hook that counts what a model computes."""
+    """A hook that counts what a model computes; of logits, those of the whole vocabulary."""
 
     def __init__(self) -> None:
         self.reset()
@@ -271,9 +294,10 @@ class Counter:
     def reset(self) -> None:
         self.counts = Counts()
 
-    def __call__(self, _: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
-        ids = kwargs["input_ids"].numel()
-        self.counts = self.counts.plus(Counts(ids, 0, output.logits.numel(), 1))
+    def __call__(self, model: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
+        positions = output.logits[..., 0].numel()  # with logits, of some tokens or all
+        logits = positions * model.config.get_text_config().vocab_size
+        self.counts = self.counts.plus(Counts(kwargs["input_ids"].numel(), 0, logits, 1))
 
 
 def count_packed(packed: PackedBatch, vocab_size: int) -> Counts:

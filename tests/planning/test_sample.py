@@ -101,7 +101,10 @@ def test_a_backbone_too_large_to_be_timed_is_counted_by_a_small_one(data, large_
     sample = Sample(config, Texts.read(str(large_model), data), data, seed=0)
     assert sample.search("test", 2, "beam", 3, "catalogue", "auto").seconds is None
     assert sample.score(RL, 3, "catalogue", is_update=True).seconds is None
-    assert (config.hidden_size, sample.known["model"].config.hidden_size) == (512, 256)
+    assert (config.hidden_size, sample.known["searched"].model.config.hidden_size) == (
+        512,
+        256,
+    )
 
 
 def test_seconds_are_those_of_a_row_in_the_fastest_repeat(sample, monkeypatch):

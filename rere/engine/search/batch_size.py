@@ -87,10 +87,15 @@ def search_bytes(
     most = max(num_beams, full_pass // rows)
     fed = count_fed_tokens(tree, num_beams, scoring, most, share_of_titles)
     positions = fed.in_one_pass if scoring == "vocabulary" else num_beams
+    columns = logits_per_position(config, tree, scoring)
+    return rows * row_bytes(config, prompt_length, fed, positions * columns, itemsize)
+
+
+def logits_per_position(config: PreTrainedConfig, tree: PrefixTree, scoring: SearchScoring) -> int:
+    """How many logits a search computes at a position."""
     vocabulary = config.get_text_config().vocab_size
     first_tokens = len(tree.first_tokens[0]) if scoring == "catalogue" else vocabulary
-    columns = first_tokens if first_tokens <= MAX_HEAD_SHARE * vocabulary else vocabulary
-    return rows * row_bytes(config, prompt_length, fed, positions * columns, itemsize)
+    return first_tokens if first_tokens <= MAX_HEAD_SHARE * vocabulary else vocabulary
 
 
 class FedTokens(NamedTuple):
