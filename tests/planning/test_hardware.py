@@ -1,5 +1,6 @@
 """Seconds by hand."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -8,9 +9,11 @@ from planned_work import SHAPE, UNIT
 from rere.planning import hardware
 from rere.planning.hardware import CPU_START, GPU_START, GPUS, Gpu, cpu_seconds, gpu_seconds
 from rere.planning.price import MACHINES
+from rere.planning.sample import MOST_TIMED, SAMPLED_ROWS
 from rere.planning.work import Work
 from rere.stages import PlanStudy
 
+ROOT = Path(__file__).parents[2]
 WORK = Work("update", rows=8, rows_at_once=4, unit=UNIT, layers=3, head_gradient=2)
 SLOW = Gpu(memory=1, bfloat16=1e3, tf32=500, float32=100)
 
@@ -48,3 +51,19 @@ def test_a_large_model_takes_what_products_take(monkeypatch):
 
 def test_the_machines_of_a_budget_are_those_of_a_plan():
     assert set(get_args(PlanStudy.model_fields["on"].annotation)) == set(MACHINES)
+
+
+def test_the_docs_state_what_is_assumed():
+    text = " ".join((ROOT / "docs" / "gpu.md").read_text().split())
+    for stated in (
+        f"sample of {SAMPLED_ROWS} rows",
+        f"up to {MOST_TIMED / 1e6:.0f} million weights",
+        f"{hardware.CPU_UTILISATION:.0%} of the speed".replace("%", " %"),
+        f"{hardware.UTILISATION:.0%} of the peak".replace("%", " %"),
+        f"needs {hardware.KERNEL_SECONDS * 1e6:.0f} microseconds to start a kernel, of which a layer "
+        f"takes {hardware.KERNELS_PER_LAYER} and a pass {hardware.KERNELS_PER_PASS} more",
+        f"{GPU_START:.0f} seconds of each job",
+    ):
+        assert stated in text
+    for name in GPUS:
+        assert name in text
