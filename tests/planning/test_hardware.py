@@ -60,8 +60,9 @@ def test_the_docs_state_what_is_assumed():
         f"up to {MOST_TIMED / 1e6:.0f} million weights",
         f"{hardware.CPU_UTILISATION:.0%} of the speed".replace("%", " %"),
         f"{hardware.UTILISATION:.0%} of the peak".replace("%", " %"),
-        f"needs {hardware.KERNEL_SECONDS * 1e6:.0f} microseconds to start a kernel, of which a layer "
-        f"takes {hardware.KERNELS_PER_LAYER} and a pass {hardware.KERNELS_PER_PASS} more",
+        f"needs {hardware.KERNEL_SECONDS * 1e6:.0f} microseconds to start a kernel",
+        f"of which a layer takes {hardware.KERNELS_PER_LAYER} and a pass "
+        f"{hardware.KERNELS_PER_PASS} more",
         f"{GPU_START:.0f} seconds of each job",
     ):
         assert stated in text
