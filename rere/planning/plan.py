@@ -19,6 +19,7 @@ from rere.config.training import PreferenceOptions, SftOptions
 from rere.data.dataset import read_items, read_split
 from rere.devices import choose_dtype
 from rere.engine import SearchScoring
+from rere.engine.candidates.packing import PackedBatch
 from rere.engine.search.batch_size import rows_within, search_bytes
 from rere.engine.search.layout import full_pass_of
 from rere.engine.search.rollout import num_samples
@@ -129,7 +130,27 @@ def plan_training_of(
     target: Target,
 ) -> Plan:
     """`plan_training` of a model of `config` on these `rows`."""
-    process = start_process(target)
+    measured = measure_pass(options, config, texts, rows, seed, target)
+    return plan_measured(options, config, texts, measured, target)
+
+
+class MeasuredPass(NamedTuple):
+    """The largest pass of a training run in one process, and what the run holds in memory."""
+
+    packed: PackedBatch
+    memory: TrainingMemory
+
+
+def measure_pass(
+    options: TrainingOptions,
+    config: PreTrainedConfig,
+    texts: Texts,
+    rows: list[Row],
+    seed: int,
+    target: Target,
+) -> MeasuredPass:
+    """The same on all targets of a kind of device and a precision."""
+    start_process(target)
     options = options.model_copy(update={"dtype": target.dtype})
     packed = largest_pass(options, rows, *texts, seed)
     has_reference = is_synced = False
@@ -138,17 +159,30 @@ def plan_training_of(
     elif isinstance(options, PreferenceOptions):
         has_reference, is_synced = True, options.algorithm == "sprec"
     memory = training_memory(config, options, packed, has_reference, is_synced, target.device)
+    return MeasuredPass(packed, memory)
+
+
+def plan_measured(
+    options: TrainingOptions,
+    config: PreTrainedConfig,
+    texts: Texts,
+    measured: MeasuredPass,
+    target: Target,
+) -> Plan:
+    """`plan_training` of a run whose largest pass is known."""
+    options = options.model_copy(update={"dtype": target.dtype})
+    packed, memory = measured
     if options.sharded and target.processes > 1:
         memory = sharded_memory(memory, config, options, target.processes)
     logits = packed.num_logits * config.get_text_config().vocab_size * 4
     size = f"the largest pass: {len(packed.input_ids)} prompts, {packed.num_tokens} tokens"
     lasting = [
         Part("weights", memory.weights),
-        *([Part("reference", memory.reference)] if has_reference else []),
+        *([Part("reference", memory.reference)] if memory.reference else []),
         Part("optimiser state", memory.optimizer),
     ]
     return Plan(
-        lasting=[*process, *lasting],
+        lasting=[*start_process(target), *lasting],
         load=plan_load(config, lasting, target),
         update=[
             Part("gradients", memory.gradients),
@@ -203,23 +237,41 @@ def plan_recommend(
     texts: Texts | None = None,
 ) -> Plan:
     """The memory of ranking the catalogue for the test rows with the model `model`."""
-    process = start_process(target)
+    start_process(target)
     config, texts = load_config(model), texts or Texts.read(model, data)
-    rows = read_split(data, "test", options.rows)
+    lengths = prompt_lengths(texts, data, options.rows, seed)
+    return plan_recommend_of(options, config, texts, lengths, target)
+
+
+def prompt_lengths(texts: Texts, data: Path, rows: int | None, seed: int) -> list[int]:
+    """The tokens of each test row's prompt."""
+    test = read_split(data, "test", rows)
     prompts = texts.encoder.encode_prompts(
-        rows["row_id"].to_list(), rows["history"].to_list(), seed
+        test["row_id"].to_list(), test["history"].to_list(), seed
     )
+    return [len(prompt) for prompt in prompts]
+
+
+def plan_recommend_of(
+    options: Recommend,
+    config: PreTrainedConfig,
+    texts: Texts,
+    lengths: list[int],
+    target: Target,
+) -> Plan:
+    """`plan_recommend` of a model of `config` on prompts of these `lengths`."""
     lasting = [Part("weights", inference_weights(config, target.dtype))]
     search = plan_search(
         config,
         texts.tree,
-        options.batch_size or len(prompts),
-        max(map(len, prompts), default=1),
+        options.batch_size or len(lengths),
+        max(lengths, default=1),
         options.num_beams,
         options.scoring,
         target,
         None if options.batch_size else search_budget(target, lasting[0].bytes),
     )
+    process = start_process(target)
     return Plan([*process, *lasting], plan_load(config, lasting, target), [], [search])
 
 

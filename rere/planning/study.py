@@ -1,6 +1,7 @@
 """What each job of a study takes, planned in one process before they run."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,18 +15,22 @@ from rere.planning.hardware import GPUS, cpu_seconds, gpu_seconds, total
 from rere.planning.memory import inference_weights
 from rere.planning.passes import TrainingOptions
 from rere.planning.plan import (
+    MeasuredPass,
     Plan,
     Target,
     Texts,
     as_dict,
     load_config,
-    plan_recommend,
-    plan_training,
+    measure_pass,
+    plan_measured,
+    plan_recommend_of,
+    prompt_lengths,
     start_process,
 )
 from rere.planning.sample import Sample
 from rere.planning.work import job_work
 from rere.progress import progress
+from rere.training.setup import read_rows, select_part
 
 JobOptions: TypeAlias = TrainingOptions | Recommend
 Row: TypeAlias = dict[str, Any]
@@ -121,14 +126,14 @@ def plan_jobs(jobs: list[tuple[Job, Tables]], results: Path) -> Iterator[Row]:
             last, config = (job.dataset, job.backbone), load_config(str(model))
             sample = Sample(config, Texts.read(str(model), data), data, SEED)
         seeds = {table: sorted(seeds) for table, seeds in tables.items()}
-        yield {"tables": seeds, **plan_job(job, str(model), config, sample)}
+        yield {"tables": seeds, **plan_job(job, config, sample)}
 
 
-def plan_job(job: Job, model: str, config: PreTrainedConfig, sample: Sample) -> Row:
+def plan_job(job: Job, config: PreTrainedConfig, sample: Sample) -> Row:
     """A job's names; what a seed of it computes, and on each machine its memory and seconds.
 
     `weights` and `checkpoint` are bytes, the former in float32. A model that was trained before has
-    the shape of its backbone, `model`. The seconds are those of one GPU; of a run that needs
+    the shape of its backbone, `config`. The seconds are those of one GPU; of a run that needs
     several, the sum of all. Where a job does not fit, it has 0 `processes` and no seconds.
     """
     work = job_work(job.options, sample)
@@ -144,11 +149,7 @@ def plan_job(job: Job, model: str, config: PreTrainedConfig, sample: Sample) -> 
     }
     options: JobOptions = row.pop("options")
 
-    def planned(target: Target) -> Plan:
-        if isinstance(options, Recommend):
-            return plan_recommend(options, model, sample.data, SEED, target, sample.texts)
-        return plan_training(options, model, sample.data, SEED, target, sample.texts)
-
+    planned = partial(plan_on, options, config, sample)
     here = Target.choose(torch.device("cpu"), options.dtype, None)
     plan = planned(here)
     if not isinstance(options, Recommend):
@@ -165,6 +166,26 @@ def plan_job(job: Job, model: str, config: PreTrainedConfig, sample: Sample) -> 
         seconds = gpu_seconds(work, sample.shape, gpu, target.dtype)
         row["gpus"][name] = machine(plan, target, seconds)
     return row
+
+
+def plan_on(options: JobOptions, config: PreTrainedConfig, sample: Sample, target: Target) -> Plan:
+    """The memory of a job on a target."""
+    if isinstance(options, Recommend):
+        lengths = sample.remember(
+            ("prompts", options.rows),
+            lambda: prompt_lengths(sample.texts, sample.data, options.rows, SEED),
+        )
+        return plan_recommend_of(options, config, sample.texts, lengths, target)
+    every = sample.remember("train rows", lambda: read_rows(sample.data, "train"))
+
+    def measure() -> MeasuredPass:
+        rows = select_part(every, options, sample.data, min_rows=options.rows_per_pass)
+        return measure_pass(options, config, sample.texts, rows, SEED, target)
+
+    # Which GPU it is changes nothing, nor do most options.
+    sizes = options.model_dump_json(exclude={"learning_rate", "reward"})
+    measured = sample.remember((sizes, target.device, target.dtype), measure)
+    return plan_measured(options, config, sample.texts, measured, target)
 
 
 def machine(plan: Plan, target: Target, seconds: float) -> Row:

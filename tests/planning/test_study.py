@@ -150,7 +150,7 @@ def test_a_sharded_run_takes_as_many_gpus_as_it_needs(monkeypatch, data, fixed_m
     config = load_config(str(fixed_model))
     sample = Sample(config, Texts.read(str(fixed_model), data), data, 0)
     rows = [
-        plan_job(Job("cycle", "fixed", "sft", "sft", "", each), str(fixed_model), config, sample)
+        plan_job(Job("cycle", "fixed", "sft", "sft", "", each), config, sample)
         for each in (options, SftOptions(**TRAINING))
     ]
     found = [row["gpus"]["A100"] for row in rows]
