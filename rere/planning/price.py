@@ -44,26 +44,30 @@ def disk(rows: list[Row]) -> float:
     backbones = {row["backbone"]: row["weights"] for row in rows}
     trained = sum(len(seeds(row)) * row["weights"] for row in rows if row["checkpoint"])
     return float(
-        sum(backbones.values()) + trained + CHECKPOINTS * max(r["checkpoint"] for r in rows)
+        sum(backbones.values())
+        + trained
+        + CHECKPOINTS * max((row["checkpoint"] for row in rows), default=0)
     )
 
 
 def affordable(rows: list[Row], tables: list[str], machine: str, budget: float) -> list[str]:
     """The tables that `budget` hours pay: taken in order, one that is too much is left out.
 
-    A job that an earlier one of them needs, too, costs nothing again. Raises InputError if there
-    are none.
+    A job that an earlier one of them needs, too, costs nothing again. Tables of baselines alone are
+    left out. Raises InputError if no table is paid for.
     """
     chosen: list[str] = []
-    for table in tables:
+    planned = [table for table in tables if any(table in row["tables"] for row in rows)]
+    for table in planned:
         total = cost(rows, machine, {*chosen, table})
         if total is not None and total <= budget:
             chosen.append(table)
     if not chosen:
-        alone = {table: cost(rows, machine, {table}) for table in tables}
+        alone = {table: cost(rows, machine, {table}) for table in planned}
         fitting = {table: each for table, each in alone.items() if each is not None}
         if not fitting:
-            raise InputError(f"--on {machine}: no table fits into its memory; take another GPU")
+            fault = "no table fits into its memory" if planned else "no table has a language model"
+            raise InputError(f"--on {machine}: {fault}; leave --budget out or take another")
         cheapest = min(fitting, key=fitting.__getitem__)
         raise InputError(
             f"--budget {budget:g}: pays for no table; the cheapest, {cheapest}, takes "

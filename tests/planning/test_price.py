@@ -48,7 +48,7 @@ def test_disk_holds_backbones_models_and_the_checkpoints_of_one_run():
     ],
 )
 def test_a_budget_pays_for_tables_in_order(budget, on, tables):
-    assert affordable(ROWS, TABLES, on, budget) == tables
+    assert affordable(ROWS, [*TABLES, "baselines"], on, budget) == tables
 
 
 def test_a_budget_that_pays_for_nothing_is_refused():
@@ -59,6 +59,13 @@ def test_a_budget_that_pays_for_nothing_is_refused():
     )
     with pytest.raises(InputError, match="--on A100: no table fits into its memory"):
         affordable(ROWS[2:], ["large"], "A100", 100)
+    with pytest.raises(InputError, match="--on cpu: no table has a language model"):
+        affordable([], ["baselines"], "cpu", 100)
+
+
+def test_a_study_of_baselines_has_a_text():
+    lines = as_text([], ["baselines"]).splitlines()
+    assert ["baselines", "0", *["0.00"] * 4] in [line.split() for line in lines]
 
 
 def test_the_text_has_jobs_tables_and_their_sum():
