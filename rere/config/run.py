@@ -30,6 +30,9 @@ ADAPTED_FILES = (
 )
 """The files of one that is stored as adapters of another model."""
 
+MAX_CHECKPOINTS = 4
+"""A training run has at most so many on disk."""
+
 CARD = "README.md"
 """The model card beside them, which nothing is made from: no input or output of a rule."""
 

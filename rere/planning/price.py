@@ -4,6 +4,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from rere.config.run import MAX_CHECKPOINTS
 from rere.errors import InputError
 from rere.planning.hardware import GPUS
 from rere.planning.study import Row
@@ -11,8 +12,6 @@ from rere.planning.study import Row
 HOUR = 3600
 MACHINES = {**{name: name for name in GPUS}, "cpu": "this CPU"}
 """Machines of a plan, and their names in words."""
-CHECKPOINTS = 4
-"""A run has at most so many on disk while it trains."""
 
 
 def hours(row: Row, machine: str) -> float | None:
@@ -46,7 +45,7 @@ def disk(rows: list[Row]) -> float:
     return float(
         sum(backbones.values())
         + trained
-        + CHECKPOINTS * max((row["checkpoint"] for row in rows), default=0)
+        + MAX_CHECKPOINTS * max((row["checkpoint"] for row in rows), default=0)
     )
 
 

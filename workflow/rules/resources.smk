@@ -20,7 +20,6 @@ UNPLANNED_MEMORY, UNPLANNED_DISK = 32_000, 64_000  # MB
 # Of the host: on a GPU the weights are loaded in float32, with a copy. A plan counts tensors alone.
 PROCESS_ON_CPU, PROCESS_ON_GPU = 0.5e9, 6e9  # bytes
 SHARE_OF_PLAN = 1.3
-CHECKPOINTS = 4  # at most so many lie on disk
 RUNTIME_SLACK, SPARE_MINUTES = 3, 30  # GPUs differ, and their speed is not measured
 
 
@@ -106,7 +105,7 @@ def planned_memory(wildcards, attempt, rulename):
 def planned_disk(wildcards):
     """MB of a training run's checkpoints, by its plan if there is one."""
     row = find_plan(wildcards)
-    return math.ceil(CHECKPOINTS * row["checkpoint"] / 1e6) + 1000 if row else UNPLANNED_DISK
+    return math.ceil(MAX_CHECKPOINTS * row["checkpoint"] / 1e6) + 1000 if row else UNPLANNED_DISK
 
 
 def find_plan(wildcards):
