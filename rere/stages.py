@@ -746,7 +746,7 @@ STAGES: dict[str, type[BaseModel]] = {
     "preference": combine(Preference, config.training.PreferenceOptions),
     "rl": combine(Rl, config.rl.RlOptions),
     **per_choice("baseline", "model", Baseline, *BASELINES),
-    **per_choice("decode", "algorithm", Decode, config.decoding.Bigrec),
+    **per_choice("decode", "algorithm", Decode, config.decoding.Beam, config.decoding.Bigrec),
     **per_choice("decode", "algorithm", D3, config.decoding.D3),
     "recommend": combine(Recommend, config.evaluation.Recommend),
     "recommend --history": RecommendHistory,

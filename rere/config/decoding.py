@@ -1,10 +1,22 @@
-"""Rankings by a trained language model other than the beam search of `evaluation`."""
+"""Rankings by a language model that do not train it."""
 
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rere.config.options import MAX_BEAMS, Options, refuse_renamed
+from rere.config.options import MAX_BEAMS, Options, Scoring, refuse_renamed
+
+
+class Beam(Options):
+    """Beam search over the catalogue, as of trained models: the backbone itself."""
+
+    algorithm: Literal["beam"] = "beam"
+    num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")
+    scoring: Scoring = Field(
+        "catalogue",
+        description="Tokens over which probabilities are normalised: those that continue a title "
+        "of the catalogue, or the whole vocabulary.",
+    )
 
 
 class Bigrec(Options):
@@ -28,7 +40,7 @@ class D3(Options):
 
 
 Decode = Annotated[
-    Bigrec | D3,
+    Beam | Bigrec | D3,
     Field(discriminator="algorithm"),
     BeforeValidator(lambda values: refuse_renamed(values, D3.model_fields)),
 ]

@@ -44,7 +44,8 @@ class Method(Options):
     rl: RlOptions | None = Field(None, description="Options of reinforcement learning.")
     decode: Decode | None = Field(
         None,
-        description="Options of a ranking by the model of `init` without beam search or training.",
+        description="Options of a ranking by the model of `init`, or by the backbone, without "
+        "training.",
     )
     extends: str | None = Field(
         None,

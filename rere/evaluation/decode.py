@@ -1,4 +1,6 @@
-"""Two other rankings by a trained language model: BIGRec and D3.
+"""Rankings by a language model without training it: beam search, BIGRec and D3.
+
+`beam` is the search of `rere.evaluation.recommend`, for a model that nothing trained.
 
 `bigrec` (Bao et al. 2023, arXiv 2308.08434) lets the model write a title freely. Items are ranked
 by the distance between the embedding of their title and that of the written one. An embedding is
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rere.config.decoding import D3, Bigrec
+from rere.config.decoding import D3, Beam, Bigrec
 from rere.config.evaluation import Decoding
 from rere.data.factors import Factors
 from rere.engine.model.decoder import eval_mode
@@ -34,14 +36,20 @@ from rere.engine.search.beam import beam_search
 from rere.engine.search.paths import AuxiliaryScorer
 from rere.engine.search.unconstrained import generate_greedy
 from rere.evaluation.ranking import Ranking
-from rere.evaluation.recommend import RankingTask, load_ranking_task, rank_items, write_rankings
+from rere.evaluation.recommend import (
+    RankingTask,
+    load_ranking_task,
+    make_beam_ranker,
+    rank_items,
+    write_rankings,
+)
 from rere.prefix_tree import PrefixTree
 
 TITLES_PER_BATCH = 256
 
 
 def decode(
-    options: Bigrec | D3,
+    options: Beam | Bigrec | D3,
     evaluation: Decoding,
     model: Path,
     data: Path,
@@ -57,6 +65,9 @@ def decode(
     """
     task = load_ranking_task(evaluation, model, data, seed)
     match options:
+        case Beam():
+            rank = make_beam_ranker(task, options.num_beams, options.scoring)
+            batch_size = task.max_batch_size(options.num_beams, options.scoring)
         case D3():
             rank = make_d3_ranker(options, task, factors)
             batch_size = task.max_batch_size(options.num_beams, "decisions")

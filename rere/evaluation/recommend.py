@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from rere.backbones import load_for_inference, load_tokenizer
 from rere.catalogue import CATALOGUE, Catalogue, with_titles
 from rere.config.evaluation import Decoding, Recommend
+from rere.config.options import Scoring
 from rere.data.dataset import read_items, read_split
 from rere.devices import choose_dtype
 from rere.engine import SearchScoring
@@ -53,6 +54,15 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
     or malformed, a prompt is too long, or memory runs out.
     """
     task = load_ranking_task(options, model, data, seed)
+    rank = make_beam_ranker(task, options.num_beams, options.scoring, options.length_penalty)
+    batch_size = options.batch_size or task.max_batch_size(options.num_beams, options.scoring)
+    write_rankings(output, task, batch_size, options.list_length, rank)
+
+
+def make_beam_ranker(
+    task: RankingTask, num_beams: int, scoring: Scoring, length_penalty: float = 0.0
+) -> Callable[[list[int]], Iterable[Ranking]]:
+    """A function that ranks a batch of rows by constrained beam search."""
 
     def rank(batch: list[int]) -> Iterable[Ranking]:
         with arithmetic(task.policy.device, task.dtype):
@@ -60,15 +70,14 @@ def recommend(options: Recommend, model: Path, data: Path, seed: int, output: Pa
                 task.policy,
                 task.tree,
                 [task.prompts[row] for row in batch],
-                options.num_beams,
-                options.scoring,
-                options.length_penalty,
+                num_beams,
+                scoring,
+                length_penalty,
                 sizes=task.sizes,
             )
         return rank_items(task, beams)
 
-    batch_size = options.batch_size or task.max_batch_size(options.num_beams, options.scoring)
-    write_rankings(output, task, batch_size, options.list_length, rank)
+    return rank
 
 
 def load_ranking_task(

@@ -19,7 +19,7 @@ class Counts(NamedTuple):
 
     tokens: float = 0  # that are fed
     pairs: float = 0  # of a fed token and one that it attends to
-    logits: float = 0  # numbers
+    logits: float = 0  # positions times tokens of the vocabulary
     passes: float = 0
 
     def plus(self, other: Self, weight: float = 1) -> Self:

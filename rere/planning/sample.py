@@ -59,7 +59,7 @@ SPEED_OPTIONS = ("rows_per_pass", "optimizer", "dtype", "lora_rank", "gradient_c
 
 
 class Unit(NamedTuple):
-    """What a row of some work takes."""
+    """What a row takes; `passes` are those of its batch."""
 
     counts: Counts
     apart: Counts  # if each candidate had a prompt of its own
@@ -128,7 +128,7 @@ class Sample:
         scoring: Scoring,
         dtype: str,
     ) -> Unit:
-        """A row of a search, or of a rollout by sampling. Its passes are those of a whole batch."""
+        """A row of a search, or of a rollout by sampling."""
         key = split, batch_size, strategy, num_candidates, scoring, choose_dtype(dtype, CPU)
         unit: Unit = self.remember(key, lambda: self._search(*key))
         return unit
@@ -174,6 +174,8 @@ class Sample:
         fed = max(0.0, found.tokens / num_rows - prompt)  # behind the prompt
         passes, paths = found.passes / BATCHES, num_samples(strategy, num_candidates)
         pairs = fed * prompt  # paths are short beside prompts
+        if strategy.startswith("unconstrained"):  # each sequence has a prompt of its own
+            paths = 1
         positions = found.logits / searched.vocab_size / num_rows
         logits = positions * logits_per_position(self.config, self.texts.tree, scoring)
         return Unit(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from transformers import PreTrainedConfig
 
-from rere.config.decoding import D3
+from rere.config.decoding import D3, Beam
 from rere.config.evaluation import Recommend, applicable, spell, subfolder
 from rere.config.study import Method, Study
 from rere.planning.hardware import GPUS, cpu_seconds, gpu_seconds, total
@@ -40,6 +40,8 @@ SEED = 0
 
 MOST_GPUS = 8
 """Processes of a sharded run, at most."""
+USABLE = 0.9
+"""Share of a GPU's memory that a plan may fill."""
 
 
 class Job(NamedTuple):
@@ -109,10 +111,13 @@ def evaluation_job(method: Method, evaluation: Recommend) -> tuple[str, str, Rec
     part = subfolder(spell(applicable(evaluation, method.stage)))
     if method.decode is None:
         return "recommend", part, evaluation
-    if isinstance(method.decode, D3):
-        changes: Row = {"num_beams": method.decode.num_beams}
-    else:
-        changes = {"num_beams": 1, "scoring": "vocabulary"}
+    match method.decode:
+        case Beam():
+            changes: Row = method.decode.model_dump(exclude={"algorithm"})
+        case D3():
+            changes = {"num_beams": method.decode.num_beams}
+        case _:
+            changes = {"num_beams": 1, "scoring": "vocabulary"}
     return "decode", part, evaluation.model_copy(update=changes)
 
 
@@ -160,7 +165,7 @@ def plan_job(job: Job, config: PreTrainedConfig, sample: Sample) -> Row:
         target = Target.choose(torch.device("cuda"), options.dtype, gpu.memory)
         plan = planned(target)
         if not isinstance(options, Recommend) and options.sharded:
-            while plan.peak > gpu.memory and target.processes < MOST_GPUS:
+            while not fits_into(plan, target) and target.processes < MOST_GPUS:
                 target = target._replace(processes=2 * target.processes)
                 plan = planned(target)
         seconds = gpu_seconds(work, sample.shape, gpu, target.dtype)
@@ -190,13 +195,19 @@ def plan_on(options: JobOptions, config: PreTrainedConfig, sample: Sample, targe
 
 def machine(plan: Plan, target: Target, seconds: float) -> Row:
     """A job's memory on a machine and, if it fits, its processes and seconds."""
-    fits = target.memory is None or plan.peak <= target.memory
+    fits = fits_into(plan, target)
     return {
         **as_dict(plan, target),
         "dtype": target.dtype,
         "processes": target.processes if fits else 0,
         "seconds": round(seconds, 1) if fits else None,
     }
+
+
+def fits_into(plan: Plan, target: Target) -> bool:
+    """Whether a plan leaves a GPU the memory that CUDA and torch's allocator take."""
+    share = USABLE if target.device.type == "cuda" else 1.0
+    return target.memory is None or plan.peak <= share * target.memory
 
 
 def optimizer_state(plan: Plan) -> int:

@@ -25,8 +25,8 @@ class Work(NamedTuple):
     rows: float
     rows_at_once: int  # in a pass, or in a search
     unit: Unit  # what each takes
-    layers: int = 1  # times that layers are computed: 3 with a backward pass
-    head_gradient: int = 0  # products for the gradients of logits, for each that computes them
+    layers: int = 1  # times as many products as a forward pass; with a backward pass 2 to 4
+    head_gradient: int = 0  # products in the backward pass for each that computes logits
 
     @property
     def tokens(self) -> float:
@@ -68,7 +68,7 @@ def sft_work(options: SftOptions, sample: Sample) -> list[Work]:
     forward = sample.score(options, 1, options.scoring, is_update=False)
     return [
         update(options, sample, steps * options.batch_size, 1),
-        Work("validation", valid, options.batch_size, forward),
+        Work("validation", valid, options.rows_per_pass, forward),
     ]
 
 
@@ -100,16 +100,17 @@ def preference_work(options: PreferenceOptions, sample: Sample) -> list[Work]:
 
 def rl_work(options: RlOptions, sample: Sample) -> list[Work]:
     rows = options.num_steps(trained_rows(options, sample)) * options.prompts
+    size = options.prompts if options.is_constrained else options.rows_per_pass
     rollout = sample.search(
         "train",
-        options.prompts if options.is_constrained else options.rows_per_pass,
+        size,
         options.rollout,
         options.group_size,
         options.scoring,
         options.dtype,
     )
     work = [
-        Work("rollout", rows * (1 + options.dynamic_sampling), options.prompts, rollout),
+        Work("rollout", rows * (1 + options.dynamic_sampling), size, rollout),
         update(options, sample, rows * options.updates, options.group_size),
     ]
     if options.beta > 0:

@@ -370,7 +370,7 @@ def test_flags_have_every_option():
         ),
         (
             {"methods__d3__decode__algorithm": "d4"},
-            "methods.d3.decode.algorithm: there is no d4; there are bigrec, d3",
+            "methods.d3.decode.algorithm: there is no d4; there are beam, bigrec, d3",
         ),
         (
             {"methods__sprec__preference__iterations": 3},

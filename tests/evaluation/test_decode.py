@@ -1,4 +1,4 @@
-"""BIGRec and D3 against plain rankings of a small catalogue, one row and one item at a time."""
+"""Beam search against `recommend`; BIGRec and D3 against plain rankings, item by item."""
 
 from pathlib import Path
 
@@ -8,14 +8,15 @@ import torch
 from ranking_data import HEAT_ITEMS, ITEM_TITLES, SEED, TEST_ROWS
 from tiny_models import tokenizer
 
-from rere.config.decoding import D3, Bigrec
-from rere.config.evaluation import Decoding
+from rere.config.decoding import D3, Beam, Bigrec
+from rere.config.evaluation import Decoding, Recommend
 from rere.data.factors import Factors
 from rere.engine.search.unconstrained import generate_greedy
 from rere.errors import InputError
 from rere.evaluation import decode as module
 from rere.evaluation.decode import decode, embed
 from rere.evaluation.predictions import read_predictions
+from rere.evaluation.recommend import recommend
 from rere.prefix_tree import PrefixTree
 from rere.tokenization import choose_instruction, prompt_text, response_text
 
@@ -37,6 +38,14 @@ SEQUENCES = [
     [*TOKENS(response_text(title)).input_ids, TOKENS.eos_token_id] for title in ITEM_TITLES
 ]
 # (No token of this tokenizer spans the end of the prompt.)
+
+
+@pytest.mark.parametrize("scoring", ["catalogue", "vocabulary"])
+def test_a_backbone_is_searched_as_a_trained_model(tmp_path, fixed_model, ranking_data, scoring):
+    found = predict(tmp_path, Beam(num_beams=4, scoring=scoring), fixed_model, ranking_data)
+    options, path = Recommend(num_beams=4, scoring=scoring), tmp_path / "recommended.parquet"
+    recommend(options, fixed_model, ranking_data, SEED, path)
+    assert found.equals(read_predictions(path))
 
 
 # ------------------------------------------------------------------------------------------- D3

@@ -81,6 +81,15 @@ def test_a_sampled_rollout_is_counted(sample):
     assert unit.apart.tokens - unit.counts.tokens == pytest.approx(5 * prompt)  # of six samples
 
 
+def test_an_unconstrained_rollout_shares_no_prompt(sample):
+    unit = sample.search("train", 2, "unconstrained", 4, "vocabulary", "auto")
+    assert unit.apart == unit.counts
+    assert (
+        unit.counts.tokens
+        > sample.search("train", 2, "beam", 4, "vocabulary", "auto").counts.tokens
+    )
+
+
 def test_a_unit_is_found_out_once(sample, monkeypatch):
     calls = []
     monkeypatch.setattr(sample, "_search", lambda *key: calls.append(key))

@@ -15,7 +15,7 @@ from rere.planning import study as study_module
 from rere.planning.hardware import GPUS
 from rere.planning.plan import Target, Texts, load_config, plan_recommend, plan_training
 from rere.planning.sample import Sample
-from rere.planning.study import Job, list_jobs, plan_job, plan_study
+from rere.planning.study import USABLE, Job, list_jobs, plan_job, plan_study
 from rere.study import load_study
 
 TRAINING = {"batch_size": 8, "rows_per_pass": 8, "valid_rows": 4}
@@ -26,6 +26,7 @@ PLANNED = {
         "sft": {"sft": TRAINING},
         "rere": {"init": "sft", "rl": {"prompts": 8, "rows_per_pass": 4, "group_size": 4}},
         "d3": {"init": "sft", "decode": {"algorithm": "d3", "num_beams": 5}},
+        "base": {"decode": {"algorithm": "beam", "num_beams": 7, "scoring": "vocabulary"}},
         "bigrec": {"init": "sft", "decode": {"algorithm": "bigrec"}},
         "popularity": {"baseline": {"model": "popularity"}},
     },
@@ -34,12 +35,13 @@ PLANNED = {
         "main": {
             "datasets": ["cycle"],
             "backbones": ["fixed"],
-            "methods": ["rere", "d3", "bigrec", "popularity"],
+            "methods": ["rere", "d3", "base", "bigrec", "popularity"],
             "seeds": [0, 1],
         }
     },
 }
 JOBS = [
+    ("base", "decode", ""),
     ("bigrec", "decode", ""),
     ("d3", "decode", ""),
     ("rere", "recommend", "/num_beams=8"),
@@ -62,6 +64,7 @@ def test_the_jobs_are_those_of_the_tables_and_what_they_start_from():
     assert {job[:2] for job in jobs} == {("cycle", "fixed")}
     searches = {job.method: job.options for job in jobs if job.stage == "decode"}
     assert searches["d3"].num_beams == 5
+    assert (searches["base"].num_beams, searches["base"].scoring) == (7, "vocabulary")
     assert (searches["bigrec"].num_beams, searches["bigrec"].scoring) == (1, "vocabulary")
 
 
@@ -136,7 +139,7 @@ def test_a_budget_that_pays_for_nothing_leaves_the_plan(tmp_path, data, fixed_mo
 
 
 def test_a_sharded_run_takes_as_many_gpus_as_it_needs(monkeypatch, data, fixed_model):
-    """Where one GPU has a byte less than two need, four are taken; alone, none suffices."""
+    """Where two GPUs have a byte too little, four are taken; a run that is not sharded has none."""
     sharded = {**TRAINING, "sharded": True}
     options = SftOptions(**sharded)
     cuda = Target(torch.device("cuda"), "bfloat16", 1e9)
@@ -145,7 +148,7 @@ def test_a_sharded_run_takes_as_many_gpus_as_it_needs(monkeypatch, data, fixed_m
         for n in (1, 2, 4)
     }
     assert peaks[1] > peaks[2] > peaks[4]
-    gpu = GPUS["A100"]._replace(memory=peaks[2] - 1)
+    gpu = GPUS["A100"]._replace(memory=(peaks[2] - 1) / USABLE)
     monkeypatch.setattr(study_module, "GPUS", {"A100": gpu})
     config = load_config(str(fixed_model))
     sample = Sample(config, Texts.read(str(fixed_model), data), data, 0)

@@ -51,6 +51,7 @@ def test_sft_takes_whole_steps_and_validates_the_initial_model_too():
     assert asked == [(1, "vocabulary", False), (1, "vocabulary", True)]
     assert (work["update"].layers, work["update"].head_gradient) == (3, 2)
     assert (work["validation"].layers, work["validation"].head_gradient) == (1, 0)
+    assert (work["update"].rows_at_once, work["validation"].rows_at_once) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,14 @@ def test_rl_rolls_out_extra_batches_and_scores_the_reference_once():
     assert rows(work) == {"rollout": 100, "update": 40, "reference": 20, "validation": 60}
     assert ("train", 4, "beam", 3, "catalogue", "auto") in asked
     assert "reference" not in planned(options.model_copy(update={"beta": 0.0}))[0]
+
+
+@pytest.mark.parametrize(("rollout", "size"), [("beam", 4), ("unconstrained", 2)])
+def test_rollouts_without_a_catalogue_take_the_rows_of_a_pass(rollout, size):
+    options = RlOptions(prompts=4, rows_per_pass=2, steps=5, group_size=3, rollout=rollout)
+    work, asked = planned(options)
+    assert work["rollout"].rows_at_once == size
+    assert ("train", size, rollout, 3, "vocabulary", "auto") in asked
 
 
 def test_rl_takes_the_epochs_of_its_part_of_the_rows():
