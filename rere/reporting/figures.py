@@ -24,6 +24,8 @@ STYLE = Path(__file__).with_name("rere.mplstyle")
 NAMES = ("dataset", "backbone", "method")
 MARKERS = "osD^vPX<>p*hd8"
 """One for each method of a legend; colours repeat earlier."""
+LEGEND_ROW = 0.17
+"""Inches."""
 
 
 def figure(table: Path, outputs: list[Path], options: Shown = DEFAULTS) -> None:
@@ -136,9 +138,12 @@ def mark(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def place_legend(figure: FigureBase, handles: Mapping[str, Any], has_lines: bool = True) -> None:
-    """A legend above the panels, as wide as fits."""
+    """A legend above the panels, as wide as fits. The figure grows with its rows."""
     # A figure is about 96 characters wide, a line with its spaces 9, a marker 6.
     num_columns = max(1, 96 // ((9 if has_lines else 6) + max(map(len, handles))))
+    if isinstance(figure, Figure):
+        more_rows = -(-len(handles) // num_columns) - 1
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * more_rows)
     figure.legend(
         handles.values(),
         handles.keys(),
