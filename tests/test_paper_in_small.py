@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import yaml
 from planted_logs import DATASETS
-from snakemake_runs import PAPER, PAPER_IN_SMALL, planned, study_of
+from snakemake_runs import PAPER, PAPER_IN_SMALL, each_method_once, planned, study_of
 from stand_ins import STAND_INS
 from study_configs import trained
 
@@ -32,13 +32,12 @@ slow = pytest.mark.slow
 
 # ------------------------------------------------------------------------------- what is planted
 
-CORE = {
+DROPPED = {
     "of an item not listed": 3,
     "of an item with a title of more than 20 words": 5,
     "of an item with markup for a title": 4,
     "of an item without a title": 6,
     "outside of the window": 13,
-    "repeats of an earlier one": 0,
     "outside of the core": 32,
 }
 """What each log but that of the movies has beside the steps of its users."""
@@ -97,9 +96,7 @@ def test_the_data_stage_finds_what_is_planted(paper_files, paper_in_small, tmp_p
     assert stats["window"]["start"] == expected["start"]
     dropped = {reason: count for reason, count in stats["interactions_dropped"].items() if count}
     is_movies = name == "ml-1m"
-    assert dropped == (
-        {"outside of the core": 32} if is_movies else {k: n for k, n in CORE.items() if n}
-    )
+    assert dropped == ({"outside of the core": 32} if is_movies else DROPPED)
     assert stats["titles_dropped"]["of an item without events"] == 3
     # Two items share a title; the last reviews of ten users come twice, and their rows are last.
     assert stats["items_sharing_their_title"] == (0 if is_movies else 2)
@@ -108,6 +105,19 @@ def test_the_data_stage_finds_what_is_planted(paper_files, paper_in_small, tmp_p
     assert audit["share_of_test_targets_that_train_does_not_know"] == 0
     assert audit["share_of_test_rows_of_users_in_train"] == 1
     assert audit["events_of_unlisted_items"] == (0 if is_movies else 3)
+
+
+@pytest.mark.parametrize(
+    ("least", "start", "items"),
+    [(24, "2016-10-01", 24), (25, "2015-10-01", 40), (41, "2014-10-01", 48)],
+)
+def test_the_window_moves_back_until_it_has_enough_items(
+    paper_files, paper_in_small, tmp_path, least, start, items
+):
+    options = paper_in_small.datasets["toys"].model_copy(update={"min_items": least})
+    preprocess(options, paper_files / options.folder, tmp_path / "data")
+    stats = json.loads((tmp_path / "data" / "stats.json").read_text())
+    assert (stats["window"]["start"], stats["items"]) == (start, items)
 
 
 @pytest.mark.parametrize("name", ["toys", "yelp"])
@@ -230,6 +240,7 @@ def test_each_kind_of_training_takes_its_steps(paper_once):
 @slow
 def test_figures_of_every_kind_are_drawn(paper_once):
     check_figures(paper_once, [f"main{kind}" for kind in KINDS])
+    assert planned(paper_once, PAPER_IN_SMALL, **each_method_once()) == {}
 
 
 @slow

@@ -939,19 +939,6 @@ def test_collaborative_and_own_rewards_run(study_copy):
     assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
 
 
-@slow
-def test_figures_of_every_kind_are_drawn_from_the_table(study_copy):
-    kinds = ["backbones", "axes", "hits", "cost", "popularity"]
-    changes = {"tables": {"main": {"figures": kinds, "axes": {"Training": ["sft", "rere"]}}}}
-    assert planned(study_copy, SMALL, **changes) == {"figure_of_kind": 5}
-    done = snakemake(study_copy, SMALL, **changes)
-    assert done.returncode == 0, done.stdout
-    for kind in kinds:
-        for suffix in FORMATS:
-            assert (study_copy / f"results/figures/main.{kind}.{suffix}").stat().st_size > 1000
-    assert planned(study_copy, SMALL, **changes) == {}
-
-
 def test_without_rl_there_are_no_curves(tmp_path):
     tables = {"main": {"methods": ["popularity", "sft"]}}
     assert "curves" not in planned(tmp_path, QUICK, tables=tables)
