@@ -121,7 +121,7 @@ def amazon(groups: Sequence[Group], names: Sequence[str], start: str, end: str) 
 
 def yelp() -> Log:
     """The same for Yelp; addresses tell businesses of a chain apart."""
-    groups = [Group(100, range(6), YELP_DAYS)]
+    groups = [Group(140, range(6), YELP_DAYS)]
     events, items = walk(groups, "u-", "b_")
     titles = number(items, PLACES, "{}") | spare_titles("b_")
     places = {
