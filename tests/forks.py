@@ -110,6 +110,10 @@ STAGE_FORKS = Forks(*STAGE_MODULES)
 SNAKEMAKE_FORKS = Forks("snakemake.cli", "pandas")
 
 
+READ_ON_IMPORT = {name: os.environ.get(name) for name in ("HF_ENDPOINT", "HF_HUB_CACHE")}
+"""Variables that modules read when they are imported, as they were when the tests began."""
+
+
 class JobForks:
     """Lets jobs of Snakemake be forks of a process that has imported `modules`, several at once."""
 
@@ -118,7 +122,12 @@ class JobForks:
         self.server: subprocess.Popen[bytes] | None = None
 
     def variables(self) -> dict[str, str]:
-        """What makes `python` in scripts of bash start such a fork, and wait for it."""
+        """What makes `python` in scripts of bash start such a fork, and wait for it.
+
+        Nothing if modules would have been imported in another way now.
+        """
+        if any(os.environ.get(name) != value for name, value in READ_ON_IMPORT.items()):
+            return {}
         if self.server is None:
             self.folder = tempfile.TemporaryDirectory()
             address, client = f"{self.folder.name}/socket", Path(self.folder.name, "python")
