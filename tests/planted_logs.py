@@ -51,6 +51,7 @@ TOYS = ("Wooden Train", "Puzzle Farm", "Kite Dragon", "Marble Run", "Doll House"
 INDUSTRIAL = ("Brass Hinge", "Steel Washer", "Nylon Rope", "Glass Tube", "Copper Wire", "Drill Bit")
 OFFICE = ("Ink Roller", "Desk Lamp", "Paper Tray", "Gel Pen")
 MOVIES = ("Night Harbour", "Lost Planet", "Silent Clown", "Iron Queen")
+STREETS = ("Oak St", "Main St", "Bay Rd", "Pine Ave", "Lake Dr", "Hill Ln", "Elm Ct", "River Way")
 PLACES = ("Harbour Bakery", "Corner Diner", "Lotus Spa", "Union Gym", "Rex Garage", "Blue Cinema")
 
 
@@ -125,7 +126,7 @@ def yelp() -> Log:
     events, items = walk(groups, "u-", "b_")
     titles = number(items, PLACES, "{}") | spare_titles("b_")
     places = {
-        item: (f"{1 + n % LENGTH} Main St", "Tampa", "FL")
+        item: (f"5 {STREETS[n % LENGTH]}", "Tampa", "FL")
         for n, item in enumerate(items)
         if n != 40  # a business without an address
     }

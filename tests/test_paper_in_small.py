@@ -238,6 +238,16 @@ def test_each_kind_of_training_takes_its_steps(paper_once):
 
 
 @slow
+def test_some_weights_that_rl_trains_are_kept(paper_once):
+    """Validation prefers them to the initial ones, which all these runs share."""
+    rows = pl.read_csv(paper_once / "results" / "tables" / "main.runs.csv")
+    values = dict(rows.select("method", "NDCG@10").iter_rows())
+    rl = rows.filter(pl.col("best_step") > 0)["method"].to_list()
+    changed = [name for name in rl if "base" not in name and values[name] != values["sft"]]
+    assert len(changed) > 3
+
+
+@slow
 def test_figures_of_every_kind_are_drawn(paper_once):
     check_figures(paper_once, [f"main{kind}" for kind in KINDS])
     assert planned(paper_once, PAPER_IN_SMALL, **each_method_once()) == {}
