@@ -1,13 +1,14 @@
 # `make` runs the quick study, `make full` runs it with three seeds, `make test` runs the tests and
 # `make docs` builds the documentation into site/. `make fuzz` feeds random input to every reader for
-# an hour, `make faults` fills docs/faults.md, and `make test-cluster` runs a small study on a Slurm of
-# its own (docs/clusters.md). Each sets up .venv first.
+# an hour, `make faults` fills docs/faults.md, `make test-study` runs the paper's study in small, and
+# `make test-cluster` runs a small study on a Slurm of its own (docs/clusters.md). Each sets up .venv
+# first.
 # PYTHON selects the interpreter: `make PYTHON=python3.12`.
 
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: study full test test-cluster lint docs fuzz faults
+.PHONY: study full test test-study test-cluster lint docs fuzz faults
 
 study: .venv/installed
 	snakemake --cores all
@@ -17,6 +18,9 @@ full: .venv/installed
 
 test: lint docs
 	pytest
+
+test-study: .venv/installed
+	pytest -n0 -m study tests/test_paper_in_small.py
 
 test-cluster: .venv/installed
 	pip install --quiet --editable '.[cluster]' --constraint constraints.txt

@@ -20,7 +20,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from fake_nvidia_smi import write_gpus
 from hypothesis import settings
-from snakemake_runs import ROOT, SMALL, checkout, snakemake, write_raw
+from snakemake_runs import (
+    PAPER_IN_SMALL,
+    ROOT,
+    SMALL,
+    checkout,
+    each_method_once,
+    snakemake,
+    study_of,
+    write_raw,
+)
 
 from rere.config.backbones import Tiny
 from rere.data.fetch import fetch
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from fake_hub import Hub
 
     from rere import Recommender
+    from rere.config.study import Study
 
 # ----------------------------------------------------------------------------------------- data
 
@@ -269,6 +279,41 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], An
 
 
 # --------------------------------------------------------------------------- the whole package
+
+
+@pytest.fixture(scope="session")
+def paper_in_small() -> "Study":
+    """The paper's study in small."""
+    return study_of(PAPER_IN_SMALL)
+
+
+@pytest.fixture(scope="session")
+def paper_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its raw files and the models that stand in for the paper's."""
+    from planted_logs import write_planted
+    from stand_ins import STAND_INS, write_stand_in
+
+    folder = tmp_path_factory.mktemp("paper")
+    write_planted(folder / "raw")
+    for name in STAND_INS:
+        write_stand_in(name, folder / "stand-ins" / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paper_once(paper_files: Path) -> Path:
+    """The folder of that study's methods, each run once: on one data set, backbone and seed."""
+    done = snakemake(paper_files, PAPER_IN_SMALL, **each_method_once())
+    assert done.returncode == 0, done.stdout
+    return paper_files
+
+
+@pytest.fixture(scope="module")
+def paper_study(paper_files: Path) -> Path:
+    """The folder of the whole study, run on two cores."""
+    done = snakemake(paper_files, PAPER_IN_SMALL, "--cores", "2")
+    assert done.returncode == 0, done.stdout
+    return paper_files
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from rere.config.data import Amazon2018, Amazon2023, MovieLens, OwnTables, Rules
 
 Events = list[tuple[str, str, int]]
 Titles = dict[str, str | None]
+Places = dict[str, tuple[str, str, str]]
 
 CATEGORY = "Toys_and_Games"
 OPTIONS: dict[str, Rules] = {
@@ -90,7 +91,9 @@ def write(
     return counts[0], counts[1]
 
 
-def amazon_2018(events: Events, titles: Titles, python: bool = False) -> dict[str, list[str]]:
+def amazon_2018(
+    events: Events, titles: Titles, python: bool = False, category: str = CATEGORY
+) -> dict[str, list[str]]:
     """Reviews and metadata as JSON, or metadata as Python dictionaries (2014)."""
     reviews = [
         {
@@ -106,8 +109,8 @@ def amazon_2018(events: Events, titles: Titles, python: bool = False) -> dict[st
         metadata.append(record if title is None else {**record, "title": title, "also_buy": []})
     dump = repr if python else json.dumps
     return {
-        f"{CATEGORY}_5.json": list(map(json.dumps, reviews)),
-        f"meta_{CATEGORY}.json": list(map(dump, metadata)),
+        f"{category}_5.json": list(map(json.dumps, reviews)),
+        f"meta_{category}.json": list(map(dump, metadata)),
     }
 
 
@@ -130,9 +133,7 @@ def amazon_2023(events: Events, titles: Titles) -> dict[str, list[str]]:
     }
 
 
-def yelp(
-    events: Events, titles: Titles, places: dict[str, tuple[str, str, str]] | None = None
-) -> dict[str, list[str]]:
+def yelp(events: Events, titles: Titles, places: Places | None = None) -> dict[str, list[str]]:
     """Dates are text; `places` has the address, city and state of businesses."""
     reviews = [
         {
@@ -152,12 +153,14 @@ def yelp(
     }
 
 
-def write_yelp_tar(folder: Path, events: Events, titles: Titles, compress: bool) -> Path:
+def write_yelp_tar(
+    folder: Path, events: Events, titles: Titles, compress: bool, places: Places | None = None
+) -> Path:
     """Write Yelp's files in a tar, as published, after the user agreement."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "yelp_dataset.tar"
     with tarfile.open(path, "w:gz" if compress else "w") as archive:
-        files = {"Dataset_User_Agreement.pdf": ["%PDF"], **yelp(events, titles)}
+        files = {"Dataset_User_Agreement.pdf": ["%PDF"], **yelp(events, titles, places)}
         for name, lines in reversed(files.items()):
             content = "".join(f"{line}\n" for line in lines).encode()
             entry = tarfile.TarInfo(f"yelp_dataset/{name}")

@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from forks import SNAKEMAKE_FORKS
+from forks import JOB_FORKS, SNAKEMAKE_FORKS
+
+from rere.config.study import Study
+from rere.overlays import read_configs
+from rere.study import load_study
 
 ROOT = Path(__file__).parent.parent
 QUICK = [ROOT / "config" / "config.yaml"]
 SMALL = [*QUICK, ROOT / "tests" / "studies" / "small.yaml"]
+PAPER = [*QUICK, ROOT / "config" / "paper.yaml"]
+PAPER_IN_SMALL = [*PAPER, ROOT / "tests" / "studies" / "paper_small.yaml"]
 
 
 def snakemake(
     folder: Path, configs: list[Path], *arguments: str, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in a folder on one core; `changes` are sections laid over the configs."""
-    return SNAKEMAKE_FORKS.run("-m", "snakemake", *options(folder, configs, *arguments, **changes))
+    """Run Snakemake in a folder on one core; `changes` are sections laid over the configs.
+
+    Its jobs are forks, too.
+    """
+    words = options(folder, configs, *arguments, **changes)
+    variables = {} if {"-n", "--dry-run"} & {*arguments} else JOB_FORKS.variables()
+    return SNAKEMAKE_FORKS.run("-m", "snakemake", *words, **variables)
 
 
 def start(
@@ -62,6 +73,26 @@ def planned(folder: Path, configs: list[Path], *targets: str, **changes: Any) ->
         return {}
     counts = {rule: int(jobs) for rule, jobs in map(str.split, stats[1].splitlines())}
     return {rule: jobs for rule, jobs in counts.items() if rule not in ("all", "total")}
+
+
+def study_of(configs: list[Path]) -> Study:
+    """Return the study that these configs describe."""
+    return load_study(read_configs([*map(str, configs)]))
+
+
+def each_method_once() -> dict[str, Any]:
+    """`changes` that leave a table of the paper's study: all methods, one data set and seed."""
+    tables = yaml.safe_load(PAPER[-1].read_text())["tables"]
+
+    def every(key: str) -> list[str]:
+        return [*dict.fromkeys(value for table in tables.values() for value in table.get(key, ()))]
+
+    axes = {
+        title: names for table in tables.values() for title, names in table.get("axes", {}).items()
+    }
+    main = {"datasets": ["industrial"], "backbones": ["qwen2-0.5b"], "seeds": [0]}
+    main |= {"methods": every("methods"), "figures": every("figures"), "axes": axes}
+    return {"tables": dict.fromkeys([*tables, "others"]) | {"main": main}}
 
 
 def checkout(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The shipped config with changes, and the error that a wrong one gives."""
+"""The shipped config with changes, the error that a wrong one gives, and commands of a study."""
 
 import copy
 from pathlib import Path
@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rere.cli import parse
+from rere.config.options import flags
+from rere.config.run import NO_BACKBONE
+from rere.config.study import Study
 from rere.errors import InputError
 from rere.study import load_study
 
@@ -35,3 +39,21 @@ def config_error(config: Any) -> str:
     with pytest.raises(InputError) as caught:
         load_study(config)
     return str(caught.value)
+
+
+def trained(study: Study) -> set[tuple[str, str]]:
+    """Each method and backbone that a study trains, whose options a command line gives back."""
+    seen = set()
+    for table in study.tables:
+        for run in study.runs(table):
+            name = run.method
+            while name is not None and run.backbone != NO_BACKBONE:
+                method, options = study.methods[name], study.options_of(name, run.backbone)
+                if method.trains_model and (name, run.backbone) not in seen:
+                    seen.add((name, run.backbone))
+                    words = [*flags(options), "--init=.", "--data=d", "--output=o"]
+                    words += ["--factors=f"] * method.needs_baseline
+                    parsed = parse(method.stage, words).model_dump()
+                    assert options.model_dump().items() <= parsed.items()
+                name = method.init
+    return seen

@@ -18,13 +18,12 @@ import psutil
 import pytest
 from browser import CHROMIUM, browser
 from docutils.core import publish_parts
-from snakemake_runs import QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
+from snakemake_runs import PAPER, QUICK, ROOT, SMALL, planned, snakemake, start, write_raw
 
 from rere.config.run import ADAPTED_FILES, BASELINE_FILES, CARD
 
 FULL = [*QUICK, ROOT / "config" / "full.yaml"]
 SEQUENTIAL = [*QUICK, ROOT / "config" / "sequential.yaml"]
-PAPER_CONFIGS = [*QUICK, ROOT / "config" / "paper.yaml"]
 ABLATIONS = [*QUICK, ROOT / "config" / "ablations.yaml"]
 
 METHODS = {
@@ -95,7 +94,7 @@ def test_the_tables_of_sequential_baselines_are_planned(tmp_path, table, runs):
     }
 
 
-PAPER = {
+PAPER_FILES = {
     "toys": ["Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"],
     "industrial": ["Industrial_and_Scientific_5.json", "meta_Industrial_and_Scientific.json"],
     "yelp": ["yelp_dataset.tar"],
@@ -106,13 +105,13 @@ PAPER = {
 def test_the_papers_study_is_planned_without_network(tmp_path, monkeypatch, given):
     for proxy in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
-    names = {"nothing": [], "yelp": ["yelp"], "all": [*PAPER]}[given]
+    names = {"nothing": [], "yelp": ["yelp"], "all": [*PAPER_FILES]}[given]
     for name in names:
         (tmp_path / "data" / name).mkdir(parents=True)
-        for file in PAPER[name]:
+        for file in PAPER_FILES[name]:
             (tmp_path / "data" / name / file).touch()
     folders = ", ".join(f"{name}: {{folder: data/{name}}}" for name in names)
-    jobs = planned(tmp_path, PAPER_CONFIGS, "--config", f"datasets={{{folders}}}")
+    jobs = planned(tmp_path, PAPER, "--config", f"datasets={{{folders}}}")
     assert jobs.pop("fetch", 0) == 3 - len(names)
     assert jobs == {
         **{"preprocess": 3, "backbone": 4},
@@ -146,7 +145,7 @@ def test_the_papers_study_is_planned_without_network(tmp_path, monkeypatch, give
     ],
 )
 def test_a_table_of_the_paper_is_planned(tmp_path, table, jobs):
-    found = planned(tmp_path, PAPER_CONFIGS, f"results/tables/{table}.csv")
+    found = planned(tmp_path, PAPER, f"results/tables/{table}.csv")
     stages = ("sft", "preference", "rl", "decode")
     assert found | jobs == found
     assert {stage for stage in stages if stage in found} == {s for s in stages if s in jobs}
@@ -155,15 +154,15 @@ def test_a_table_of_the_paper_is_planned(tmp_path, table, jobs):
 
 def test_other_data_sets_of_the_paper_and_a_small_backbone_are_planned(tmp_path):
     others = [f"results/data/{name}/audit.json" for name in ("office", "ml-1m")]
-    assert planned(tmp_path, PAPER_CONFIGS, *others) == {"fetch": 2, "preprocess": 2}
+    assert planned(tmp_path, PAPER, *others) == {"fetch": 2, "preprocess": 2}
     lengths = "results/tokens/industrial/smollm2-135m.json"
-    assert planned(tmp_path, PAPER_CONFIGS, lengths)["token_lengths"] == 1
+    assert planned(tmp_path, PAPER, lengths)["token_lengths"] == 1
 
 
 def test_a_backbone_gives_options_to_its_jobs(tmp_path):
     run = "results/runs/industrial/{}/rere_faithful/seed0/log.jsonl"
     targets = [run.format(backbone) for backbone in ("qwen2-0.5b", "qwen2.5-7b")]
-    done = snakemake(tmp_path, PAPER_CONFIGS, "--dry-run", *targets)
+    done = snakemake(tmp_path, PAPER, "--dry-run", *targets)
     assert done.returncode == 0, done.stdout
     for sharded in (False, True):
         assert done.stdout.count(f"--sharded={sharded}") == 2  # `sft` and `rl`
@@ -938,19 +937,6 @@ def test_collaborative_and_own_rewards_run(study_copy):
     assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {}
     (study_copy / "mine.py").write_text("def one(groups):\n    return groups.hit.float()\n")
     assert planned(study_copy, SMALL, f"{run}/log.jsonl", **changes) == {"rl": 1}
-
-
-@slow
-def test_figures_of_every_kind_are_drawn_from_the_table(study_copy):
-    kinds = ["backbones", "axes", "hits", "cost", "popularity"]
-    changes = {"tables": {"main": {"figures": kinds, "axes": {"Training": ["sft", "rere"]}}}}
-    assert planned(study_copy, SMALL, **changes) == {"figure_of_kind": 5}
-    done = snakemake(study_copy, SMALL, **changes)
-    assert done.returncode == 0, done.stdout
-    for kind in kinds:
-        for suffix in FORMATS:
-            assert (study_copy / f"results/figures/main.{kind}.{suffix}").stat().st_size > 1000
-    assert planned(study_copy, SMALL, **changes) == {}
 
 
 def test_without_rl_there_are_no_curves(tmp_path):

@@ -13,7 +13,7 @@ from rere.errors import InputError, hint
 from rere.reporting.figures import STYLE, plain, read_table, save_figure
 from rere.reporting.markup import split_facets
 
-NUM_COLUMNS = 2
+MAX_COLUMNS = 2
 
 
 def axes_figure(table: Path, outputs: list[Path], options: DesignSpace) -> None:
@@ -31,14 +31,15 @@ def axes_figure(table: Path, outputs: list[Path], options: DesignSpace) -> None:
 
 
 def draw_axes(summary: pl.DataFrame, options: DesignSpace) -> Figure:
-    """Two panels beside each other, for each axis of each (dataset, backbone)."""
+    """A panel for each axis of each (dataset, backbone), two beside each other."""
     metric = options.metrics[-1]
     facets = split_facets(summary, options)
     longest = max(map(len, options.axes.values()))
-    per_facet = -(-len(options.axes) // NUM_COLUMNS)
+    num_columns = min(MAX_COLUMNS, len(options.axes))
+    per_facet = -(-len(options.axes) // num_columns)
     height = (0.17 * longest + 0.55) * per_facet * len(facets)
     figure = Figure(figsize=(None, height))
-    grid = figure.subplots(per_facet * len(facets), NUM_COLUMNS, squeeze=False, sharex=True)
+    grid = figure.subplots(per_facet * len(facets), num_columns, squeeze=False, sharex=True)
     for number, (title, facet) in enumerate(facets):
         rows = grid[number * per_facet : (number + 1) * per_facet]
         panels = [panel for row in rows for panel in row]

@@ -9,7 +9,6 @@ import polars as pl
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
 from safetensors import SafetensorError, safe_open
 
 from rere.config.run import NO_BACKBONE
@@ -20,15 +19,18 @@ from rere.reporting.figures import (
     DEFAULTS,
     STYLE,
     mark,
-    place_legend,
+    place_markers,
     plain,
     read_table,
     save_figure,
+    scale_by_factors,
 )
 
 BACKBONE = "`rere backbone`"
 LINES = ("-", "--", ":", "-.")
 """Of families."""
+NAME_LINE = 7
+"""Height of a line of names above a panel, in points."""
 
 
 class Size(NamedTuple):
@@ -97,7 +99,6 @@ def draw_backbones(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
     with_backbone = points.filter(pl.col("backbone") != NO_BACKBONE)
     styles, families = mark(with_backbone["method"]), list(dict.fromkeys(with_backbone["family"]))
     lines = with_backbone.sort("parameters")
-    handles = {}
     for (dataset,), axes in zip(datasets, row, strict=True):
         for method, (number, family) in itertools.product(styles, enumerate(families)):
             line = lines.filter(dataset=dataset, method=method, family=family)
@@ -106,20 +107,35 @@ def draw_backbones(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
             value, low, high = (line[f"{metric}{end}"].to_numpy() for end in ("", "_low", "_high"))
             ends = [(value - low).clip(min=0), (high - value).clip(min=0)]
             style = styles[method] | {"linestyle": LINES[number % len(LINES)]}
-            label = ", ".join([options.label(method), *([family] if len(families) > 1 else [])])
-            handles[plain(label)] = axes.errorbar(line["parameters"], value, ends, **style)
+            axes.errorbar(line["parameters"], value, ends, **style)
         draw_others(axes, datasets[dataset,].filter(backbone=NO_BACKBONE), metric, options)
-        axes.set_title(plain(options.label(dataset)), loc="left", fontweight="bold")
+        title = plain(options.label(dataset))
+        axes.set_title(title, loc="left", fontweight="bold", pad=4 + 2 * NAME_LINE)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: show_count(count)))
-        axes.minorticks_off()
+        scale_by_factors(axes.xaxis, show_count)
         axes.margins(x=0.1)
         axes.set_ylim(bottom=0)
+        name_backbones(axes, lines.filter(dataset=dataset), options)
         axes.set_xlabel("parameters")
     row[0].set_ylabel(metric)
-    place_legend(figure, handles)
+    place_markers(figure, styles, options)
     return figure
+
+
+def name_backbones(axes: Axes, rows: pl.DataFrame, options: Shown) -> None:
+    """Write the name of each backbone above the panel, at its size, in one of two lines in turn."""
+    sizes = rows.select("parameters", "backbone").unique().sort("parameters", "backbone")
+    for number, (count, name) in enumerate(sizes.iter_rows()):
+        axes.annotate(
+            plain(options.label(name)),
+            (count, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 1 + NAME_LINE * (number % 2)),
+            textcoords="offset points",
+            ha="center",
+            fontsize=6,
+            color="dimgrey",
+        )
 
 
 def show_count(count: float) -> str:

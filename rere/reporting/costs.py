@@ -7,8 +7,6 @@ from typing import Any
 import polars as pl
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import StrMethodFormatter
 
 from rere.config.run import NO_BACKBONE
 from rere.config.study import Shown
@@ -18,10 +16,11 @@ from rere.reporting.figures import (
     NAMES,
     STYLE,
     mark,
-    place_legend,
+    place_markers,
     plain,
     read_columns,
     save_figure,
+    scale_by_factors,
 )
 from rere.reporting.markup import split_facets
 from rere.reporting.runs import read_log_fields
@@ -34,7 +33,7 @@ SHARES = {
 }
 """What the panels of the figure of hits have on their x axis."""
 LEAST_GAIN = 0.001
-"""The axis of gains goes this far at least, below and above 0."""
+"""The axis of gains goes this far at least, below and above them and 0."""
 
 
 def cost_figure(runs: Path, starts: Starts, outputs: list[Path], options: Shown = DEFAULTS) -> None:
@@ -113,7 +112,7 @@ def draw_cost(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
         for method, cost, value, low, high in means.iter_rows():
             axes.errorbar(cost, value, [[value - low], [high - value]], **styles[method])
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        scale_by_factors(axes.xaxis, "{:g}".format)
         axes.set_title(plain(title), loc="left", fontweight="bold")
         axes.set_ylabel(metric)
     for axes in grid.flat[len(facets) :]:
@@ -122,14 +121,6 @@ def draw_cost(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
     figure.supxlabel(label, fontsize="medium")
     place_markers(figure, styles, options)
     return figure
-
-
-def place_markers(figure: Figure, styles: Mapping[str, Any], options: Shown) -> None:
-    """A legend of methods by their styles of `mark`."""
-    handles = {
-        plain(options.label(name)): Line2D([], [], **style) for name, style in styles.items()
-    }
-    place_legend(figure, handles, has_lines=False)
 
 
 def pareto(means: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -202,11 +193,13 @@ def draw_hits(points: pl.DataFrame, options: Shown = DEFAULTS) -> Figure:
             for method, x, gain in facet.select("method", share, "gain").iter_rows():
                 axes.plot(x, gain, **styles[method])
             axes.set_xlim(0, min(1.02, 1.15 * points[share].max()) or 1)
-        lowest, highest = facet["gain"].min(), facet["gain"].max()
-        row[0].set_ylim(min(1.15 * lowest, -LEAST_GAIN), max(1.15 * highest, LEAST_GAIN))
+        lowest, highest = min(facet["gain"].min(), 0), max(facet["gain"].max(), 0)
+        margin = max(0.1 * (highest - lowest), LEAST_GAIN)
+        row[0].set_ylim(lowest - margin, highest + margin)
         row[0].set_ylabel(f"gain in {options.metrics[-1]}")
         row[0].set_title(plain(title), loc="left", fontweight="bold")
     for axes, label in zip(grid[-1], SHARES.values(), strict=True):
         axes.set_xlabel(f"share of {label}")
+    figure.align_ylabels(grid[:, 0])
     place_markers(figure, styles, options)
     return figure

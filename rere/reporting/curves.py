@@ -106,6 +106,7 @@ def draw_curves(points: pl.DataFrame) -> Figure:
                 style="method",
                 markers=is_validation,
                 errorbar=("pi", 100) if is_validation else None,
+                err_kws={"alpha": 0.1, "linewidth": 0} if is_validation else None,
                 ax=axes,
             )
     figure.align_ylabels(grid[:, 0])

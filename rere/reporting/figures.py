@@ -3,7 +3,7 @@
 The other figures of a table share its style, its legend and how files are read and written.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import polars as pl
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rere.config.run import NO_BACKBONE
 from rere.config.study import Shown
@@ -24,6 +27,8 @@ STYLE = Path(__file__).with_name("rere.mplstyle")
 NAMES = ("dataset", "backbone", "method")
 MARKERS = "osD^vPX<>p*hd8"
 """One for each method of a legend; colours repeat earlier."""
+LEGEND_ROW = 0.17
+"""Inches."""
 
 
 def figure(table: Path, outputs: list[Path], options: Shown = DEFAULTS) -> None:
@@ -80,7 +85,7 @@ def draw_bars(
     """
     columns = options.metrics if columns is None else columns
     facets = split_facets(summary, options)
-    heights = [0.24 * len(facet) + 0.5 for _, facet in facets]
+    heights = [0.17 * len(facet) + 0.6 for _, facet in facets]
     figure = Figure(figsize=(None, sum(heights)))
     grid = figure.subplots(
         len(facets), len(columns), squeeze=False, sharey="row", height_ratios=heights
@@ -115,8 +120,15 @@ def draw_panel(axes: Axes, facet: pl.DataFrame, metric: str) -> None:
         axes.annotate(
             f"{value:.3f}", position, (3, 0), textcoords="offset points", va="center_baseline"
         )
-    axes.set(xlabel="", ylabel="")
+    axes.set(xlabel="", ylabel="", ylim=(len(facet) - 0.5, -0.5))
     axes.tick_params(left=False)
+
+
+def scale_by_factors(axis: Axis, form: Callable[[float], str]) -> None:
+    """Give a logarithmic axis labels of `form` at 1, 2, 5, 10, 20 and so on, and no others."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def plain(label: str) -> str:
@@ -136,9 +148,12 @@ def mark(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def place_legend(figure: FigureBase, handles: Mapping[str, Any], has_lines: bool = True) -> None:
-    """A legend above the panels, as wide as fits."""
+    """A legend above the panels, as wide as fits. The figure grows with its rows."""
     # A figure is about 96 characters wide, a line with its spaces 9, a marker 6.
     num_columns = max(1, 96 // ((9 if has_lines else 6) + max(map(len, handles))))
+    if isinstance(figure, Figure):
+        more_rows = -(-len(handles) // num_columns) - 1
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * more_rows)
     figure.legend(
         handles.values(),
         handles.keys(),
@@ -146,6 +161,14 @@ def place_legend(figure: FigureBase, handles: Mapping[str, Any], has_lines: bool
         ncols=num_columns,
         handlelength=None if has_lines else 1,
     )
+
+
+def place_markers(figure: FigureBase, styles: Mapping[str, Any], options: Shown) -> None:
+    """A legend of methods by their styles of `mark`."""
+    handles = {
+        plain(options.label(name)): Line2D([], [], **style) for name, style in styles.items()
+    }
+    place_legend(figure, handles, has_lines=False)
 
 
 def move_legend(figure: FigureBase) -> None:

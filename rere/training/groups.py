@@ -162,7 +162,8 @@ class Rollouts:
         """Put the target's leaf (B,), score and ids into the last slot of each group without it."""
         options = self.options
         missing = (leaf != target[:, None]).all(-1).nonzero()[:, 0]
-        for rows in missing.split(options.rows_per_pass):
+        for part in slices(len(missing), options.rows_per_pass):
+            rows = missing[part]
             packed = pack_leaves(
                 [prompts[row] for row in rows.tolist()],
                 target[rows, None].cpu(),

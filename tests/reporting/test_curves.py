@@ -74,6 +74,12 @@ def test_the_legend_stays_inside_the_figure(tmp_path):
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+    # The figure has grown with the legend: panels are as high as those of a short one.
+    with rc_context(fname=STYLE):
+        short = draw_curves(read_logs(runs[:1]))
+        short.draw_without_rendering()
+    heights = [each.axes[0].get_window_extent().height for each in (figure, short)]
+    assert heights[0] > 0.8 * heights[1]
 
 
 def test_only_values_of_steps_are_smoothed(tmp_path):

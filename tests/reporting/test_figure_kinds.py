@@ -120,7 +120,8 @@ def test_cost_has_a_point_per_method_and_its_range_over_seeds(tmp_path):
     check_written(outputs)
     frame = pl.read_csv(path)
     points = frame.with_columns(cost=pl.Series(total_costs(frame, STARTS, path)))
-    (axes,) = draw_cost(points).axes
+    figure = draw_cost(points)
+    (axes,) = figure.axes
     drawn = {
         tuple(round(each, 6) for each in line.get_xydata()[0])
         for line in axes.lines
@@ -134,6 +135,9 @@ def test_cost_has_a_point_per_method_and_its_range_over_seeds(tmp_path):
         (128.5, round(1 / 7 + 0.0005, 6)),
     }
     assert expected <= drawn
+    figure.draw_without_rendering()
+    shown = {text.get_text() for text in axes.get_xticklabels(which="both")}
+    assert {"10", "20", "50", "100"} <= shown
     # The line: SASRec at 5 s with .2, D3 at 107 s with 1.0005, on to the most expensive, 128.5 s.
     line = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert line.get_xydata().tolist() == [[5, 0.2], [107, 1.0005], [128.5, 1.0005]]
@@ -189,8 +193,16 @@ def test_gains_are_over_the_run_of_the_same_seed(tmp_path):
 def test_gains_of_zero_are_on_a_readable_axis():
     names = {"dataset": "a", "backbone": "b", "method": "c"}
     left, _ = draw_hits(pl.DataFrame([names | {"gain": 1e-17, "hits": 0.2, "signal": 0.0}])).axes
-    assert left.get_ylim() == (-0.001, 0.001)
+    assert left.get_ylim() == pytest.approx((-0.001, 0.001))
     assert left.get_xlim()[0] == 0
+
+
+def test_the_marks_of_all_gains_are_inside_of_the_axis():
+    names = {"dataset": "a", "backbone": "b", "method": "c", "hits": 0.2, "signal": 0.0}
+    points = pl.DataFrame([names | {"gain": gain} for gain in (-0.0015, 0.039)])
+    left, _ = draw_hits(points).axes
+    low, high = left.get_ylim()
+    assert low < -0.004 and high > 0.042
 
 
 def test_runs_without_hits_or_rows_are_refused(tmp_path):
@@ -245,6 +257,8 @@ def test_lines_go_over_the_parameters_of_a_family(tmp_path):
     assert np.allclose(ends, [[0.02, 0.05], [0.03, 0.06]])
     (other,) = [line for line in axes.lines if line.get_color() == "grey"]
     assert list(other.get_ydata()) == [0.05, 0.05]
+    names = {text.get_text(): text.xy[0] for text in axes.texts if text.get_text() != "sasrec"}
+    assert names == {"a": 60, "c": 200, "b": 600}
     outputs = drawn_formats(tmp_path)
     backbones_figure(table, folders, outputs)
     check_written(outputs)
@@ -301,9 +315,16 @@ def test_each_axis_has_a_panel_with_its_methods(tmp_path):
 def test_an_axis_without_the_reference_has_a_line_at_its_first_method(tmp_path):
     table = write_table(tmp_path, [("toys", "tiny", name, 0.1) for name in ("rere", "a")])
     options = DesignSpace(axes={"Other": ["a"]}, reference="rere")
-    panel, hidden = draw_axes(read_table(table, ["NDCG@10"]), options).axes
+    (panel,) = draw_axes(read_table(table, ["NDCG@10"]), options).axes
     assert list(panel.lines[0].get_xdata()) == [0.1, 0.1]
-    assert not hidden.get_visible()
+
+
+def test_axes_are_in_pairs_and_one_alone_is_wide(tmp_path):
+    table = read_table(write_table(tmp_path, [("toys", "tiny", "rere", 0.1)]), ["NDCG@10"])
+    for count, visible in ((1, [True]), (2, [True] * 2), (3, [True] * 3 + [False])):
+        axes = {title: ["rere"] for title in "abc"[:count]}
+        panels = draw_axes(table, DesignSpace(axes=axes)).axes
+        assert [panel.get_visible() for panel in panels] == visible
 
 
 def test_an_axis_with_a_method_that_the_table_lacks_is_refused(tmp_path):

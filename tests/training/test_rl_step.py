@@ -218,6 +218,7 @@ CASES = {
     "temperature": {"temperature": 3.0},
     "temperature, iid": {"temperature": 3.0, "rollout": "iid", **CATALOGUE},
     "ground_truth": {"ground_truth": True},
+    "ground_truth, no group without it": {"ground_truth": True, "group_size": len(CYCLE)},
     "ground_truth, iid": {"ground_truth": True, "rollout": "iid", **CATALOGUE},
     "ground_truth, unconstrained": {"ground_truth": True, "rollout": "unconstrained"},
     **{f"advantage={name}": {"advantage": name} for name in ADVANTAGES},
