@@ -198,7 +198,7 @@ def test_the_whole_is_planned(paper_files, paper_in_small, tmp_path):
     jobs = planned(tmp_path, PAPER_IN_SMALL)
     runs = {run for table in paper_in_small.tables for run in paper_in_small.runs(table)}
     assert jobs["metrics"] == len(runs)
-    assert jobs | {"preprocess": 5, "backbone": 5, "table": 11, "explorer": 11, "claims": 1} == jobs
+    assert jobs | {"preprocess": 5, "backbone": 5, "table": 12, "explorer": 12, "claims": 1} == jobs
     figures = [name for table in paper_in_small.tables for name in paper_in_small.figures(table)]
     assert sum(jobs[rule] for rule in ("figure", "curves", "figure_of_kind")) == len(figures)
     assert "fetch" not in jobs

@@ -124,7 +124,7 @@ def test_the_papers_study_is_planned_without_network(tmp_path, monkeypatch, give
         "decode": 3 * 3 * 3 + 3 + 3 * 3,
         "recommend": 204,
         "metrics": 336,
-        **{"table": 10, "explorer": 10, "figure": 10, "figure_of_kind": 13, "curves": 7},
+        **{"table": 11, "explorer": 11, "figure": 10, "figure_of_kind": 14, "curves": 7},
         "claims": 1,
     }
 
@@ -138,6 +138,7 @@ def test_the_papers_study_is_planned_without_network(tmp_path, monkeypatch, give
         ("reward", {"sft": 3, "rl": 3 * 6}),
         ("algorithm", {"sft": 3, "rl": 3 * 6}),
         ("generation", {"sft": 3, "rl": 3 * 3}),
+        ("axes", {"sft": 3, "rl": 3 * (1 + 1 + 4 + 5 + 2 + 3 + 2)}),
         ("initialisation", {"sft": 3, "rl": 3 * 2, "decode": 3}),
         ("protocols", {"sft": 9, "preference": 36, "rl": 36, "decode": 27}),
         ("cost", {"sft": 6, "preference": 3, "rl": 6}),

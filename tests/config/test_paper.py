@@ -17,7 +17,7 @@ OWN = yaml.safe_load((CONFIG / "paper.yaml").read_text())
 PAGE = (CONFIG.parent / "docs" / "paper.md").read_text()
 TABLES = {
     *("main", "backbones", "sampling", "reward", "algorithm", "generation", "initialisation"),
-    *("protocols", "cost", "tuning"),
+    *("axes", "protocols", "cost", "tuning"),
 }
 
 
