@@ -22,6 +22,7 @@ from rere.devices import choose_dtype
 from rere.engine.candidates.leaves import pack_leaves
 from rere.engine.candidates.packing import PackedBatch
 from rere.engine.candidates.scoring import token_log_probs, token_scores
+from rere.engine.model.decoder import supports_shared_prompt
 from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import logits_per_position
 from rere.engine.search.noise import row_seeds
@@ -196,15 +197,14 @@ class Sample:
                 model = random_model(self.config).eval()
                 searched = Searched(model, tree, self.config.get_text_config().vocab_size)
             else:
-                config, (known, token) = (
-                    copy.deepcopy(self.config),
-                    tree.token.unique(return_inverse=True),
-                )
+                known, token = tree.token.unique(return_inverse=True)
+                config = copy.deepcopy(self.config)
                 text = config.get_text_config()
                 text.vocab_size = len(known)
                 text.bos_token_id = text.eos_token_id = text.pad_token_id = None
                 searched = Searched(small_model(config)[0], replace(tree, token=token), len(known))
-            self.fit(searched)
+            if supports_shared_prompt(searched.model):  # which training needs
+                self.fit(searched)
         return searched
 
     def fit(self, searched: "Searched") -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import CYCLE
+from tiny_models import CYCLE, causal_lm
 
 from rere.config.rl import RlOptions
 from rere.config.training import SftOptions
@@ -114,6 +114,15 @@ def test_a_backbone_too_large_to_be_timed_is_counted_by_a_small_one(data, large_
         512,
         256,
     )
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_a_backbone_that_only_recommends_is_counted(data, fixed_model, family):
+    texts = Texts.read(str(fixed_model), data)
+    config = causal_lm(family, len(texts.encoder.tokenizer)).config
+    sample = Sample(config, texts, data, seed=0)
+    unit = sample.search("test", 2, "beam", 3, "catalogue", "auto")
+    assert unit.counts.tokens > 0
 
 
 def test_seconds_are_those_of_a_row(sample, monkeypatch):
