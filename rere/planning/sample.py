@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,6 +27,7 @@ from rere.engine.model.precision import arithmetic
 from rere.engine.search.batch_size import logits_per_position
 from rere.engine.search.noise import row_seeds
 from rere.engine.search.rollout import num_samples, roll_out
+from rere.engine.search.unconstrained import generate_greedy
 from rere.planning.memory import make_optimizer
 from rere.planning.operations import Counts, Shape
 from rere.planning.passes import TrainingOptions
@@ -53,6 +54,9 @@ FIT_STEPS, FIT_ROWS, FIT_TOKENS, FIT_RATE = 60, 16, 16, 3e-3
 With random weights it prefers titles of few decisions, which take a search fewer passes: 3 instead
 of a trained model's 5 on MovieLens-100K. After so little training it takes 5.
 """
+
+Strategy: TypeAlias = RolloutStrategy | Literal["greedy"]
+"""How a search finds titles, or writes them."""
 
 CPU = torch.device("cpu")
 SPEED_OPTIONS = ("rows_per_pass", "optimizer", "dtype", "lora_rank", "gradient_checkpointing")
@@ -124,12 +128,12 @@ class Sample:
         self,
         split: str,
         batch_size: int,
-        strategy: RolloutStrategy,
+        strategy: Strategy,
         num_candidates: int,
         scoring: Scoring,
         dtype: str,
     ) -> Unit:
-        """A row of a search, or of a rollout by sampling."""
+        """A row of a search, of a rollout by sampling, or of greedy writing."""
         key = split, batch_size, strategy, num_candidates, scoring, choose_dtype(dtype, CPU)
         unit: Unit = self.remember(key, lambda: self._search(*key))
         return unit
@@ -138,7 +142,7 @@ class Sample:
         self,
         split: str,
         batch_size: int,
-        strategy: RolloutStrategy,
+        strategy: Strategy,
         num_candidates: int,
         scoring: Scoring,
         dtype: str,
@@ -149,10 +153,14 @@ class Sample:
         batches = self.batches(split, batch_size if self.is_timed else COUNTED_ROWS)
 
         def run(rows: list[Row]) -> None:
+            prompts = searched.spell(self.prompts(rows))
+            if strategy == "greedy":
+                generate_greedy(model, tree, prompts)
+                return
             roll_out(
                 model,
                 tree,
-                searched.spell(self.prompts(rows)),
+                prompts,
                 strategy,
                 min(num_candidates, len(tree.leaf_items)),
                 row_seeds(self.seed, 0, [row["row_id"] for row in rows]),
@@ -173,7 +181,9 @@ class Sample:
         prompt = sum(prompts) / num_rows
         seen = sum(n * (n + 1) // 2 for n in prompts) / num_rows  # of prompts, by themselves
         fed = max(0.0, found.tokens / num_rows - prompt)  # behind the prompt
-        passes, paths = found.passes / BATCHES, num_samples(strategy, num_candidates)
+        passes, paths = found.passes / BATCHES, num_candidates
+        if strategy != "greedy":
+            paths = num_samples(strategy, num_candidates)
         pairs = fed * prompt  # paths are short beside prompts
         if strategy.startswith("unconstrained"):  # each sequence has a prompt of its own
             paths = 1

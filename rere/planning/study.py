@@ -28,7 +28,7 @@ from rere.planning.plan import (
     start_process,
 )
 from rere.planning.sample import Sample
-from rere.planning.work import job_work
+from rere.planning.work import Writing, job_work
 from rere.progress import progress
 from rere.training.setup import read_rows, select_part
 
@@ -117,7 +117,8 @@ def evaluation_job(method: Method, evaluation: Recommend) -> tuple[str, str, Rec
         case D3():
             changes = {"num_beams": method.decode.num_beams}
         case _:
-            changes = {"num_beams": 1, "scoring": "vocabulary"}
+            alone = evaluation.model_dump() | {"num_beams": 1, "scoring": "vocabulary"}
+            return "decode", part, Writing(**alone)
     return "decode", part, evaluation.model_copy(update=changes)
 
 

@@ -12,7 +12,7 @@ from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
 from rere.planning.operations import Operations, Shape
 from rere.planning.passes import TrainingOptions
-from rere.planning.sample import Sample, Unit
+from rere.planning.sample import Sample, Strategy, Unit
 
 EVALUATED_ROWS = 32
 """Rows per search of an evaluation without `batch_size`."""
@@ -48,6 +48,10 @@ class Work(NamedTuple):
         )
 
 
+class Writing(Recommend):
+    """BIGRec's evaluation: a title is written freely for each row, without beams."""
+
+
 def job_work(options: TrainingOptions | Recommend, sample: Sample) -> list[Work]:
     """The work of a job with these options."""
     match options:
@@ -58,7 +62,10 @@ def job_work(options: TrainingOptions | Recommend, sample: Sample) -> list[Work]
         case RlOptions():
             return rl_work(options, sample)
     rows, size = sample.num_rows("test"), options.batch_size or EVALUATED_ROWS
-    search = sample.search("test", size, "beam", options.num_beams, options.scoring, options.dtype)
+    strategy: Strategy = "greedy" if isinstance(options, Writing) else "beam"
+    search = sample.search(
+        "test", size, strategy, options.num_beams, options.scoring, options.dtype
+    )
     return [Work("search", min(rows, options.rows or rows), size, search)]
 
 

@@ -90,6 +90,13 @@ def test_an_unconstrained_rollout_shares_no_prompt(sample):
     )
 
 
+def test_a_title_is_written_token_by_token(sample):
+    unit = sample.search("test", 2, "greedy", 1, "vocabulary", "auto")
+    assert unit.apart == unit.counts
+    assert 1 < unit.counts.passes <= sample.texts.tree.longest
+    assert unit.seconds > 0
+
+
 def test_a_unit_is_found_out_once(sample, monkeypatch):
     calls = []
     monkeypatch.setattr(sample, "_search", lambda *key: calls.append(key))

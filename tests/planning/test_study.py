@@ -16,6 +16,7 @@ from rere.planning.hardware import GPUS
 from rere.planning.plan import Target, Texts, load_config, plan_recommend, plan_training
 from rere.planning.sample import Sample
 from rere.planning.study import USABLE, Job, list_jobs, plan_job, plan_study
+from rere.planning.work import Writing
 from rere.study import load_study
 
 TRAINING = {"batch_size": 8, "rows_per_pass": 8, "valid_rows": 4}
@@ -65,6 +66,7 @@ def test_the_jobs_are_those_of_the_tables_and_what_they_start_from():
     searches = {job.method: job.options for job in jobs if job.stage == "decode"}
     assert searches["d3"].num_beams == 5
     assert (searches["base"].num_beams, searches["base"].scoring) == (7, "vocabulary")
+    assert isinstance(searches["bigrec"], Writing)
     assert (searches["bigrec"].num_beams, searches["bigrec"].scoring) == (1, "vocabulary")
 
 

@@ -10,7 +10,7 @@ from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
 from rere.planning.operations import Operations
 from rere.planning.sample import Unit
-from rere.planning.work import Work, job_work
+from rere.planning.work import Work, Writing, job_work
 
 
 class FakeSample:
@@ -121,6 +121,13 @@ def test_an_evaluation_searches_its_rows(options, count, size):
     work, asked = planned(Recommend(num_beams=5, **options))
     assert rows(work) == {"search": count}
     assert asked == [("test", size, "beam", 5, "catalogue", "auto")]
+
+
+def test_bigrec_writes_a_title_for_each_row():
+    options = Writing(num_beams=1, scoring="vocabulary", batch_size=4)
+    work, asked = planned(options)
+    assert rows(work) == {"search": 20}
+    assert asked == [("test", 4, "greedy", 1, "vocabulary", "auto")]
 
 
 def test_the_operations_of_work_by_hand():
