@@ -1,10 +1,10 @@
 """The language models that training starts from."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rere.config.options import Options, Precision
+from rere.config.options import Options, Precision, same
 from rere.config.training import Training
 
 
@@ -47,21 +47,16 @@ class Pretrained(Options):
     )
 
 
-def same(name: str) -> Any:
-    """The field of an option of all training."""
-    return Training.model_fields[name]
-
-
 class BackboneTraining(Options):
     """Options of training with a backbone, in the place of those of methods."""
 
-    optimizer: Literal["adamw", "adafactor"] = same("optimizer")
-    dtype: Precision = same("dtype")
-    rows_per_pass: int = same("rows_per_pass")
-    lora_rank: int | None = same("lora_rank")
-    lora_alpha: float = same("lora_alpha")
-    gradient_checkpointing: bool = same("gradient_checkpointing")
-    sharded: bool = same("sharded")
+    optimizer: Literal["adamw", "adafactor"] = same(Training, "optimizer")
+    dtype: Precision = same(Training, "dtype")
+    rows_per_pass: int = same(Training, "rows_per_pass")
+    lora_rank: int | None = same(Training, "lora_rank")
+    lora_alpha: float = same(Training, "lora_alpha")
+    gradient_checkpointing: bool = same(Training, "gradient_checkpointing")
+    sharded: bool = same(Training, "sharded")
 
 
 class StudyBackbone(Options):

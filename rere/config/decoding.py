@@ -4,19 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rere.config.options import MAX_BEAMS, Options, Scoring, refuse_renamed
+from rere.config.evaluation import BeamSearch
+from rere.config.options import Options, Scoring, refuse_renamed, same
 
 
 class Beam(Options):
     """Beam search over the catalogue, as of trained models: the backbone itself."""
 
     algorithm: Literal["beam"] = "beam"
-    num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")
-    scoring: Scoring = Field(
-        "catalogue",
-        description="Tokens over which probabilities are normalised: those that continue a title "
-        "of the catalogue, or the whole vocabulary.",
-    )
+    num_beams: int = same(BeamSearch, "num_beams")
+    scoring: Scoring = same(BeamSearch, "scoring")
 
 
 class Bigrec(Options):
@@ -36,7 +33,7 @@ class D3(Options):
         description="Weight of the language model's log-probabilities; the rest is that of the "
         "sequential baseline. 1: no baseline.",
     )
-    num_beams: int = Field(50, ge=1, le=MAX_BEAMS, description="Beams of the search.")
+    num_beams: int = same(BeamSearch, "num_beams")
 
 
 Decode = Annotated[

@@ -80,6 +80,11 @@ class Options(BaseModel):
         return value
 
 
+def same(options: type[Options], name: str) -> Any:
+    """The field of an option that other options have, too."""
+    return options.model_fields[name]
+
+
 def refuse_renamed(values: Any, fields: Collection[str]) -> Any:
     """Return `values`; raise an error with the new name if a key or value has an old one."""
     for key, value in values.items() if isinstance(values, dict) else ():

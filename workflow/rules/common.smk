@@ -10,9 +10,9 @@ from rere.config.claims import Claims
 from rere.config.evaluation import applicable, spell, subfolder
 from rere.config.options import flags, words
 from rere.config.run import (
-    MAX_CHECKPOINTS,
     ADAPTED_FILES,
     BASELINE_FILES,
+    MAX_CHECKPOINTS,
     MODEL_FILES,
     NO_BACKBONE,
     Run,
