@@ -114,8 +114,8 @@ def as_text(rows: list[Row], tables: list[str]) -> str:
             table_of(totals, heads),
             "",
             f"Disk: {disk(rows) / 1e9:,.1f} GB, with the checkpoints of one run at a time.",
-            "Left out: baselines, data, metrics. Hours on a GPU are GPU-hours, by stated shares of "
-            "its peak; - does not fit.",
+            "Left out: baselines, data, metrics. Hours on a GPU are GPU-hours, by assumed shares "
+            "of its peak; - does not fit.",
         ]
     )
 

@@ -71,6 +71,17 @@ class Unit(NamedTuple):
     seconds: float | None  # on this CPU; None: the model is too large to be timed
 
 
+class Search(NamedTuple):
+    """A search of rows of a split, in batches."""
+
+    split: str
+    batch_size: int
+    strategy: Strategy
+    num_candidates: int
+    scoring: Scoring
+    dtype: str
+
+
 class Sample:
     """A data set in the tokens of a backbone, whose units are remembered."""
 
@@ -124,32 +135,16 @@ class Sample:
 
     # --------------------------------------------------------------------------------- units
 
-    def search(
-        self,
-        split: str,
-        batch_size: int,
-        strategy: Strategy,
-        num_candidates: int,
-        scoring: Scoring,
-        dtype: str,
-    ) -> Unit:
+    def search(self, search: Search) -> Unit:
         """A row of a search, of a rollout by sampling, or of greedy writing."""
-        key = split, batch_size, strategy, num_candidates, scoring, choose_dtype(dtype, CPU)
-        unit: Unit = self.remember(key, lambda: self._search(*key))
+        search = search._replace(dtype=choose_dtype(search.dtype, CPU))
+        unit: Unit = self.remember(search, lambda: self._search(search))
         return unit
 
-    def _search(
-        self,
-        split: str,
-        batch_size: int,
-        strategy: Strategy,
-        num_candidates: int,
-        scoring: Scoring,
-        dtype: str,
-    ) -> Unit:
+    def _search(self, search: Search) -> Unit:
+        split, batch_size, strategy, num_candidates, scoring, dtype = search
         searched: Searched = self.remember("searched", self._searched)
-        model, tree, counter = searched.model, searched.tree, Counter()
-        hook = model.register_forward_hook(counter, with_kwargs=True)
+        model, tree = searched.model, searched.tree
         batches = self.batches(split, batch_size if self.is_timed else COUNTED_ROWS)
 
         def run(rows: list[Row]) -> None:
@@ -170,24 +165,24 @@ class Sample:
 
         with arithmetic(CPU, dtype):
             run(batches[0])  # the engine finds out about the model, once
-            counter.reset()
+            counter = Counter()
+            hook = model.register_forward_hook(counter, with_kwargs=True)
             for rows in batches:
                 run(rows)
-            found = counter.counts
             hook.remove()
             seconds = self.time(run, batches) if self.is_timed else None
         num_rows = sum(map(len, batches))
         prompts = [len(prompt) for rows in batches for prompt in self.prompts(rows)]
         prompt = sum(prompts) / num_rows
         seen = sum(n * (n + 1) // 2 for n in prompts) / num_rows  # of prompts, by themselves
-        fed = max(0.0, found.tokens / num_rows - prompt)  # behind the prompt
-        passes, paths = found.passes / BATCHES, num_candidates
+        fed = max(0.0, counter.tokens / num_rows - prompt)  # behind the prompt
+        passes, paths = counter.passes / BATCHES, num_candidates
         if strategy != "greedy":
             paths = num_samples(strategy, num_candidates)
         pairs = fed * prompt  # paths are short beside prompts
         if strategy.startswith("unconstrained"):  # each sequence has a prompt of its own
             paths = 1
-        positions = found.logits / searched.vocab_size / num_rows
+        positions = counter.positions / num_rows
         logits = positions * logits_per_position(self.config, self.texts.tree, scoring)
         return Unit(
             Counts(prompt + fed, seen + pairs, logits, passes),
@@ -321,18 +316,14 @@ class Searched(NamedTuple):
 
 
 class Counter:
-    """A hook that counts what a model computes; of logits, those of the whole vocabulary."""
+    """A hook that counts the tokens, the positions with logits and the passes of a model."""
 
-    def __init__(self) -> None:
-        self.reset()
+    tokens = positions = passes = 0
 
-    def reset(self) -> None:
-        self.counts = Counts()
-
-    def __call__(self, model: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
-        positions = output.logits[..., 0].numel()  # with logits, of some tokens or all
-        logits = positions * model.config.get_text_config().vocab_size
-        self.counts = self.counts.plus(Counts(kwargs["input_ids"].numel(), 0, logits, 1))
+    def __call__(self, _: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self.tokens += kwargs["input_ids"].numel()
+        self.positions += output.logits[..., 0].numel()
+        self.passes += 1
 
 
 def count_packed(packed: PackedBatch, vocab_size: int) -> Counts:

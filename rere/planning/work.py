@@ -12,7 +12,7 @@ from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
 from rere.planning.operations import Operations, Shape
 from rere.planning.passes import TrainingOptions
-from rere.planning.sample import Sample, Strategy, Unit
+from rere.planning.sample import Sample, Search, Strategy, Unit
 
 EVALUATED_ROWS = 32
 """Rows per search of an evaluation without `batch_size`."""
@@ -64,7 +64,7 @@ def job_work(options: TrainingOptions | Recommend, sample: Sample) -> list[Work]
     rows, size = sample.num_rows("test"), options.batch_size or EVALUATED_ROWS
     strategy: Strategy = "greedy" if isinstance(options, Writing) else "beam"
     search = sample.search(
-        "test", size, strategy, options.num_beams, options.scoring, options.dtype
+        Search("test", size, strategy, options.num_beams, options.scoring, options.dtype)
     )
     return [Work("search", min(rows, options.rows or rows), size, search)]
 
@@ -85,12 +85,14 @@ def preference_work(options: PreferenceOptions, sample: Sample) -> list[Work]:
     if options.algorithm == "sprec":  # half of the steps are SFT's
         rows //= 2
         search = sample.search(
-            "train",
-            options.rows_per_pass,
-            "beam",
-            options.num_beams,
-            options.scoring,
-            options.dtype,
+            Search(
+                "train",
+                options.rows_per_pass,
+                "beam",
+                options.num_beams,
+                options.scoring,
+                options.dtype,
+            )
         )
         work = [
             update(options, sample, rows, 1)._replace(name="update of SFT"),
@@ -109,12 +111,7 @@ def rl_work(options: RlOptions, sample: Sample) -> list[Work]:
     rows = options.num_steps(trained_rows(options, sample)) * options.prompts
     size = options.prompts if options.is_constrained else options.rows_per_pass
     rollout = sample.search(
-        "train",
-        size,
-        options.rollout,
-        options.group_size,
-        options.scoring,
-        options.dtype,
+        Search("train", size, options.rollout, options.group_size, options.scoring, options.dtype)
     )
     work = [
         Work("rollout", rows * (1 + options.dynamic_sampling), size, rollout),
@@ -155,5 +152,5 @@ def reference(options: TrainingOptions, sample: Sample, rows: float, num_candida
 
 def validation(options: PreferenceOptions | RlOptions, sample: Sample, num_beams: int) -> Work:
     size, scoring = options.rows_per_pass, options.scoring
-    search = sample.search("valid", size, "beam", num_beams, scoring, options.dtype)
+    search = sample.search(Search("valid", size, "beam", num_beams, scoring, options.dtype))
     return Work("validation", validated_rows(options, sample), size, search)

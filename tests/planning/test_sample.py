@@ -10,7 +10,7 @@ from rere.engine.candidates.leaves import pack_leaves
 from rere.planning import sample as sample_module
 from rere.planning.operations import Counts
 from rere.planning.plan import Texts, load_config
-from rere.planning.sample import BATCHES, REPEATS, Sample, count_apart, count_packed
+from rere.planning.sample import BATCHES, REPEATS, Sample, Search, count_apart, count_packed
 
 RL = RlOptions(prompts=4, rows_per_pass=2, group_size=3, scoring="catalogue")
 
@@ -60,7 +60,7 @@ def test_a_scored_row_is_the_mean_of_the_sample(sample):
 
 @pytest.mark.parametrize("scoring", ["vocabulary", "catalogue"])
 def test_a_search_feeds_each_prompt_once(sample, scoring):
-    unit = sample.search("test", 2, "beam", 3, scoring, "auto")
+    unit = sample.search(Search("test", 2, "beam", 3, scoring, "auto"))
     rows = [row for batch in sample.batches("test", 2) for row in batch]
     lengths = torch.tensor([len(prompt) for prompt in sample.prompts(rows)]).float()
     behind = unit.counts.tokens - lengths.mean()  # padding may add some
@@ -75,23 +75,23 @@ def test_a_search_feeds_each_prompt_once(sample, scoring):
 
 
 def test_a_sampled_rollout_is_counted(sample):
-    unit = sample.search("train", 2, "oversample", 4, "catalogue", "auto")
-    beam = sample.search("train", 2, "beam", 4, "catalogue", "auto")
+    unit = sample.search(Search("train", 2, "oversample", 4, "catalogue", "auto"))
+    beam = sample.search(Search("train", 2, "beam", 4, "catalogue", "auto"))
     prompt = (beam.apart.tokens - beam.counts.tokens) / 3
     assert unit.apart.tokens - unit.counts.tokens == pytest.approx(5 * prompt)  # of six samples
 
 
 def test_an_unconstrained_rollout_shares_no_prompt(sample):
-    unit = sample.search("train", 2, "unconstrained", 4, "vocabulary", "auto")
+    unit = sample.search(Search("train", 2, "unconstrained", 4, "vocabulary", "auto"))
     assert unit.apart == unit.counts
     assert (
         unit.counts.tokens
-        > sample.search("train", 2, "beam", 4, "vocabulary", "auto").counts.tokens
+        > sample.search(Search("train", 2, "beam", 4, "vocabulary", "auto")).counts.tokens
     )
 
 
 def test_a_title_is_written_token_by_token(sample):
-    unit = sample.search("test", 2, "greedy", 1, "vocabulary", "auto")
+    unit = sample.search(Search("test", 2, "greedy", 1, "vocabulary", "auto"))
     assert unit.apart == unit.counts
     assert 1 < unit.counts.passes <= sample.texts.tree.longest
     assert unit.seconds > 0
@@ -104,8 +104,8 @@ def test_a_unit_is_found_out_once(sample, monkeypatch):
     for rate in (1e-5, 2e-5):  # the rate changes no time
         options = RL.model_copy(update={"learning_rate": rate})
         sample.score(options, 3, "catalogue", is_update=True)
-        sample.search("test", 2, "beam", 3, "catalogue", "auto")
-        sample.search("test", 2, "beam", 3, "catalogue", "float32")  # which auto means here
+        sample.search(Search("test", 2, "beam", 3, "catalogue", "auto"))
+        sample.search(Search("test", 2, "beam", 3, "catalogue", "float32"))  # which auto means here
     sample.score(RL.model_copy(update={"rows_per_pass": 4}), 3, "catalogue", is_update=True)
     sample.score(SftOptions(batch_size=4, rows_per_pass=2), 1, "vocabulary", is_update=True)
     assert len(calls) == 4
@@ -115,7 +115,7 @@ def test_a_backbone_too_large_to_be_timed_is_counted_by_a_small_one(data, large_
     monkeypatch.setattr(sample_module, "MOST_TIMED", 1e6)
     config = load_config(str(large_model))
     sample = Sample(config, Texts.read(str(large_model), data), data, seed=0)
-    assert sample.search("test", 2, "beam", 3, "catalogue", "auto").seconds is None
+    assert sample.search(Search("test", 2, "beam", 3, "catalogue", "auto")).seconds is None
     assert sample.score(RL, 3, "catalogue", is_update=True).seconds is None
     assert (config.hidden_size, sample.known["searched"].model.config.hidden_size) == (
         512,
@@ -128,7 +128,7 @@ def test_a_backbone_that_only_recommends_is_counted(data, fixed_model, family):
     texts = Texts.read(str(fixed_model), data)
     config = causal_lm(family, len(texts.encoder.tokenizer)).config
     sample = Sample(config, texts, data, seed=0)
-    unit = sample.search("test", 2, "beam", 3, "catalogue", "auto")
+    unit = sample.search(Search("test", 2, "beam", 3, "catalogue", "auto"))
     assert unit.counts.tokens > 0
 
 
@@ -142,6 +142,6 @@ def test_seconds_are_those_of_a_row(sample, monkeypatch):
 def test_planning_draws_no_random_number_of_the_process(sample):
     before = torch.get_rng_state()
     sample.score(RL, 3, "catalogue", is_update=True)
-    sample.search("test", 2, "iid", 3, "catalogue", "auto")
+    sample.search(Search("test", 2, "iid", 3, "catalogue", "auto"))
     assert torch.equal(before, torch.get_rng_state())
     assert len(CYCLE) == len(sample.texts.responses)

@@ -9,7 +9,7 @@ from rere.config.evaluation import Recommend
 from rere.config.rl import RlOptions
 from rere.config.training import PreferenceOptions, SftOptions
 from rere.planning.operations import Operations
-from rere.planning.sample import Unit
+from rere.planning.sample import Search, Unit
 from rere.planning.work import Work, Writing, job_work
 
 
@@ -24,8 +24,8 @@ class FakeSample:
     def num_rows(self, split: str) -> int:
         return {"train": 100, "valid": 30, "test": 20}[split]
 
-    def search(self, *key: Any) -> Unit:
-        self.asked.append(key)
+    def search(self, search: Search) -> Unit:
+        self.asked.append(search)
         return UNIT
 
     def score(self, options: Any, num_candidates: int, scoring: str, is_update: bool) -> Unit:
